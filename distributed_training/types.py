@@ -1,0 +1,281 @@
+"""Frozen records that flow between parts. Plain data: no I/O, no defaults that hide a missing value.
+
+Legend: keys and digests are 32 bytes; a hotkey is an ss58 address; blocks are chain block numbers;
+`None` means "not measured" or "absent" and is never folded as zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+
+class Role(IntEnum):
+    """What a hotkey does in this run; one role per hotkey. Stored in the low bits of the commitment's flags."""
+
+    MINER = 0
+    VALIDATOR = 1
+    OWNER = 2
+
+
+class Phase(Enum):
+    """Where a block falls inside its round (protocol section 3)."""
+
+    TRAIN = "train"
+    COMMIT = "commit"
+    AVERAGE = "average"
+    MAP = "map"
+    SETTLE = "settle"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRef:
+    number: int
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The blocks of one round; offsets come from the manifest (protocol section 3)."""
+
+    index: int
+    roster_block: int  # s - B: roster and assignment beacon
+    start_block: int  # s
+    train_end_block: int  # s + D - M: the last block in which training goes on
+    commit_block: int  # s + D: work hashes are read as of here
+    output_block: int  # s + X: output hashes are read as of here
+    audit_block: int  # s + X + B: audit beacon
+    map_block: int  # s + Y: slice maps are read as of here
+    end_block: int  # s + L: start of the next round
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of an on-chain commitment: kind is "Raw" or "Sha256"."""
+
+    kind: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """A node's one on-chain commitment, decoded strictly (protocol section 2).
+
+    Miner: first = work-record hash, second = output-record hash. Validator: first = state root it started
+    `first_round` from, second = slice map. Owner: first = manifest sha256, second = checkpoint digest.
+    """
+
+    role: Role
+    reduces: bool
+    peer_key: bytes
+    first_round: int | None
+    first: bytes | None
+    second_round: int | None
+    second: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Neuron:
+    """One uid as the chain knows it at one block."""
+
+    uid: int
+    hotkey: str
+    public_key: bytes  # sr25519 public key of the hotkey: the sort key of everything
+    stake: float  # alpha units
+    may_validate: bool
+    registered_block: int
+    address: tuple[str, int] | None  # (ip, port) of the libp2p listener; None: not served
+    commitment: Commitment | None  # None: absent or malformed
+    commitment_block: int | None  # block in which the commitment was written
+    incentive: float  # 0..1, of the last epoch
+    dividends: float  # 0..1, of the last epoch
+    last_update: int  # block of the last weights
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """All neurons of the subnet as of one block, in uid order."""
+
+    block: BlockRef
+    neurons: tuple[Neuron, ...]
+
+    def by_hotkey(self, hotkey: str) -> Neuron | None:
+        return next((n for n in self.neurons if n.hotkey == hotkey), None)
+
+    def by_public_key(self, public_key: bytes) -> Neuron | None:
+        return next((n for n in self.neurons if n.public_key == public_key), None)
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetParams:
+    """What the chain says about the subnet; read once at start."""
+
+    netuid: int
+    tempo: int
+    weights_rate_limit: int
+    block_s: float
+    owner_hotkey: str
+    owner_coldkey: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What a miner logs of one inner step (protocol section 5)."""
+
+    step: int
+    losses: tuple[float, ...]  # mean loss of each sequence of the batch, nats, fp16 values
+    grad_norm: float  # before clipping, fp32 value
+    sketch: tuple[tuple[float, ...], ...]  # [group][coordinate], fp16 values
+
+
+@dataclass(frozen=True, slots=True)
+class WorkRecord:
+    """A miner's claim about one round; its hash goes on chain before s+D (protocol section 5)."""
+
+    manifest: bytes
+    round: int
+    uid: int
+    public_key: bytes
+    state_root: bytes
+    steps: int
+    tokens: int
+    pages_root: bytes  # Merkle root over the content digests of the pages used, in order
+    log_root: bytes  # Merkle root over the encoded step records
+    wire_root: bytes  # Merkle root over the digests of the encoded chunks
+    codec: int
+    chunk_norms: tuple[float, ...]  # one per chunk, fp32 values
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRecord:
+    """A reducer's claim about one slice; its hash goes on chain before s+X (protocol section 6)."""
+
+    manifest: bytes
+    round: int
+    slice: int
+    public_key: bytes
+    output_root: bytes  # Merkle root over the digests of the encoded output chunks
+    senders: tuple[bytes, ...]  # work-record hashes, in the order of the senders' public keys
+    included: tuple[tuple[bool, ...], ...]  # [chunk of the slice][sender]
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """Canonical body bytes plus the hotkey's signature over their hash."""
+
+    body: bytes
+    signature: bytes  # 64 bytes, sr25519
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A hotkey whose round-r work record was written on chain in (s, s+D]."""
+
+    uid: int
+    hotkey: str
+    public_key: bytes
+    registered_block: int
+    peer_key: bytes
+    address: tuple[str, int] | None
+    record_hash: bytes
+    reduces: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SliceSpec:
+    """Chunks [first_chunk, last_chunk) are reduced by the candidate with this public key."""
+
+    index: int
+    first_chunk: int
+    last_chunk: int
+    reducer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CarryRound:
+    """Who was included, and whose slice failed, in one applied round; sorted public keys."""
+
+    included: tuple[bytes, ...]
+    failed: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """The small public part of the state: clip threshold and the last 8 applied rounds, oldest first."""
+
+    tau: float
+    rounds: tuple[CarryRound, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AverageOutcome:
+    """How a round ended on this node."""
+
+    round: int
+    applied: bool
+    reason: str  # "applied", or why the round was discarded
+    included: tuple[bytes, ...]  # public keys included by at least half of the counted slices
+    counted: tuple[int, ...]  # slice indices
+    num_slices: int
+    credit: dict[bytes, float]  # public key -> share of counted chunks that include it
+
+
+class Verdict(Enum):
+    PASS = "pass"
+    SOFT = "soft"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """One train query: replayed prefix against the pushed log (protocol section 7)."""
+
+    verdict: Verdict
+    quality: float  # q in [0, 1]; 0 for a hard fail
+    depth: int  # steps asked for
+    failed_step: int | None
+    error: float | None  # the number that decided, None when nothing was comparable
+    reason: str  # "ok", "gradient", "norm", "loss", "log missing", "vector"...
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one validator saw of one miner in one applied round. `None` = not measured, never zero."""
+
+    uid: int
+    hotkey: str
+    registered_block: int
+    round: int
+    credited_tokens: float
+    audit: AuditResult | None
+    goodput_bytes_per_s: float | None
+    duty: float | None  # 0..1; None when the miner did not commit
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCard:
+    """A miner's standing with one validator, keyed by (hotkey, registered_block). See rules/scoring.py."""
+
+    hotkey: str
+    registered_block: int
+    uid: int
+    steps: float  # S: EMA of credited tokens / cap
+    passes: float  # p: decayed sum of audit qualities
+    fails: float  # f: decayed sum of 1 - quality
+    integrity: float | None  # EMA of duty; None before the first
+    goodput: tuple[float, ...]  # last probes, bytes/s, oldest first
+    passed_audit: bool
+    zero_until_round: int  # fidelity is 0 while round < this
+    reason: str  # why the weight is zero, or ""
+    note: str  # last audit: verdict, step, error
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTerms:
+    """The four published numbers of a card and the weight they give."""
+
+    S: float
+    G: float
+    B: float
+    I: float  # noqa: E741  (the protocol's name)
+    weight: float
