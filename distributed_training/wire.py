@@ -253,17 +253,7 @@ def decode_output(data: bytes) -> OutputRecord:
     )  # fmt: skip
 
 
-# --- slice map and carry ------------------------------------------------------------------------
-
-
-def encode_slice_map(held: Sequence[bool]) -> bytes:
-    """32 bytes: bit j of byte j // 8 (lowest first) = slice j is held. At most 256 slices."""
-    return np.packbits(np.asarray(list(held) + [False] * (256 - len(held)), bool), bitorder="little").tobytes()
-
-
-def decode_slice_map(data: bytes, num_slices: int) -> tuple[bool, ...]:
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    return tuple(bool(b) for b in bits[:num_slices])
+# --- carry ------------------------------------------------------------------------------------------
 
 
 def encode_carry(carry: Carry) -> bytes:

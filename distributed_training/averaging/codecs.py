@@ -1,0 +1,106 @@
+"""The int8 codec: per block of coordinates one fp32 scale (absmax / 127) and one signed byte each.
+
+A chunk is encoded as its scales (`<f4`, one per block) followed by its values (`i1`). Encoding and decoding are
+plain IEEE operations in numpy, so every machine gets the same bytes (protocol section 1, invariant 2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distributed_training.errors import WireError
+
+INT8_CODEC = 1
+# Blocks smaller than this are encoded as zero: no subnormal ever enters the sums, whatever the CPU's flush mode.
+_SMALLEST_SCALE = np.float32(1e-30)
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a vector of `num_coords` coordinates is cut into chunks and blocks."""
+
+    num_coords: int
+    chunk_coords: int
+    block_coords: int
+
+    @property
+    def num_chunks(self) -> int:
+        return -(-self.num_coords // self.chunk_coords)
+
+    def coords(self, chunk: int) -> tuple[int, int]:
+        """[start, stop) of a chunk's coordinates; the last chunk may be short."""
+        return chunk * self.chunk_coords, min((chunk + 1) * self.chunk_coords, self.num_coords)
+
+    def num_blocks(self, chunk: int) -> int:
+        start, stop = self.coords(chunk)
+        return -(-(stop - start) // self.block_coords)
+
+    def chunk_bytes(self, chunk: int) -> int:
+        """Encoded size of a chunk."""
+        start, stop = self.coords(chunk)
+        return 4 * self.num_blocks(chunk) + stop - start
+
+    @property
+    def max_chunk_bytes(self) -> int:
+        return self.chunk_bytes(0)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Encoded size of the whole vector."""
+        return sum(self.chunk_bytes(c) for c in range(self.num_chunks))
+
+
+def encode_chunk(values: Vector, layout: Layout) -> bytes:
+    """values: fp32 [n] of one chunk, finite. Returns its canonical bytes."""
+    if not np.isfinite(values).all():
+        raise ValueError("cannot encode a non-finite number")
+    size = layout.block_coords
+    blocks = -(-len(values) // size)
+    padded = np.zeros(blocks * size, np.float32)
+    padded[: len(values)] = values
+    table = padded.reshape(blocks, size)
+    scales = np.abs(table).max(axis=1) / np.float32(127)
+    scales[scales < _SMALLEST_SCALE] = 0
+    divisor = np.where(scales == 0, np.float32(1), scales)
+    codes = np.rint(table / divisor[:, None])
+    codes[scales == 0] = 0
+    codes = np.clip(codes, -127, 127).astype(np.int8)
+    return scales.astype("<f4").tobytes() + codes.reshape(-1)[: len(values)].tobytes()
+
+
+def decode_chunk(data: bytes, layout: Layout, chunk: int) -> Vector:
+    """Canonical bytes of chunk `chunk` to fp32 [n]. Raises WireError for anything `encode_chunk` cannot produce."""
+    scales, codes = _parts(data, layout, chunk)
+    expanded = np.repeat(scales, layout.block_coords)[: len(codes)]
+    return codes.astype(np.float32) * expanded
+
+
+def chunk_norm(data: bytes, layout: Layout, chunk: int) -> float:
+    """Exact L2 norm of the decoded chunk, rounded once to fp32.
+
+    Integer sums of squares per block, times scale squared (exact in float64), added with fsum: free of order.
+    """
+    scales, codes = _parts(data, layout, chunk)
+    starts = np.arange(0, len(codes), layout.block_coords)
+    sums = np.add.reduceat(codes.astype(np.int64) ** 2, starts)
+    squares = sums.astype(np.float64) * scales.astype(np.float64) ** 2
+    return float(np.float32(math.sqrt(math.fsum(squares.tolist()))))
+
+
+def _parts(data: bytes, layout: Layout, chunk: int) -> tuple[Vector, NDArray[np.int8]]:
+    if len(data) != layout.chunk_bytes(chunk):
+        raise WireError(f"chunk {chunk}: {len(data)} bytes, {layout.chunk_bytes(chunk)} expected")
+    split = 4 * layout.num_blocks(chunk)
+    scales = np.frombuffer(data[:split], "<f4").astype(np.float32)
+    codes = np.frombuffer(data[split:], np.int8)
+    if not np.isfinite(scales).all() or ((scales != 0) & (scales < _SMALLEST_SCALE)).any():
+        raise WireError(f"chunk {chunk}: a scale is negative, too small or not finite")
+    if (codes == -128).any():
+        raise WireError(f"chunk {chunk}: code -128")
+    return scales, codes

@@ -1,0 +1,173 @@
+"""The arithmetic of the all-reduce: reduce one slice, check one output, join the counted slices.
+
+Pure functions of bytes and records, used alike by reducers, gatherers and the offline check.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distributed_training.averaging.codecs import Vector, chunk_norm, decode_chunk, encode_chunk
+from distributed_training.averaging.plan import RoundPlan
+from distributed_training.errors import WireError
+from distributed_training.manifest import AverageSection, RunManifest
+from distributed_training.merkle import digest, merkle_root
+from distributed_training.rules import weighting
+from distributed_training.rules.membership import CARRY_ROUNDS, Counted
+from distributed_training.types import AverageOutcome, Carry, CarryRound, OutputRecord, SliceSpec, WorkRecord
+
+
+@dataclass(frozen=True, slots=True)
+class SliceOutput:
+    """One reduced slice: its record, its encoded chunks, and the work records of the senders it includes."""
+
+    record: OutputRecord
+    chunks: tuple[bytes, ...]
+    works: Mapping[bytes, WorkRecord]  # by public key; at least those of included senders
+
+
+def sender_weight(work: WorkRecord, plan: RoundPlan, average: AverageSection) -> float:
+    """a_i of section 6, before normalisation."""
+    return weighting.raw_weight(work.tokens, weighting.vector_norm(work.chunk_norms), plan.tau, average)
+
+
+def reduce_slice(
+    plan: RoundPlan,
+    spec: SliceSpec,
+    received: Mapping[bytes, Mapping[int, bytes]],
+    works: Mapping[bytes, WorkRecord],
+    manifest: RunManifest,
+) -> SliceOutput:
+    """received: public key -> chunk index -> bytes already checked against the sender's root and norm.
+
+    Senders are added in the order of their public keys; a sender of zero weight is never included.
+    """
+    raw = {key: sender_weight(work, plan, manifest.average) for key, work in works.items()}
+    keys = [c.public_key for c in plan.candidates]
+    chunks, rows = [], []
+    for chunk in range(spec.first_chunk, spec.last_chunk):
+        row = tuple(raw.get(key, 0.0) > 0 and chunk in received.get(key, {}) for key in keys)
+        senders = [key for key, bit in zip(keys, row, strict=True) if bit]
+        parts = [(raw[key], received[key][chunk]) for key in senders]
+        chunks.append(reduce_chunk(plan, chunk, parts))
+        rows.append(row)
+    record = OutputRecord(
+        manifest=manifest.digest,
+        round=plan.round.index,
+        slice=spec.index,
+        public_key=spec.reducer,
+        output_root=merkle_root([digest(c) for c in chunks]),
+        senders=tuple(c.record_hash for c in plan.candidates),
+        included=tuple(rows),
+    )
+    return SliceOutput(record, tuple(chunks), dict(works))
+
+
+def reduce_chunk(plan: RoundPlan, chunk: int, parts: Sequence[tuple[float, bytes]]) -> bytes:
+    """Weighted mean of (raw weight, encoded chunk) in the order given, encoded once."""
+    start, stop = plan.layout.coords(chunk)
+    total = np.zeros(stop - start, np.float32)
+    if parts:
+        for share, (_, data) in zip(weighting.shares([a for a, _ in parts]), parts, strict=True):
+            scaled = decode_chunk(data, plan.layout, chunk) * share
+            total = total + scaled
+    return encode_chunk(total, plan.layout)
+
+
+def check_output(
+    record: OutputRecord, chunks: Sequence[bytes], works: Mapping[bytes, WorkRecord], plan: RoundPlan, manifest: RunManifest
+) -> SliceOutput:
+    """A foreign slice against the plan; hash and signature of the record are the caller's. Raises WireError."""
+    spec = plan.slices[record.slice] if record.slice < len(plan.slices) else None
+    if spec is None or (record.manifest, record.round, record.public_key) != (
+        manifest.digest,
+        plan.round.index,
+        spec.reducer,
+    ):
+        raise WireError("output record: another run, round, slice or reducer")
+    if record.senders != tuple(c.record_hash for c in plan.candidates):
+        raise WireError("output record: not the senders of this round")
+    if len(record.included) != spec.last_chunk - spec.first_chunk or len(chunks) != len(record.included):
+        raise WireError("output record: wrong number of chunks")
+    if merkle_root([digest(c) for c in chunks]) != record.output_root:
+        raise WireError("output record: the chunks are others")
+    for offset, data in enumerate(chunks):
+        decode_chunk(data, plan.layout, spec.first_chunk + offset)
+    for key in included_keys(record, plan):
+        if key not in works or sender_weight(works[key], plan, manifest.average) <= 0:
+            raise WireError("output record: includes a sender without a work record or without weight")
+    return SliceOutput(record, tuple(chunks), works)
+
+
+def included_keys(record: OutputRecord, plan: RoundPlan) -> tuple[bytes, ...]:
+    """Senders with at least one chunk in the slice."""
+    return tuple(c.public_key for i, c in enumerate(plan.candidates) if any(row[i] for row in record.included))
+
+
+def combine(
+    plan: RoundPlan, counted: Counted, outputs: Mapping[int, SliceOutput], manifest: RunManifest
+) -> tuple[Vector, Carry, AverageOutcome]:
+    """Average, next carry and outcome of a round that is applied; `outputs` holds every counted slice."""
+    keys = [c.public_key for c in plan.candidates]
+    bits = {j: np.asarray(outputs[j].record.included, bool).reshape(-1, len(keys)) for j in counted.slices}
+    by_slice = np.stack([2 * bits[j].sum(axis=0) >= len(bits[j]) for j in counted.slices])
+    expected = 2 * by_slice.sum(axis=0) >= len(counted.slices)
+    works = {key: work for j in counted.slices for key, work in outputs[j].works.items()}
+    average = np.zeros(plan.layout.num_coords, np.float32)
+    for j in counted.slices:
+        for offset, data in enumerate(outputs[j].chunks):
+            chunk = plan.slices[j].first_chunk + offset
+            row = bits[j][offset]
+            senders = [works[key] for key, bit in zip(keys, row, strict=True) if bit]
+            pairs = [(sender_weight(w, plan, manifest.average), w.chunk_norms[chunk]) for w in senders]
+            missing = int((expected & ~row).sum())
+            norm = chunk_norm(data, plan.layout, chunk)
+            if weighting.passes_gate(norm, pairs, int(expected.sum()), missing, manifest.average):
+                average[slice(*plan.layout.coords(chunk))] = decode_chunk(data, plan.layout, chunk)
+    included = tuple(key for key, bit in zip(keys, expected, strict=True) if bit)
+    everything = np.concatenate([bits[j] for j in counted.slices])
+    credit = {key: float(everything[:, i].sum()) / len(everything) for i, key in enumerate(keys)}
+    outcome = AverageOutcome(
+        round=plan.round.index,
+        applied=True,
+        reason=counted.reason,
+        included=included,
+        counted=counted.slices,
+        num_slices=len(plan.slices),
+        credit=credit,
+    )
+    return average, next_carry(plan, counted, included, works, manifest), outcome
+
+
+def next_carry(
+    plan: RoundPlan,
+    counted: Counted,
+    included: Sequence[bytes],
+    works: Mapping[bytes, WorkRecord],
+    manifest: RunManifest,
+) -> Carry:
+    """tau from the included norms; one more round in the history of inclusion and failure."""
+    failed = sorted(spec.reducer for spec in plan.slices if spec.index not in counted.slices)
+    norms = [weighting.vector_norm(works[key].chunk_norms) for key in included]
+    tau = weighting.next_tau(norms, plan.tau, manifest.average)
+    if not math.isfinite(tau):
+        raise WireError("clip threshold is not finite")
+    history = (*plan.carry.rounds, CarryRound(tuple(sorted(included)), tuple(failed)))
+    return Carry(tau, history[-CARRY_ROUNDS:])
+
+
+def discarded(plan: RoundPlan, reason: str) -> AverageOutcome:
+    """State unchanged, nothing credited."""
+    return AverageOutcome(
+        round=plan.round.index,
+        applied=False,
+        reason=reason,
+        included=(),
+        counted=(),
+        num_slices=len(plan.slices),
+        credit={},
+    )

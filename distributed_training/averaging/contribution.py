@@ -1,0 +1,79 @@
+"""A miner's side of a round before anything is sent: encode, chunk, commit; and the check of others' claims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distributed_training.averaging.codecs import INT8_CODEC, Layout, Vector, chunk_norm, encode_chunk
+from distributed_training.averaging.plan import RoundPlan
+from distributed_training.errors import WireError
+from distributed_training.manifest import RunManifest
+from distributed_training.merkle import digest, merkle_root
+from distributed_training.types import Candidate, Signed, WorkRecord
+from distributed_training.chain.base import Verify
+from distributed_training.wire import decode_work, record_hash, signing_message
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """An encoded vector, chunk by chunk, with everything a work record says of it."""
+
+    chunks: tuple[bytes, ...]
+    digests: tuple[bytes, ...]
+    norms: tuple[float, ...]
+
+    @property
+    def wire_root(self) -> bytes:
+        return merkle_root(self.digests)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(c) for c in self.chunks)
+
+
+def encode_contribution(delta: Vector, layout: Layout) -> Contribution:
+    """delta: fp32 [d], theta_r - theta_{r,H}. Raises ValueError for a non-finite number."""
+    chunks = tuple(encode_chunk(delta[slice(*layout.coords(c))], layout) for c in range(layout.num_chunks))
+    return from_chunks(chunks, layout)
+
+
+def from_chunks(chunks: Sequence[bytes], layout: Layout) -> Contribution:
+    """Digests and exact norms of already encoded chunks. Raises WireError for malformed ones."""
+    norms = tuple(chunk_norm(data, layout, c) for c, data in enumerate(chunks))
+    return Contribution(tuple(chunks), tuple(digest(c) for c in chunks), norms)
+
+
+def split_wire(data: bytes, layout: Layout) -> tuple[bytes, ...]:
+    """The concatenation of all chunks, cut again. Raises WireError for another length."""
+    if len(data) != layout.wire_bytes:
+        raise WireError(f"wire bytes: {len(data)}, {layout.wire_bytes} expected")
+    cuts = np.cumsum([0] + [layout.chunk_bytes(c) for c in range(layout.num_chunks)])
+    return tuple(data[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def check_work(
+    signed: Signed, candidate: Candidate, plan: RoundPlan, manifest: RunManifest, verify: Verify
+) -> WorkRecord:
+    """A candidate's record against its hash on chain, its signature and the round. Raises WireError with the reason."""
+    if record_hash(signed.body) != candidate.record_hash:
+        raise WireError("work record: not the one whose hash is on chain")
+    if not verify(candidate.public_key, signing_message(signed.body), signed.signature):
+        raise WireError("work record: bad signature")
+    record = decode_work(signed.body)
+    expected = (
+        (record.manifest == manifest.digest, "another manifest"),
+        (record.round == plan.round.index, "another round"),
+        ((record.uid, record.public_key) == (candidate.uid, candidate.public_key), "another miner"),
+        (record.state_root == plan.state_root, "another state root"),
+        (1 <= record.steps <= manifest.inner.max_steps, "impossible number of steps"),
+        (record.tokens == record.steps * manifest.tokens_per_step, "tokens do not follow from steps"),
+        (record.codec == INT8_CODEC, "unknown codec"),
+        (len(record.chunk_norms) == plan.layout.num_chunks, "wrong number of chunk norms"),
+    )
+    for ok, problem in expected:
+        if not ok:
+            raise WireError(f"work record: {problem}")
+    return record

@@ -1,0 +1,65 @@
+"""What one round looks like to everybody, derived from the chain alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distributed_training.averaging.codecs import Layout
+from distributed_training.manifest import RunManifest
+from distributed_training.rules import membership
+from distributed_training.types import Candidate, Carry, Roster, Round, SliceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """Known at finalised s+D; the same on every node that holds the same state."""
+
+    round: Round
+    roster: Roster  # as of s-B
+    beacon: bytes  # assignment beacon A
+    state_root: bytes  # root of the state the round starts from
+    tau: float
+    carry: Carry
+    layout: Layout
+    candidates: tuple[Candidate, ...]  # sorted by public key
+    slices: tuple[SliceSpec, ...]
+
+    def candidate(self, public_key: bytes) -> Candidate | None:
+        return next((c for c in self.candidates if c.public_key == public_key), None)
+
+    def slice_of(self, public_key: bytes) -> SliceSpec | None:
+        """The slice this hotkey reduces, if any."""
+        return next((s for s in self.slices if s.reducer == public_key), None)
+
+
+def layout_of(manifest: RunManifest, num_coords: int) -> Layout:
+    return Layout(num_coords, manifest.average.chunk_coords, manifest.average.block_coords)
+
+
+def make_plan(
+    manifest: RunManifest,
+    round_: Round,
+    *,
+    roster: Roster,
+    at_commit: Roster,
+    beacon: bytes,
+    state_root: bytes,
+    carry: Carry,
+    applied: int,
+    num_coords: int,
+) -> RoundPlan:
+    """roster as of s-B, at_commit as of s+D, the rest from the state the round starts from."""
+    layout = layout_of(manifest, num_coords)
+    members = membership.candidates(round_, roster, at_commit)
+    ordered = membership.reducers(members, carry, applied, beacon, manifest.average)
+    return RoundPlan(
+        round=round_,
+        roster=roster,
+        beacon=beacon,
+        state_root=state_root,
+        tau=carry.tau,
+        carry=carry,
+        layout=layout,
+        candidates=members,
+        slices=membership.slices(ordered, layout.num_chunks, manifest.average),
+    )

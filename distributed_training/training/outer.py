@@ -1,0 +1,58 @@
+"""The public state of a round and the bit-exact outer step (protocol sections 1 and 6).
+
+Everything here is numpy float32 on the CPU, multiply and add as separate operations: torch's fused
+`add_(x, alpha=...)` changes a quarter of the coordinates' last bits.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distributed_training.manifest import AverageSection, OuterSection
+from distributed_training.merkle import digest, merkle_root
+from distributed_training.types import Carry
+from distributed_training.wire import encode_carry
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunState:
+    """What every honest node holds, byte for byte, at the start of a round."""
+
+    params: Vector  # [d]
+    momentum: Vector  # [d]
+    applied: int  # rounds applied so far
+    carry: Carry
+
+
+def initial_state(params: Vector, average: AverageSection) -> RunState:
+    """Round 0: zero momentum, empty history, the manifest's clip threshold."""
+    return RunState(params.astype(np.float32), np.zeros_like(params, np.float32), 0, Carry(average.initial_tau, ()))
+
+
+def state_root(state: RunState, chunk_coords: int) -> bytes:
+    """Merkle root over the chunk digests of parameters, then momentum, then of (applied count, carry)."""
+    leaves = [digest(part) for vector in (state.params, state.momentum) for part in _chunks(vector, chunk_coords)]
+    leaves.append(digest(struct.pack("<Q", state.applied) + encode_carry(state.carry)))
+    return merkle_root(leaves)
+
+
+def outer_step(state: RunState, average: Vector, carry: Carry, outer: OuterSection) -> RunState:
+    """Nesterov SGD on the averaged pseudo-gradient; returns a new state, the old one is untouched.
+
+    average: fp32 [d], the weighted mean of theta_r - theta_{r,H}.
+    """
+    rate, momentum = np.float32(outer.learning_rate), np.float32(outer.momentum)
+    buffer = state.momentum * momentum + average
+    direction = buffer * momentum + average
+    return RunState(state.params - direction * rate, buffer, state.applied + 1, carry)
+
+
+def _chunks(vector: Vector, chunk_coords: int) -> list[bytes]:
+    data = np.ascontiguousarray(vector, "<f4")
+    return [data[i : i + chunk_coords].tobytes() for i in range(0, len(data), chunk_coords)]
