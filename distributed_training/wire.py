@@ -202,7 +202,9 @@ def encode_log(steps: Sequence[StepRecord]) -> bytes:
     return struct.pack("<I", len(steps)) + b"".join(encode_step(s) for s in steps)
 
 
-def decode_log(data: bytes, *, max_steps: int, batch_size: int, groups: int, sketch_size: int) -> tuple[StepRecord, ...]:
+def decode_log(
+    data: bytes, *, max_steps: int, batch_size: int, groups: int, sketch_size: int
+) -> tuple[StepRecord, ...]:
     """Every step must have exactly the shape the manifest implies, numbered from 0 without a gap."""
     reader = _Reader(data, "step log")
     (count,) = reader.unpack(struct.Struct("<I"))

@@ -79,7 +79,11 @@ def reduce_chunk(plan: RoundPlan, chunk: int, parts: Sequence[tuple[float, bytes
 
 
 def check_output(
-    record: OutputRecord, chunks: Sequence[bytes], works: Mapping[bytes, WorkRecord], plan: RoundPlan, manifest: RunManifest
+    record: OutputRecord,
+    chunks: Sequence[bytes],
+    works: Mapping[bytes, WorkRecord],
+    plan: RoundPlan,
+    manifest: RunManifest,
 ) -> SliceOutput:
     """A foreign slice against the plan; hash and signature of the record are the caller's. Raises WireError."""
     spec = plan.slices[record.slice] if record.slice < len(plan.slices) else None

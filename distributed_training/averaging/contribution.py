@@ -9,11 +9,11 @@ import numpy as np
 
 from distributed_training.averaging.codecs import INT8_CODEC, Layout, Vector, chunk_norm, encode_chunk
 from distributed_training.averaging.plan import RoundPlan
+from distributed_training.chain.base import Verify
 from distributed_training.errors import WireError
 from distributed_training.manifest import RunManifest
 from distributed_training.merkle import digest, merkle_root
 from distributed_training.types import Candidate, Signed, WorkRecord
-from distributed_training.chain.base import Verify
 from distributed_training.wire import decode_work, record_hash, signing_message
 
 

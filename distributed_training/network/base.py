@@ -6,9 +6,13 @@ trusted. What hotkey stands behind it is not the transport's business.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
+
+from distributed_training.errors import DeadlineMissed
 
 MAX_CONTROL_BYTES = 1 << 20
 
@@ -84,3 +88,13 @@ async def ask(
         return await stream.read(max_bytes, timeout_s)
     finally:
         await stream.close()
+
+
+@asynccontextmanager
+async def deadline(timeout_s: float, what: str) -> AsyncIterator[None]:
+    """Bound a block of awaits; being late raises DeadlineMissed naming `what`."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise DeadlineMissed(f"{what}: not done within {timeout_s:.1f} s") from None

@@ -88,9 +88,7 @@ def reducers(
 def slices(ordered: Sequence[Candidate], num_chunks: int, average: AverageSection) -> tuple[SliceSpec, ...]:
     """Slice j of n = chunks [floor(jC/n), floor((j+1)C/n)), reduced by the j-th of the order."""
     n = min(len(ordered), num_chunks, average.max_reducers)
-    return tuple(
-        SliceSpec(j, j * num_chunks // n, (j + 1) * num_chunks // n, ordered[j].public_key) for j in range(n)
-    )
+    return tuple(SliceSpec(j, j * num_chunks // n, (j + 1) * num_chunks // n, ordered[j].public_key) for j in range(n))
 
 
 def output_hashes(round_index: int, specs: Sequence[SliceSpec], roster: Roster, at_output: Roster) -> dict[int, bytes]:

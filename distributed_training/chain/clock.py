@@ -1,0 +1,59 @@
+"""Waiting for blocks. One poll loop per node; everybody else waits on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from distributed_training.chain.base import Chain, Head
+from distributed_training.errors import ChainFault
+
+
+class BlockClock:
+    """The chain's head as this node last saw it. `run` polls; a chain that cannot be reached is waited for."""
+
+    def __init__(self, chain: Chain, block_s: float) -> None:
+        self.block_s = block_s
+        self._chain = chain
+        self._head = Head(0, 0)
+        self._seen_at = time.monotonic()
+        self._moved = asyncio.Condition()
+
+    @property
+    def head(self) -> int:
+        return self._head.number
+
+    @property
+    def finalized(self) -> int:
+        return self._head.finalized
+
+    async def run(self) -> None:
+        """Poll five times a block until cancelled."""
+        while True:
+            try:
+                head = await self._chain.head()
+            except ChainFault:
+                await asyncio.sleep(self.block_s)
+                continue
+            if head != self._head:
+                if head.number != self._head.number:
+                    self._seen_at = time.monotonic()
+                async with self._moved:
+                    self._head = head
+                    self._moved.notify_all()
+            await asyncio.sleep(self.block_s / 5)
+
+    async def reached(self, block: int) -> None:
+        """Until the head is at `block`."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._head.number >= block)
+
+    async def final(self, block: int) -> None:
+        """Until `block` is finalised."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._head.finalized >= block)
+
+    def seconds_until(self, block: int) -> float:
+        """Estimated time until the head reaches `block`; 0 when it has."""
+        left = (block - self._head.number) * self.block_s - (time.monotonic() - self._seen_at)
+        return max(0.0, left) if block > self._head.number else 0.0
