@@ -1,0 +1,97 @@
+"""What a node tells the world, as events: one fan-out that never raises, and the JSON-lines file that is always there.
+
+A failing sink is switched off with one log line; training never stops for a metric (architecture, principle 17).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from distributed_training.errors import ConfigError
+
+log = structlog.stdlib.get_logger("distributed_training.metrics")
+
+
+class Sink(Protocol):
+    """Receives every event as a dict of plain JSON values. May raise: the fan-out handles it."""
+
+    def write(self, event: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Metrics:
+    """The fan-out. `emit` and `close` never raise, whatever the values are and whatever a sink does."""
+
+    def __init__(self, sinks: Sequence[Sink], *, role: str, uid: int) -> None:
+        self._sinks = list(sinks)
+        self._role = role
+        self._uid = uid
+
+    def emit(self, event: str, *, round: int | None = None, **fields: Any) -> None:
+        """Send one event. Numbers of numpy and torch become plain ones, bytes hex, NaN and infinities null."""
+        head = {"time": time.time(), "event": event, "role": self._role, "uid": self._uid, "round": round}
+        line = head | {key: plain(value) for key, value in fields.items() if key not in head}
+        for sink in tuple(self._sinks):
+            try:
+                sink.write(line)
+            except Exception as error:  # the edge: a sink is somebody else's code, disk or network
+                self._drop(sink, error)
+
+    def close(self) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                sink.close()
+            except Exception as error:
+                self._drop(sink, error)
+
+    def _drop(self, sink: Sink, error: Exception) -> None:
+        self._sinks.remove(sink)
+        log.warning("metrics sink switched off", sink=type(sink).__name__, error=repr(error))
+
+
+class JsonlSink:
+    """Appends one JSON object a line and flushes it, so that others can follow the file and a crash loses nothing."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write the event file {path}: {error.strerror}") from None
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(event, separators=(",", ":"), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON types: mappings with string keys, lists, str, int, float, bool, None."""
+    if value is None or isinstance(value, str | bool):
+        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    if isinstance(value, Mapping):
+        return {str(plain(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
+        return plain(value.tolist())
+    return str(value)

@@ -1,0 +1,21 @@
+"""Run a validator of a distributed-training subnet: python neurons/validator.py --help"""
+
+from __future__ import annotations
+
+import sys
+
+from distributed_training.config import load_config, run_main
+from distributed_training.types import Role
+
+
+def start() -> int:
+    config = load_config(Role.VALIDATOR, sys.argv[1:])
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    from distributed_training.node import main  # late: it loads torch, and a wrong flag should not wait for that
+
+    return main(Role.VALIDATOR, config)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(start))
