@@ -28,9 +28,9 @@ class BatchStream:
     """Iterator of int64 batches [batch_size, sequence_length]: batch t holds sequences [t*BS, (t+1)*BS) of the packed
     stream of pages `page_index(permutation, max_uids, uid, 0..)` of `source` (protocol section 4).
 
-    A pure function of its arguments, whatever the prefetch. Ends when the next batch cannot be filled: `fault` then says
-    why. Use as a context manager or call `close`: a thread reads and tokenises up to `prefetch_pages` ahead. Not
-    thread-safe itself.
+    A pure function of its arguments, whatever the prefetch. Ends when the next batch cannot be filled: `fault` then
+    says why. Use as a context manager or call `close`: a thread reads and tokenises up to `prefetch_pages` ahead.
+    Not thread-safe itself. Raises ConfigError when `permutation` is not over the pages of `source`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class BatchStream:
 
     @property
     def page_digests(self) -> tuple[bytes, ...]:
-        """Digests of the pages that the batches yielded so far were cut from, in order: `pages_used` of as many steps."""
+        """Digests of the pages that the batches yielded so far were cut from, in order: `pages_used` of that many."""
         return self._page_digests
 
     @property
@@ -87,7 +87,9 @@ class BatchStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _add_page(self) -> None:
@@ -132,7 +134,9 @@ def heldout_sequences(source: PageSource, tokenizer: Tokenizer, sequence_length:
     """
     sequences, _ = cut(pack(source.heldout(), tokenizer), sequence_length)
     if not 1 <= count <= len(sequences):
-        raise ConfigError(f"heldout_sequences is {count}, expected 1 to {len(sequences)} of {sequence_length} tokens each")
+        raise ConfigError(
+            f"heldout_sequences is {count}, expected 1 to {len(sequences)} ({sequence_length} tokens each)"
+        )
     return sequences[[index * len(sequences) // count for index in range(count)]]
 
 
@@ -142,6 +146,12 @@ def _token_pages(
     """The uid's pages in order, packed. Never ends: raises DataUnavailable at a missing page or past the last one."""
     if permutation.size != source.num_pages:
         raise ConfigError(f"the run has {permutation.size} pages, the page source {source.num_pages}")
+    return _read_pages(source, tokenizer, permutation, max_uids, uid)
+
+
+def _read_pages(
+    source: PageSource, tokenizer: Tokenizer, permutation: Permutation, max_uids: int, uid: int
+) -> Iterator[_TokenPage]:
     count = 0
     while (index := page_index(permutation, max_uids, uid, count)) is not None:
         page = source.fetch(index)

@@ -77,12 +77,15 @@ def build_pages(
         if len(pages) < min_pages:
             needed = min_pages * (page_bytes + page_bytes // 8)
             raise ConfigError(
-                f"{text_dir or stdlib_dir()} holds text for {len(pages)} pages of {page_bytes} bytes, expected at least "
-                f"{min_pages}: about {needed / 1e6:.1f} MB of distinct UTF-8 text"
+                f"{text_dir or stdlib_dir()} holds text for {len(pages)} pages of {page_bytes} bytes, expected at "
+                f"least {min_pages}: about {needed / 1e6:.1f} MB of distinct UTF-8 text"
             )
         done = _write(out_dir, recipe, heldout, pages)
     elif done.recipe != recipe or len(done.pages) < min_pages:
-        raise ConfigError(f"{out_dir} holds {len(done.pages)} pages built as {done.recipe!r}, expected {recipe!r}; use another directory")
+        raise ConfigError(
+            f"{out_dir} holds {len(done.pages)} pages made with {done.recipe}; expected at least {min_pages} made with "
+            f"{recipe}: use another directory"
+        )
     return PageSet(out_dir, done.sha256, len(done.pages))
 
 
@@ -160,7 +163,8 @@ def _plan(
 ) -> tuple[list[Document], list[list[Document]]]:
     """Held-out documents and the documents of each page, in shuffled order."""
     if page_bytes < 1 or heldout_bytes < 1 or (num_pages is not None and num_pages < 1):
-        raise ConfigError(f"num_pages {num_pages}, page_bytes {page_bytes} and heldout_bytes {heldout_bytes} must be positive")
+        given = f"{num_pages}, {page_bytes}, {heldout_bytes}"
+        raise ConfigError(f"num_pages, page_bytes and heldout_bytes must be positive, got {given}")
     max_bytes = None if num_pages is None else _READ_AHEAD * (num_pages * page_bytes + heldout_bytes)
     documents = read_documents(text_dir, max_bytes)
     groups = iter(documents)
@@ -228,7 +232,7 @@ def _write_file(path: Path, groups: Sequence[Sequence[Document]]) -> int:
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _table(documents: Sequence[Document]) -> pa.Table:

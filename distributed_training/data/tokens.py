@@ -73,7 +73,7 @@ class Gpt2Tokenizer:
         """Raises ConfigError when `data` is not the pinned file."""
         self.sha256 = hashlib.sha256(data).hexdigest()
         if self.sha256 != GPT2_SHA256:
-            raise ConfigError(f"gpt2 tokenizer.json has sha256 {self.sha256}, expected {GPT2_SHA256}: reinstall the package")
+            raise ConfigError(f"gpt2 tokenizer.json has sha256 {self.sha256}, expected {GPT2_SHA256}; reinstall")
         # One page is tokenised in a background thread; a pool of all cores would fight the training threads.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._backend = _Backend.from_str(data.decode())
@@ -118,4 +118,4 @@ def _shipped_gpt2() -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot read the shipped gpt2 tokenizer {path}: {error.strerror}; reinstall the package") from None
+        raise ConfigError(f"cannot read the gpt2 tokenizer {path}: {error.strerror}; reinstall") from None
