@@ -322,3 +322,12 @@ def test_a_restart_changes_nothing() -> None:
     first = after(30)
     stored = ScoreCard(**{name: getattr(first, name) for name in ScoreCard.__slots__})
     assert fold(stored, seen(30), SCORING, CAP) == after(31)
+
+
+def test_the_worked_example_of_the_document() -> None:
+    cards = {"A": after(5), "B": after(5, tokens=CAP / 2, goodput=1000.0)}
+    cards["C"] = fold(fold(after(3), seen(3, audit=FAIL), SCORING, CAP), seen(4), SCORING, CAP)
+    scored = terms(cards, 4, SCORING)
+    assert [round(t.weight, 3) for t in scored.values()] == [0.692, 0.308, 0.0]
+    assert [round(t.S, 4) for t in scored.values()] == [0.0918, 0.0459, 0.0]
+    assert cards["C"].zero_until_round == 53
