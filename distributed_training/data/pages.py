@@ -101,7 +101,7 @@ def load_page_manifest(path: Path) -> PageManifest:
     try:
         return PageManifest.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; scripts/build_pages.py writes it") from None
+        raise ConfigError(f"cannot read {path}: {error.strerror}; scripts/create_run.py builds the pages") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
