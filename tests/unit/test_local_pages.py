@@ -165,3 +165,10 @@ def test_a_corrupt_heldout_set_is_our_own_trouble(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(DataUnavailable, match="held-out set"):
         LocalPages(tmp_path).heldout()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match="cannot write pages to"):
+        build(tmp_path / "file" / "pages", text)
