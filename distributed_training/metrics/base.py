@@ -37,9 +37,12 @@ class Metrics:
         self._uid = uid
 
     def emit(self, event: str, *, round: int | None = None, **fields: Any) -> None:
-        """Send one event. Numbers of numpy and torch become plain ones, bytes hex, NaN and infinities null."""
+        """Send one event. Numbers of numpy and torch become plain ones, bytes hex, NaN and infinities null.
+
+        `uid` is this node's own, unless the event is about another and names it as a field.
+        """
         head = {"time": time.time(), "event": event, "role": self._role, "uid": self._uid, "round": round}
-        line = head | {key: plain(value) for key, value in fields.items() if key not in head}
+        line = head | {key: _tolerant(value) for key, value in fields.items()}
         for sink in tuple(self._sinks):
             try:
                 sink.write(line)
@@ -95,3 +98,11 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
         return plain(value.tolist())
     return str(value)
+
+
+def _tolerant(value: Any) -> Any:
+    try:
+        return plain(value)
+    except Exception as error:  # a value whose conversion fails costs that value, not the event
+        log.warning("metrics value dropped", type=type(value).__name__, error=type(error).__name__)
+        return None

@@ -1,0 +1,189 @@
+"""A node's own SQLite file: what it read from the chain, its rounds, observations and score cards.
+
+One writer process per file, guarded by `NodeLock`. Every method is one transaction: after a crash the journal holds
+all of it or nothing. Values are small JSON documents; bytes go in as hex. Raises LocalFault for every trouble with the
+disk or the file. Methods take well under a millisecond and may be called from the event loop.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from distributed_training.errors import ConfigError, LocalFault
+from distributed_training.types import ScoreCard
+
+# Migration i brings the file from version i to i + 1. Never edit one that was released: append.
+MIGRATIONS = (
+    """
+    CREATE TABLE docs (kind TEXT NOT NULL, key TEXT NOT NULL, doc TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
+    CREATE TABLE rounds (round INTEGER PRIMARY KEY, doc TEXT NOT NULL);
+    CREATE TABLE observations (round INTEGER NOT NULL, hotkey TEXT NOT NULL, doc TEXT NOT NULL,
+        PRIMARY KEY (round, hotkey)) WITHOUT ROWID;
+    CREATE TABLE cards (hotkey TEXT PRIMARY KEY, doc TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE cards_round (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), round INTEGER NOT NULL);
+    """,
+)
+
+
+class NodeLock:
+    """Exclusive use of a node's directory for as long as this process lives. Raises ConfigError with the holder's pid.
+
+    The kernel drops the lock when the process ends, however it ends, so a stale file never blocks a restart. Child
+    processes do not inherit it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="ascii")
+        except OSError as error:
+            raise ConfigError(f"cannot write to {path.parent}: {error.strerror}") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read(32).strip() or "unknown"
+            file.close()
+            raise ConfigError(f"{path.parent} is in use by the running process {holder}; one node per hotkey") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Idempotent. The file stays: removing it would let two processes lock two files of one name."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Journal:
+    """See the module's docstring. `path` is created, and brought to the newest schema, if needed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._trouble():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA journal_size_limit=4000000")
+            self._migrate()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def remember(self, kind: str, key: str | int, doc: Any) -> None:
+        """Store a small JSON document, replacing what was there: chain reads, checkpoints, anything by (kind, key)."""
+        self._write(("INSERT OR REPLACE INTO docs VALUES (?, ?, ?)", (kind, str(key), _dump(doc))))
+
+    def recall(self, kind: str, key: str | int) -> Any | None:
+        """The document at (kind, key), or None."""
+        return self._one("SELECT doc FROM docs WHERE kind = ? AND key = ?", (kind, str(key)))
+
+    def recall_all(self, kind: str) -> dict[str, Any]:
+        """Every document of a kind by key, sorted as text."""
+        rows = self._rows("SELECT key, doc FROM docs WHERE kind = ? ORDER BY key", (kind,))
+        return {key: json.loads(doc) for key, doc in rows}
+
+    def forget(self, kind: str, key: str | int) -> None:
+        self._write(("DELETE FROM docs WHERE kind = ? AND key = ?", (kind, str(key))))
+
+    def save_round(self, round: int, doc: Any) -> None:
+        """How a round went on this node; a second call replaces the first."""
+        self._write(("INSERT OR REPLACE INTO rounds VALUES (?, ?)", (round, _dump(doc))))
+
+    def load_round(self, round: int) -> Any | None:
+        return self._one("SELECT doc FROM rounds WHERE round = ?", (round,))
+
+    def last_round(self) -> tuple[int, Any] | None:
+        """The highest round saved and its document."""
+        rows = self._rows("SELECT round, doc FROM rounds ORDER BY round DESC LIMIT 1", ())
+        return (rows[0][0], json.loads(rows[0][1])) if rows else None
+
+    def save_observation(self, round: int, hotkey: str, doc: Any) -> None:
+        self._write(("INSERT OR REPLACE INTO observations VALUES (?, ?, ?)", (round, hotkey, _dump(doc))))
+
+    def load_observations(self, round: int) -> dict[str, Any]:
+        """hotkey -> document, of one round."""
+        rows = self._rows("SELECT hotkey, doc FROM observations WHERE round = ? ORDER BY hotkey", (round,))
+        return {hotkey: json.loads(doc) for hotkey, doc in rows}
+
+    def save_cards(self, round: int, cards: Mapping[str, ScoreCard]) -> None:
+        """Replace all score cards by these, folded up to and including `round`, in one transaction."""
+        self._write(
+            ("DELETE FROM cards", ()),
+            *(("INSERT INTO cards VALUES (?, ?)", (hotkey, _dump(asdict(card)))) for hotkey, card in cards.items()),
+            ("INSERT OR REPLACE INTO cards_round VALUES (1, ?)", (round,)),
+        )
+
+    def load_cards(self) -> tuple[int | None, dict[str, ScoreCard]]:
+        """(last folded round or None, hotkey -> card)."""
+        rounds = self._rows("SELECT round FROM cards_round", ())
+        rows = self._rows("SELECT hotkey, doc FROM cards ORDER BY hotkey", ())
+        return (rounds[0][0] if rounds else None), {hotkey: self._card(hotkey, doc) for hotkey, doc in rows}
+
+    def _card(self, hotkey: str, doc: str) -> ScoreCard:
+        try:
+            fields = json.loads(doc)
+            return ScoreCard(**{**fields, "goodput": tuple(fields["goodput"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise LocalFault(f"journal {self._path}: score card of {hotkey} cannot be read: {error}") from error
+
+    def _migrate(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise LocalFault(
+                f"journal {self._path} has schema {version}, this program knows {len(MIGRATIONS)}: "
+                "it was written by a newer version"
+            )
+        for number in range(version, len(MIGRATIONS)):
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA user_version = {number + 1}; COMMIT;"
+            )
+
+    def _write(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
+        with self._trouble():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for sql, values in statements:
+                    self._db.execute(sql, values)
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk may have rolled back already
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _rows(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with self._trouble():
+            return self._db.execute(sql, values).fetchall()
+
+    def _one(self, sql: str, values: tuple[Any, ...]) -> Any | None:
+        rows = self._rows(sql, values)
+        return json.loads(rows[0][0]) if rows else None
+
+    @contextmanager
+    def _trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise LocalFault(f"journal {self._path}: {error}") from error
+
+
+def _dump(doc: Any) -> str:
+    return json.dumps(doc, separators=(",", ":"), allow_nan=False)

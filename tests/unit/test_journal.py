@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distributed_training.errors import ConfigError, LocalFault
+from distributed_training.journal import MIGRATIONS, Journal, NodeLock
+from distributed_training.types import ScoreCard
+
+CARD = ScoreCard(
+    hotkey="5F",
+    registered_block=3,
+    uid=1,
+    steps=0.1 + 0.2,
+    passes=1.5,
+    fails=0.0,
+    integrity=None,
+    goodput=(1e6, 2.5e6),
+    passed_audit=True,
+    zero_until_round=0,
+    reason="",
+    note="pass",
+)
+
+
+def test_cards_survive_a_restart_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "journal.sqlite"
+    journal = Journal(path)
+    assert journal.load_cards() == (None, {})
+    cards = {"5F": CARD, "5G": replace(CARD, hotkey="5G", integrity=1 / 3, goodput=())}
+    journal.save_cards(4, cards)
+    journal.close()
+    assert Journal(path).load_cards() == (4, cards)
+
+
+def test_saving_cards_replaces_all_of_them(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.save_cards(1, {"5F": CARD, "5G": replace(CARD, hotkey="5G")})
+    journal.save_cards(2, {"5G": replace(CARD, hotkey="5G", uid=9)})
+    assert journal.load_cards() == (2, {"5G": replace(CARD, hotkey="5G", uid=9)})
+
+
+def test_a_failure_in_the_middle_of_saving_cards_changes_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.save_cards(1, {"5F": CARD})
+    other = sqlite3.connect(tmp_path / "j")
+    other.execute(
+        "CREATE TRIGGER full BEFORE INSERT ON cards WHEN NEW.hotkey = '5Z' BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+    )
+    other.commit()
+    with pytest.raises(LocalFault, match="disk full"):
+        journal.save_cards(2, {"5A": replace(CARD, hotkey="5A"), "5Z": replace(CARD, hotkey="5Z")})
+    assert journal.load_cards() == (1, {"5F": CARD})
+    journal.save_round(2, {})  # the connection is usable afterwards
+
+
+def test_documents_by_kind_and_key(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    assert journal.recall("chain", 7) is None
+    journal.remember("chain", 7, {"hash": "ab", "n": [1, 2.5, None]})
+    journal.remember("chain", 7, {"hash": "cd"})
+    journal.remember("chain", "8", 3)
+    journal.remember("other", 7, "x")
+    assert journal.recall("chain", "7") == {"hash": "cd"}
+    assert journal.recall_all("chain") == {"7": {"hash": "cd"}, "8": 3}
+    journal.forget("chain", 7)
+    assert journal.recall_all("chain") == {"8": 3}
+
+
+def test_rounds_and_observations(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    assert journal.last_round() is None and journal.load_round(0) is None
+    journal.save_round(9, {"applied": True})
+    journal.save_round(10, {"applied": False})
+    journal.save_round(10, {"applied": True})
+    assert journal.last_round() == (10, {"applied": True})
+    assert journal.load_round(9) == {"applied": True}
+    journal.save_observation(9, "5F", {"duty": None})
+    journal.save_observation(10, "5F", {"duty": 1.0})
+    assert journal.load_observations(9) == {"5F": {"duty": None}}
+
+
+def test_values_that_json_cannot_hold_are_refused_not_stored(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    with pytest.raises(ValueError, match="JSON"):
+        journal.remember("x", 1, float("nan"))
+    assert journal.recall("x", 1) is None
+
+
+def test_a_file_of_an_older_schema_is_brought_forward_and_a_newer_one_refused(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    Journal(path).close()
+    Journal(path).close()  # opening again migrates nothing
+    with sqlite3.connect(path) as raw:
+        assert raw.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
+        raw.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    with pytest.raises(LocalFault, match="newer version"):
+        Journal(path)
+
+
+def test_a_file_that_is_no_database_is_a_local_fault(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(LocalFault, match="not a database"):
+        Journal(path)
+
+
+def test_what_was_written_survives_kill_9(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib; from distributed_training.journal import Journal\n"
+        "j = Journal(pathlib.Path(sys.argv[1])); j.save_round(3, {'applied': True}); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "j")], timeout=60)
+    assert Journal(tmp_path / "j").last_round() == (3, {"applied": True})
+
+
+def test_a_second_node_on_the_same_directory_is_refused_with_the_holders_pid(tmp_path: Path) -> None:
+    lock = NodeLock(tmp_path / "node" / "lock")
+    code = (
+        "import sys, pathlib; from distributed_training.journal import NodeLock\n"
+        "from distributed_training.config import run_main\n"
+        "sys.exit(run_main(lambda: bool(NodeLock(pathlib.Path(sys.argv[1]))) - 1))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "node" / "lock")]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2
+    assert f"running process {os.getpid()};" in second.stderr
+    lock.release()
+    lock.release()
+    assert subprocess.run(command, timeout=60).returncode == 0
+
+
+def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib; from distributed_training.journal import NodeLock\n"
+        "lock = NodeLock(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], timeout=60)
+    with NodeLock(tmp_path / "lock"):
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
+
+
+def test_a_directory_that_cannot_be_made_is_the_operators_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write"):
+        NodeLock(tmp_path / "file" / "lock")

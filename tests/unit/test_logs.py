@@ -1,0 +1,101 @@
+"""Logging is configured per process, so these tests look at real processes from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_training.errors import ConfigError
+from distributed_training.logs import setup_logging
+
+PROGRAM = """
+import asyncio, logging, pathlib, sys
+from distributed_training.logs import bind, get_logger, setup_logging
+setup_logging(debug={debug}, json_lines={json_lines}, file=pathlib.Path(sys.argv[1]))
+log = get_logger("distributed_training.roles.miner")
+bind(role="miner", uid=3)
+async def work(number):
+    bind(round=number)
+    await asyncio.sleep(0)
+    log.info("round begins", peer=bytes(range(32)))
+async def main():
+    await asyncio.gather(work(1), work(2))
+    secret = "a local variable"
+    log.debug("detail")
+    logging.getLogger("somelibrary").info("chatter")
+    logging.getLogger("somelibrary").warning("a library warns about %s", "this")
+    try:
+        raise ZeroDivisionError("in a handler")
+    except ZeroDivisionError:
+        log.exception("handler failed")
+asyncio.run(main())
+"""
+
+
+def run(path: Path, *, debug: bool = False, json_lines: bool = False, stderr: int = subprocess.PIPE) -> str:
+    command = [sys.executable, "-c", PROGRAM.format(debug=debug, json_lines=json_lines), str(path)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == ""
+    return done.stderr or ""
+
+
+def parse(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_json_lines_carry_what_was_bound_in_their_own_task(tmp_path: Path) -> None:
+    path = tmp_path / "node" / "log.txt"
+    lines = parse(run(path))
+    assert [line["event"] for line in lines] == [
+        "round begins",
+        "round begins",
+        "a library warns about this",
+        "handler failed",
+    ]
+    assert [line.get("round") for line in lines] == [1, 2, None, None]
+    assert all(line["role"] == "miner" and line["uid"] == 3 for line in lines)
+    assert lines[0]["peer"] == "0001020304050607"
+    assert lines[0]["level"] == "info" and lines[0]["logger"] == "distributed_training.roles.miner"
+    assert "ZeroDivisionError: in a handler" in lines[3]["exception"]
+    kept = parse(path.read_text())
+    assert [line | {"timestamp": None} for line in kept] == [line | {"timestamp": None} for line in lines]
+
+
+def test_debug_shows_our_details_and_not_the_libraries(tmp_path: Path) -> None:
+    events = [line["event"] for line in parse(run(tmp_path / "log.txt", debug=True))]
+    assert "detail" in events and "chatter" not in events
+
+
+def on_a_terminal(path: Path, **options: bool) -> str:
+    ours, theirs = pty.openpty()
+    try:
+        run(path, stderr=theirs, **options)
+        return os.read(ours, 100_000).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_terminal_gets_readable_lines_without_local_variables(tmp_path: Path) -> None:
+    text = on_a_terminal(tmp_path / "log.txt")
+    assert "round begins" in text and "uid" in text and "{" not in text
+    assert "ZeroDivisionError: in a handler" in text
+    assert "a local variable" not in text.replace('secret = "a local variable"', "")
+    assert len(parse((tmp_path / "log.txt").read_text())) == 4
+
+
+def test_json_can_be_forced_on_a_terminal(tmp_path: Path) -> None:
+    assert len(parse(on_a_terminal(tmp_path / "log.txt", json_lines=True))) == 4
+
+
+def test_a_log_file_that_cannot_be_opened_is_the_operators_error(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("")
+    with pytest.raises(ConfigError, match="cannot write the log file"):
+        setup_logging(file=tmp_path / "f" / "log.txt")
