@@ -1,0 +1,204 @@
+"""The transport over a peer-to-peer daemon that somebody else wrote: what is ours in it, without the daemon's library.
+
+The first frame of a stream names its method. Addresses come from the chain (`learn`), and from the hint board where
+the chain's is missing or does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from distributed_training.errors import DeadlineMissed, LocalFault, NetworkFault, WireError
+from distributed_training.network.base import StreamHandler, Traffic
+from distributed_training.network.frames import HEADER_BYTES, FrameStream
+from distributed_training.network.hints import DhtNode, HintBoard
+from distributed_training.network.identity import PeerIdentity
+from distributed_training.network.ports import free_port
+from distributed_training.network.serving import Serving
+
+MAX_METHOD_BYTES = 64
+METHOD_TIMEOUT_S = 10.0  # an incoming stream must say what it wants
+HINT_START_S = 1.0
+HANDLERS_STOP_S = 2.0  # of the 5 s that a stop may take
+RESTART_DELAY_S = 1.0
+
+StreamCallback = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+
+class Daemon(Protocol):
+    """A program that holds the connections. Every call raises NetworkFault when it fails; all are cancel-safe."""
+
+    async def start(self, port: int, on_stream: StreamCallback) -> None:
+        """Listen; call `on_stream` with the proven peer key of every incoming stream. Raises LocalFault."""
+        ...
+
+    async def ended(self) -> str:
+        """Wait until the daemon is gone; says how it ended."""
+        ...
+
+    async def stop(self) -> None:
+        """End it within 3 s, by force if needed. Idempotent."""
+        ...
+
+    async def is_connected(self, peer_key: bytes) -> bool: ...
+
+    async def connect(self, peer_key: bytes, address: tuple[str, int]) -> None: ...
+
+    async def open_stream(self, peer_key: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
+
+    async def join_dht(self) -> DhtNode: ...
+
+
+class DaemonTransport:
+    """`network.base.Transport` over a Daemon that listens on `host:port` (0: a free port) and announces `announce`."""
+
+    def __init__(
+        self,
+        identity: PeerIdentity,
+        daemon: Daemon,
+        host: str,
+        port: int,
+        announce: tuple[str, int] | None,
+        hints: bool,
+    ) -> None:
+        self._identity = identity
+        self._daemon = daemon
+        self._host = host
+        self._port = port
+        self._announce = announce
+        self._use_hints = hints
+        self._hints: HintBoard | None = None
+        self._traffic = Traffic()
+        self._serving = Serving()
+        self._addresses: dict[bytes, tuple[str, int]] = {}
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def peer_key(self) -> bytes:
+        return self._identity.public_key
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._traffic
+
+    @property
+    def refusals(self) -> int:
+        return self._serving.refusals
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where others reach us: the announced address, else the one we listen on."""
+        return self._announce or (self._host, self._port)
+
+    def serve(self, method: str, handler: StreamHandler) -> None:
+        if len(method.encode()) > MAX_METHOD_BYTES:
+            raise ValueError(f"a method name has at most {MAX_METHOD_BYTES} bytes: {method!r}")
+        self._serving.serve(method, handler)
+
+    def learn(self, peer_key: bytes, address: tuple[str, int]) -> None:
+        self._addresses[peer_key] = address
+
+    async def start(self) -> None:
+        """Raises ConfigError if the port is taken, LocalFault if the daemon does not come up."""
+        if self._watcher is not None:
+            return
+        self._port = await free_port(self._host, self._port)
+        try:
+            await self._launch()
+        except BaseException:
+            await self.stop()
+            raise
+        self._watcher = asyncio.create_task(self._watch(), name="daemon watcher")
+
+    async def stop(self) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.cancel()
+            await asyncio.wait([watcher], timeout=0.5)
+        await self._serving.stop(HANDLERS_STOP_S)
+        await self._leave_board()
+        await self._daemon.stop()
+
+    async def open(self, peer_key: bytes, method: str, timeout_s: float) -> FrameStream:
+        try:
+            async with asyncio.timeout(timeout_s):
+                reader, writer = await self._connect(peer_key)
+        except TimeoutError as error:
+            raise DeadlineMissed(f"no connection to {peer_key.hex()[:12]} within {timeout_s:.3g} s") from error
+        name = method.encode()
+        writer.write(len(name).to_bytes(HEADER_BYTES, "big") + name)  # fits the empty buffer: no need to wait
+        return self._serving.track(FrameStream(peer_key, reader, writer, writer.transport.abort, self._traffic))
+
+    async def _connect(self, peer_key: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if not await self._daemon.is_connected(peer_key):
+            await self._dial(peer_key)
+        stream = await self._daemon.open_stream(peer_key)
+        self._meet(peer_key)
+        return stream
+
+    async def _dial(self, peer_key: bytes) -> None:
+        known = self._addresses.get(peer_key)
+        failure = NetworkFault(f"the address of {peer_key.hex()[:12]} is unknown")
+        if known is not None:
+            try:
+                return await self._daemon.connect(peer_key, known)
+            except NetworkFault as fault:
+                failure = fault
+        hint = await self._hints.find(peer_key) if self._hints is not None else None
+        if hint is None or hint == known:
+            raise failure
+        return await self._daemon.connect(peer_key, hint)
+
+    async def _accept(self, peer_key: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Method names are not payload: they go past the traffic counters.
+        opening = FrameStream(peer_key, reader, writer, writer.transport.abort, Traffic())
+        try:
+            method = (await opening.read(MAX_METHOD_BYTES, METHOD_TIMEOUT_S)).decode("utf-8", "replace")
+        except (WireError, NetworkFault) as fault:
+            return self._serving.refuse(peer_key, str(fault))
+        self._meet(peer_key)
+        stream = FrameStream(peer_key, reader, writer, writer.transport.abort, self._traffic)
+        return await self._serving.answer(stream, method)
+
+    async def _launch(self) -> None:
+        await self._daemon.start(self._port, self._accept)
+        if not self._use_hints:
+            return
+        try:
+            async with asyncio.timeout(HINT_START_S):
+                node = await self._daemon.join_dht()
+        except Exception as error:  # the board is a convenience: whatever ails it, the node works without
+            log.warning("no hint board: %r", error)
+            return
+        self._hints = HintBoard(node, self._identity, self.address)
+        self._hints.start()
+
+    async def _watch(self) -> None:
+        # The daemon is a separate program: if it dies under us, start another instead of going silent.
+        while True:
+            ending = await self._daemon.ended()
+            log.error("the network daemon ended (%s); starting another", ending)
+            running = False
+            while not running:
+                await self._leave_board()
+                await self._daemon.stop()
+                await asyncio.sleep(RESTART_DELAY_S)
+                try:
+                    await self._launch()
+                    running = True
+                except LocalFault as fault:
+                    log.error("%s", fault)
+
+    async def _leave_board(self) -> None:
+        board, self._hints = self._hints, None
+        if board is not None:
+            await board.stop()
+
+    def _meet(self, peer_key: bytes) -> None:
+        if self._hints is not None:
+            self._hints.meet(peer_key)

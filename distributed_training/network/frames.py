@@ -1,0 +1,124 @@
+"""Length-prefixed frames with bounds and deadlines over anything that looks like an asyncio reader and writer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from distributed_training.errors import DeadlineMissed, NetworkFault, WireError
+from distributed_training.network.base import Traffic
+
+HEADER_BYTES = 4  # big-endian length
+MAX_FRAME_BYTES = (1 << 32) - 1
+CHUNK_BYTES = 512 * 1024  # measured: larger writes are no faster, smaller ones cost CPU
+FLUSH_S = 5.0  # what a closed stream may still take to send
+
+
+class EndOfStream(NetworkFault):
+    """The peer closed the stream between two frames: the usual end of a conversation."""
+
+
+class Reader(Protocol):
+    async def readexactly(self, n: int, /) -> bytes: ...
+
+
+class Writer(Protocol):
+    def write(self, data: bytes | memoryview, /) -> None: ...
+
+    async def drain(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class FrameStream:
+    """The Stream of both adapters. `abort` drops the connection at once, unsent bytes included."""
+
+    def __init__(
+        self, peer_key: bytes, reader: Reader, writer: Writer, abort: Callable[[], None], traffic: Traffic
+    ) -> None:
+        self._peer_key = peer_key
+        self._reader = reader
+        self._writer = writer
+        self._abort = abort
+        self._traffic = traffic
+        self._closed = False
+
+    @property
+    def peer_key(self) -> bytes:
+        return self._peer_key
+
+    async def read(self, max_bytes: int, timeout_s: float) -> bytes:
+        """The next frame. See `network.base.Stream` for the errors."""
+        async with self._deadline("a frame from", timeout_s):
+            size = int.from_bytes(await self._header(), "big")
+            if size > max_bytes:
+                raise WireError(f"a frame of {size} bytes was announced, at most {max_bytes} are allowed here")
+            frame = await self._reader.readexactly(size)
+        self._traffic.received += size
+        return frame
+
+    async def _header(self) -> bytes:
+        try:
+            return await self._reader.readexactly(HEADER_BYTES)
+        except asyncio.IncompleteReadError as error:
+            if error.partial:
+                raise
+            raise EndOfStream(f"{self._peer_key.hex()[:12]} closed the stream") from error
+
+    async def write(self, frame: bytes, timeout_s: float) -> None:
+        """Send one frame. Returns when all but the last few buffers have left; the deadline covers the whole frame."""
+        if len(frame) > MAX_FRAME_BYTES:
+            raise ValueError(f"a frame holds at most {MAX_FRAME_BYTES} bytes, not {len(frame)}")
+        async with self._deadline("a write to", timeout_s):
+            header = len(frame).to_bytes(HEADER_BYTES, "big")
+            first = min(CHUNK_BYTES, len(frame))
+            self._writer.write(header + frame[:first])  # one system call for a small frame
+            await self._writer.drain()
+            view = memoryview(frame)
+            for offset in range(first, len(frame), CHUNK_BYTES):
+                self._writer.write(view[offset : offset + CHUNK_BYTES])
+                await self._writer.drain()
+        self._traffic.sent += len(frame)
+
+    async def close(self) -> None:
+        """End the stream; what was written is still sent, for at most FLUSH_S seconds."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._writer.close()
+            asyncio.get_running_loop().call_later(FLUSH_S, self._abort)
+        except (OSError, RuntimeError):  # the connection or the loop went first: nothing left to close
+            pass
+
+    def abort(self) -> None:
+        """End the stream at once. Idempotent."""
+        self._closed = True
+        self._abort()
+
+    @asynccontextmanager
+    async def _deadline(self, what: str, timeout_s: float) -> AsyncIterator[None]:
+        # After any exception, cancellation included, the position in the byte stream is unknown: the stream is dead.
+        peer = self._peer_key.hex()[:12]
+        if self._closed:
+            raise NetworkFault(f"the stream with {peer} is closed")
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except TimeoutError as error:
+            self.abort()
+            raise DeadlineMissed(f"{what} {peer} took longer than {timeout_s:.3g} s") from error
+        except (asyncio.IncompleteReadError, OSError) as error:
+            self.abort()
+            raise NetworkFault(f"{what} {peer}: the connection ended ({_describe(error)})") from error
+        except BaseException:
+            self.abort()
+            raise
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, asyncio.IncompleteReadError):
+        return f"after {len(error.partial)} of {error.expected} bytes"
+    return str(error) or type(error).__name__

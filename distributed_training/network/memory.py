@@ -1,0 +1,136 @@
+"""Many nodes in one process: the transport of tests and simulations. Same frames, bounds and deadlines as libp2p."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from distributed_training.errors import NetworkFault
+from distributed_training.network.base import StreamHandler, Traffic
+from distributed_training.network.frames import FrameStream
+from distributed_training.network.identity import PeerIdentity
+from distributed_training.network.serving import Serving
+
+BUFFER_BYTES = 64 * 1024  # a reader that holds twice this many unread bytes stops its writer
+STOP_S = 5.0
+
+
+class _Pipe:
+    """One direction of a stream: bytes wait in `reader`, whose flow control stops the writer of the other side.
+
+    A model of the link (latency, loss, bandwidth, partitions) belongs in `write` and `drain`: every byte passes here.
+    """
+
+    def __init__(self) -> None:
+        self.reader = asyncio.StreamReader(limit=BUFFER_BYTES)
+        self.reader.set_transport(cast(Any, self))  # it calls pause_reading and resume_reading, nothing else
+        self._room = asyncio.Event()
+        self._room.set()
+        self._closed = False
+
+    def pause_reading(self) -> None:
+        self._room.clear()
+
+    def resume_reading(self) -> None:
+        self._room.set()
+
+    def write(self, data: bytes | memoryview) -> None:
+        if self._closed:
+            raise ConnectionResetError("closed by the peer")
+        self.reader.feed_data(data)
+
+    async def drain(self) -> None:
+        await self._room.wait()
+        if self._closed:
+            raise ConnectionResetError("closed by the peer")
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.reader.feed_eof()
+            self._room.set()
+
+
+class _End:
+    """The writer of one side. Closing it ends both directions, as closing a libp2p stream does."""
+
+    def __init__(self, outgoing: _Pipe, incoming: _Pipe) -> None:
+        self._outgoing = outgoing
+        self._incoming = incoming
+        self.write = outgoing.write
+        self.drain = outgoing.drain
+
+    def close(self) -> None:
+        self._outgoing.close()
+        self._incoming.close()
+
+
+class MemorySwitch:
+    """The network that joins the transports of one process and one event loop: started transports by peer key."""
+
+    def __init__(self) -> None:
+        self._transports: dict[bytes, MemoryTransport] = {}
+
+    def plug(self, transport: MemoryTransport) -> None:
+        self._transports[transport.peer_key] = transport
+
+    def unplug(self, transport: MemoryTransport) -> None:
+        if self._transports.get(transport.peer_key) is transport:
+            del self._transports[transport.peer_key]
+
+    def find(self, peer_key: bytes) -> MemoryTransport:
+        """Raises NetworkFault if no such transport is started."""
+        transport = self._transports.get(peer_key)
+        if transport is None:
+            raise NetworkFault(f"no peer {peer_key.hex()[:12]} on this switch")
+        return transport
+
+
+class MemoryTransport:
+    """`network.base.Transport` on a MemorySwitch. The switch vouches for the peer keys."""
+
+    def __init__(self, switch: MemorySwitch, identity: PeerIdentity | bytes) -> None:
+        self._switch = switch
+        self._peer_key = identity if isinstance(identity, bytes) else identity.public_key
+        self._traffic = Traffic()
+        self._serving = Serving()
+        self._answering: set[asyncio.Task[None]] = set()
+
+    @property
+    def peer_key(self) -> bytes:
+        return self._peer_key
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._traffic
+
+    @property
+    def refusals(self) -> int:
+        return self._serving.refusals
+
+    def serve(self, method: str, handler: StreamHandler) -> None:
+        self._serving.serve(method, handler)
+
+    async def start(self) -> None:
+        self._switch.plug(self)
+
+    async def stop(self) -> None:
+        self._switch.unplug(self)
+        await self._serving.stop(STOP_S)
+
+    def learn(self, peer_key: bytes, address: tuple[str, int]) -> None:
+        """Nothing to remember: the switch knows every peer."""
+
+    async def open(self, peer_key: bytes, method: str, timeout_s: float) -> FrameStream:
+        await asyncio.sleep(0)  # as on a real network, opening gives the other tasks a turn
+        peer = self._switch.find(peer_key)
+        there, back = _Pipe(), _Pipe()
+        peer._accept(self._peer_key, method, reader=there.reader, end=_End(back, there))
+        end = _End(there, back)
+        return self._serving.track(FrameStream(peer_key, back.reader, end, end.close, self._traffic))
+
+    def _accept(self, peer_key: bytes, method: str, *, reader: asyncio.StreamReader, end: _End) -> None:
+        stream = FrameStream(peer_key, reader, end, end.close, self._traffic)
+        task = asyncio.create_task(self._serving.answer(stream, method), name=f"serve {method}")
+        self._answering.add(task)  # the loop keeps only weak references
+        task.add_done_callback(self._answering.discard)
