@@ -7,9 +7,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 import bittensor as bt
-from bittensor.keyfiles import KeyfileError, Keypair
-from bittensor.sp_core import CRYPTO_SR25519, ss58_decode, ss58_encode
-from bittensor.sp_core import verify as verify_ss58
+from bittensor_core import CRYPTO_SR25519, KeyfileError, Keypair, ss58_decode, ss58_encode
+from bittensor_core import verify as verify_ss58
 
 from distributed_training.errors import ConfigError
 
@@ -97,7 +96,7 @@ def write_wallet(path: Path, wallet: str, hotkey_name: str, seed: int) -> LocalK
 
 
 def load_hotkey(path: Path, wallet: str, hotkey: str) -> LocalKey:
-    """Read a hotkey from wallet files; ConfigError with the command that creates it when it is missing or unreadable."""
+    """Read a hotkey from wallet files; ConfigError, with the command that creates it, when it is missing."""
     keyfile = path.expanduser() / wallet / "hotkeys" / hotkey
     if not keyfile.is_file():
         raise ConfigError(f"no hotkey at {keyfile}; create it with: {creation_command(path, wallet, hotkey)}")

@@ -2,8 +2,8 @@
 
 Formulas follow the public runtime (pallet subtensor, run_epoch), written anew. Legend:
 n neurons in uid order; S stake share [n]; A active stake share [n]; W weights [n, n], row = validator, column = neuron
-judged; C consensus [n]; I incentive [n]; D dividends [n]; B bonds [n, n] as stored u16. A float64 epoch differs from the
-chain's fixed point by about 1e-5; the u16 floor of what is stored is kept, because stored bonds feed back.
+judged; C consensus [n]; I incentive [n]; D dividends [n]; B bonds [n, n] as stored u16. A float64 epoch differs from
+the chain's fixed point by about 1e-5; the u16 floor of what is stored is kept, because stored bonds feed back.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def consensus(active_stake: Vector, weights: Matrix, kappa: float) -> Vector:
 
 
 def masked_weights(state: EpochInput, permits: Mask) -> Matrix:
-    """Rows that count, normalised to 1: permitted, no self weights (the owner's apart), none older than the judged uid."""
+    """Rows that count, normalised to 1: permitted, no self weights but the owner's, none older than the judged uid."""
     weights = state.weights.astype(np.float64)
     weights[~permits] = 0.0
     own = np.eye(len(permits), dtype=np.bool_)

@@ -133,7 +133,9 @@ def test_bonds_of_a_recycled_uid_start_from_zero() -> None:
     weights[0, 2] = weights[1, 2] = U16_MAX
     bonds = np.zeros((3, 3), dtype=np.uint16)
     bonds[0, 2] = U16_MAX
-    state = make_state([1, 1, 0], weights=weights, bonds=bonds, block=20, last_epoch_block=10, last_update=np.full(3, 15))
+    state = make_state(
+        [1, 1, 0], weights=weights, bonds=bonds, block=20, last_epoch_block=10, last_update=np.full(3, 15)
+    )
     assert run_epoch(state, PARAMS).dividends[0] == pytest.approx(0.95)
     reborn = replace(state, registered=np.array([0, 0, 12]))
     assert run_epoch(reborn, PARAMS).dividends[0] == pytest.approx(0.5)
