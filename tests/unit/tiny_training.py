@@ -56,7 +56,7 @@ INNER: dict[str, Any] = {
     "beta2": 0.95,
     "epsilon": 1e-8,
     "weight_decay": 0.1,
-    "clip_norm": 1.0,
+    "clip_norm": 0.5,
 }
 
 
