@@ -1,0 +1,99 @@
+"""The run directory: where everything lies, and which nodes there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distributed_training.localnet.options import Options
+from distributed_training.types import Role
+
+WALLET = "local"
+SPARE_HOTKEY = "extra"  # a wallet without a registration: for trying how a node joins
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """One process of the demo. Its place in `node_specs` is its uid."""
+
+    name: str  # hotkey name
+    role: Role
+    uid: int
+    port: int
+    steps: int | None  # inner steps a round; miners only
+    exact_steps: bool
+    adversary: str | None
+    script: Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    root: Path
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def chain(self) -> Path:
+        return self.root / "chain.sqlite"
+
+    @property
+    def pages(self) -> Path:
+        return self.root / "pages"
+
+    @property
+    def wallets(self) -> Path:
+        return self.root / "wallets"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.png"
+
+    def node(self, name: str) -> Path:
+        return self.root / "nodes" / name
+
+
+def node_specs(options: Options, repository: Path = REPOSITORY) -> tuple[NodeSpec, ...]:
+    """Owner, validators, miners, in uid order."""
+    neurons = repository / "neurons"
+    specs = [NodeSpec("owner", Role.OWNER, 0, options.port_base, None, False, None, neurons / "owner.py")]
+    for i in range(options.validators):
+        uid = len(specs)
+        script = neurons / "validator.py"
+        specs.append(NodeSpec(f"validator-{i}", Role.VALIDATOR, uid, options.port_base + uid, None, False, None, script))
+    cheats = options.adversary
+    for i, steps in enumerate(options.steps_per_round):
+        uid = len(specs)
+        cheating = cheats is not None and i >= options.miners - cheats.count
+        specs.append(
+            NodeSpec(
+                name=f"miner-{i}",
+                role=Role.MINER,
+                uid=uid,
+                port=options.port_base + uid,
+                steps=steps,
+                exact_steps=options.steps is not None and not cheating,
+                adversary=cheats.name if cheats and cheating else None,
+                script=cheats.script if cheats and cheating else neurons / "miner.py",
+            )
+        )
+    return tuple(specs)
+
+
+def miners(specs: Sequence[NodeSpec]) -> tuple[NodeSpec, ...]:
+    return tuple(s for s in specs if s.role is Role.MINER)

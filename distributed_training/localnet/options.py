@@ -1,0 +1,221 @@
+"""What `python -m distributed_training.localnet` is told: flags, defaults, and one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from distributed_training.config_flags import nearest
+from distributed_training.errors import ConfigError
+
+STEPS_AT_SPEED_1 = 5
+MAX_MINERS = 12
+MAX_VALIDATORS = 3
+ADVERSARIES_DIR = Path(__file__).resolve().parents[2] / "adversaries"
+
+DESCRIPTION = """\
+Train one language model with a whole subnet on this machine.
+
+Every node is a process of its own: miners train on different pages of text and average what they learned peer to
+peer, validators replay parts of the miners' work and pay them on a chain (one SQLite file), the owner publishes
+checkpoints. A live table shows it; at the end the run is checked from the outside and compared with miners that
+train alone. Nothing leaves this machine; all connections are on its loopback interface.
+"""
+EPILOG = """\
+examples:
+  bash scripts/demo.sh                              4 equal miners, 2 validators, 5 rounds: about 8 minutes
+  bash scripts/demo.sh --speeds 1,1,2,4             miners of different speed: more steps, more pay
+  bash scripts/demo.sh --adversary free-rider --rounds 8
+  bash scripts/demo.sh --model my_config.json --text ~/my_texts
+  bash scripts/demo.sh --seed 7 --steps 20          repeatable: the same final state root every time
+
+what it leaves in the run directory:
+  summary.json  every number and every check      events.jsonl  all events of all nodes
+  report.png    loss, scores, weights, incentive  nodes/NAME/log.txt  the log of one node
+
+exit code: 0 all checks held, 1 some did not, 2 wrong options, 130 stopped by Ctrl-C.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Adversary:
+    name: str  # as given, with dashes
+    count: int  # the last `count` miners run its program
+
+    @property
+    def script(self) -> Path:
+        return ADVERSARIES_DIR / f"{self.name.replace('-', '_')}.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    rounds: int  # rounds that are to be applied; one more is run, so that the last is audited and paid
+    miners: int
+    validators: int
+    speeds: tuple[int, ...]  # one per miner
+    seed: int
+    steps: int | None  # exact inner steps a round at speed 1; None: up to 5, whatever the time allows
+    adversary: Adversary | None
+    model: Path | None
+    text: Path | None
+    run_dir: Path
+    port_base: int
+    plain: bool
+
+    @property
+    def steps_at_speed_1(self) -> int:
+        return self.steps or STEPS_AT_SPEED_1
+
+    @property
+    def steps_per_round(self) -> tuple[int, ...]:
+        """Inner steps a round of each miner."""
+        return tuple(speed * self.steps_at_speed_1 for speed in self.speeds)
+
+    def params(self) -> dict[str, Any]:
+        """What makes this run this run: an existing run directory is resumed only if these are the same."""
+        return {
+            "miners": self.miners,
+            "validators": self.validators,
+            "speeds": list(self.speeds),
+            "seed": self.seed,
+            "steps": self.steps,
+            "adversary": None if self.adversary is None else f"{self.adversary.name}:{self.adversary.count}",
+            "model": None if self.model is None else str(self.model),
+            "text": None if self.text is None else str(self.text),
+        }
+
+
+def parse_options(argv: Sequence[str], *, adversaries_dir: Path = ADVERSARIES_DIR) -> Options:
+    """Raises ConfigError with one line for a bad value; `--help` prints and exits 0."""
+    args = _parser().parse_args(argv)
+    speeds = _speeds(args.speeds, args.miners)
+    miners = len(speeds)
+    run_dir = args.run_dir or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Options(
+        rounds=args.rounds,
+        miners=miners,
+        validators=args.validators,
+        speeds=speeds,
+        seed=args.seed,
+        steps=args.steps,
+        adversary=_adversary(args.adversary, miners, adversaries_dir),
+        model=_existing(args.model, "--model", file=True),
+        text=_existing(args.text, "--text", file=False),
+        run_dir=run_dir.expanduser().absolute(),
+        port_base=_port_base(args.port_base, 1 + args.validators + miners),
+        plain=args.plain,
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        match = re.match(r"unrecognized arguments: (\S+)", message)
+        known = [flag for action in self._actions for flag in action.option_strings]
+        if match:
+            message = f"unknown option {match[1]}{nearest(match[1].split('=')[0], known)}"
+        raise ConfigError(f"{message} (--help lists all options)")
+
+
+def _whole(low: int, high: int, what: str) -> Any:
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected {what}, a whole number from {low} to {high}, not {text!r}")
+        return value
+
+    return convert
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="scripts/demo.sh",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--rounds", metavar="N", type=_whole(1, 1000, "rounds"), default=5, help="rounds to apply; default 5")
+    add(
+        "--miners",
+        metavar="N",
+        type=_whole(2, MAX_MINERS, "miners"),
+        help="default 4, or as many as --speeds names",
+    )
+    add(
+        "--validators",
+        metavar="N",
+        type=_whole(1, MAX_VALIDATORS, "validators"),
+        default=2,
+        help="default 2",
+    )
+    add("--speeds", metavar="S,S,...", help=f"speed of each miner; 1 means {STEPS_AT_SPEED_1} inner steps a round")
+    add(
+        "--seed",
+        metavar="N",
+        type=_whole(0, 2**32 - 1, "a seed"),
+        default=1,
+        help="all keys, the model's start and the data order follow from it; default 1",
+    )
+    add(
+        "--steps",
+        metavar="N",
+        type=_whole(1, 200, "inner steps"),
+        help="exactly N inner steps a round at speed 1; a miner that misses them fails the run",
+    )
+    add("--adversary", metavar="NAME[:COUNT]", help="the last COUNT miners (default 1) run adversaries/NAME.py")
+    add("--model", metavar="FILE", type=Path, help="JSON or TOML transformers config of another causal model")
+    add("--text", metavar="DIR", type=Path, help="directory of text files; default: Python's own library")
+    add("--run-dir", metavar="DIR", type=Path, help="default runs/DATE-TIME; a run that is there already is resumed")
+    add("--port-base", metavar="N", type=_whole(1024, 65000, "a port"), default=9100, help="first port; default 9100")
+    add("--plain", action="store_true", help="one line per event instead of the live table")
+    return parser
+
+
+def _speeds(text: str | None, miners: int | None) -> tuple[int, ...]:
+    if text is None:
+        return (1,) * (miners or 4)
+    parts = text.split(",")
+    if not all(p.strip().isdigit() and 1 <= int(p) <= 16 for p in parts):
+        raise ConfigError(f"argument --speeds: expected whole numbers from 1 to 16 like 1,1,2,4, not {text!r}")
+    if miners not in (None, len(parts)):
+        raise ConfigError(f"argument --speeds: expected one speed for each of the {miners} miners, not {len(parts)}")
+    if not 2 <= len(parts) <= MAX_MINERS:
+        raise ConfigError(f"argument --speeds: expected 2 to {MAX_MINERS} speeds, not {len(parts)}")
+    return tuple(int(p) for p in parts)
+
+
+def _adversary(text: str | None, miners: int, directory: Path) -> Adversary | None:
+    if text is None:
+        return None
+    name, _, count = text.partition(":")
+    known = sorted(p.stem.replace("_", "-") for p in directory.glob("*.py") if not p.stem.startswith("_"))
+    if name not in known:
+        listed = ", ".join(known) or f"a file in {directory}"
+        raise ConfigError(f"argument --adversary: expected one of {listed}, not {name!r}{nearest(name, known)}")
+    if count and not (count.isdigit() and 1 <= int(count) < miners):
+        raise ConfigError(f"argument --adversary: expected a count from 1 to {miners - 1}, not {count!r}")
+    return Adversary(name, int(count or 1))
+
+
+def _existing(path: Path | None, flag: str, *, file: bool) -> Path | None:
+    if path is None:
+        return None
+    found = path.expanduser().absolute()
+    if not (found.is_file() if file else found.is_dir()):
+        raise ConfigError(f"argument {flag}: expected {'a file' if file else 'a directory'}, there is none at {path}")
+    return found
+
+
+def _port_base(base: int, count: int) -> int:
+    if base + count > 65536:
+        raise ConfigError(f"argument --port-base: expected at most {65536 - count}, as {count} nodes need a port each")
+    return base
