@@ -61,7 +61,7 @@ def num_parameters(model: nn.Module) -> int:
 
 def to_flat(model: nn.Module) -> Flat:
     """A copy of all parameters, float32 [d]."""
-    return np.concatenate([p.detach().cpu().numpy().reshape(-1) for p in model.parameters()]).astype(np.float32, copy=False)
+    return np.concatenate([p.detach().cpu().numpy().reshape(-1) for p in model.parameters()])
 
 
 def load_flat(model: nn.Module, flat: Flat) -> None:
