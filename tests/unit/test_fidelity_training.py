@@ -1,4 +1,4 @@
-"""Fidelity on real training, honest and not, in two states: random weights, where all gradients look alike, and later."""
+"""Fidelity on real training, honest and not: from random weights, where all gradients look alike, and later."""
 
 from __future__ import annotations
 
@@ -57,12 +57,16 @@ def test_honest_logs_pass_with_room(state: tuple[np.ndarray, int]) -> None:
         assert result.error < RULES.error_ok / 20
 
 
+def one_round_on(state: tuple[np.ndarray, int]) -> np.ndarray:
+    return train(loop(GPT2), state[0], batches(60), 5, applied_rounds=state[1]).end
+
+
 CHEATS: dict[str, Callable[[tuple[np.ndarray, int], Log], Log]] = {
     "other data": lambda state, truth: run(state, batches(2)),
     "half batch": lambda state, truth: claim_whole_batch(run(state, part(4))),
     "7/8 batch": lambda state, truth: claim_whole_batch(run(state, part(7))),
     "half sequences": lambda state, truth: run(state, (b[:, list(range(16)) * 2] for b in batches(1))),
-    "older state": lambda state, truth: run((state[0] + np.float32(0.05), state[1]), batches(1)),
+    "another round's state": lambda state, truth: run((one_round_on(state), state[1]), batches(1)),
     "another round's log": lambda state, truth: run(state, batches(1), sketch_seed=b"former round"),
     "noise": lambda state, truth: tuple(
         dataclasses.replace(
@@ -81,8 +85,8 @@ CHEATS: dict[str, Callable[[tuple[np.ndarray, int], Log], Log]] = {
 }
 
 
-# Nearly all the work is done here; with random weights, where all sequences look alike, these may end soft.
-SMALL_GAIN = {"7/8 batch", "invented losses"}
+# The gradients are honest here, and with random weights all sequences have about the same loss: this may end soft.
+NO_GAIN = {"invented losses"}
 
 
 @pytest.mark.parametrize("name", CHEATS)
@@ -90,7 +94,7 @@ def test_cheats_do_not_pass(state: tuple[np.ndarray, int], name: str) -> None:
     truth = run(state, batches(1))
     result = judge(CHEATS[name](state, truth), truth, depth=6, audit=RULES)
     assert result.verdict is not Verdict.PASS
-    if name not in SMALL_GAIN:
+    if name not in NO_GAIN:
         assert result.verdict is Verdict.FAIL
 
 
