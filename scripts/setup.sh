@@ -2,7 +2,7 @@
 #   PYTHON=...          the Python to use; default: the first fitting one of python3.12, python3.11, python3
 #   DT_VENV=...         where the environment lives; default .venv
 #   DT_TORCH=...        what to install as torch; default the pinned version, as a CPU build
-#   DT_TORCH_INDEX=...  extra package index for torch; default PyTorch's CPU index on Linux; empty: none
+#   DT_TORCH_INDEX=...  extra package index for torch; default PyTorch's CPU index on Linux, none with DT_TORCH
 # shellcheck shell=bash
 
 DT_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -23,7 +23,9 @@ except ImportError: sys.exit(4)' >/dev/null 2>&1
 # Prints the path of a fitting Python, or fails with one line that says what to do.
 _dt_find_python() {
     local name path code bare=""
-    for name in ${PYTHON:-python3.12 python3.11 python3}; do
+    local names=(python3.12 python3.11 python3)
+    [ -z "${PYTHON:-}" ] || names=("$PYTHON")
+    for name in "${names[@]}"; do
         while IFS= read -r path; do
             code=0
             _dt_judge "$path" || code=$?
@@ -51,13 +53,13 @@ _dt_torch_index() {
         echo "$DT_TORCH_INDEX"
         return
     fi
-    [ "$(uname -s)" = Linux ] || return 0
+    [ "$(uname -s)" = Linux ] && [ -z "${DT_TORCH:-}" ] || return 0
     local index=https://download.pytorch.org/whl/cpu
     if "$1" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=10).close()' \
         "$index" >/dev/null 2>&1; then
         echo "$index"
     else
-        echo "note: PyTorch's CPU index cannot be reached; torch comes from the configured package index" >&2
+        echo "note: PyTorch's CPU index cannot be reached; torch comes from pip's own index, perhaps with GBs of CUDA" >&2
     fi
 }
 
@@ -83,12 +85,13 @@ _dt_install() {
     touch "$venv/.installing"
     rm -f "$venv/.stamp"
     index=$(_dt_torch_index "$venv/bin/python")
+    _dt_constraints >"$venv/constraints.txt"
     local pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input)
     echo "  torch ($torch${index:+, CPU build})"
-    "${pip[@]}" ${index:+--extra-index-url "$index"} -c <(_dt_constraints) $torch ||
+    "${pip[@]}" ${index:+--extra-index-url "$index"} -c "$venv/constraints.txt" $torch ||
         _dt_fail "pip could not install torch (its reason is above); run this again, or set DT_TORCH"
     echo "  everything else"
-    "${pip[@]}" -c <(_dt_constraints) -e "$DT_ROOT[dev]" ||
+    "${pip[@]}" -c "$venv/constraints.txt" -e "$DT_ROOT[dev]" ||
         _dt_fail "pip could not install the dependencies (its reason is above); run this again"
     _dt_stamp "$venv/bin/python" >"$venv/.stamp"
     rm -f "$venv/.installing"
