@@ -68,11 +68,8 @@ class SignedHints:
         self._record_id = record_id
 
     def validate(self, record: Any) -> bool:
-        head = bytes([0xC4, HINT_BYTES])  # msgpack: a binary string of that length
-        if not record.value.startswith(head):
-            return False
         try:
-            hint = decode_hint(record.value[len(head) :], time.time())
+            hint = decode_hint(record.value, time.time())
         except WireError:
             return False
         return record.key == self._record_id(hint.peer_key) and record.expiration_time == hint.expires

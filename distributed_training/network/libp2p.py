@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -150,10 +150,13 @@ class P2pDaemon:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def is_connected(self, peer_key: bytes) -> bool:
-        peer_id = peer_id_of(peer_key)
+        return peer_id_of(peer_key) in await self.connected()
+
+    async def connected(self) -> set[bytes]:
+        """The libp2p ids of all peers that we have a connection to."""
         async with self._control(_pb.Request(type=_pb.Request.LIST_PEERS)) as (_, writer, response):
             writer.close()
-            return any(peer.id == peer_id for peer in response.peers)
+            return {peer.id for peer in response.peers}
 
     async def connect(self, peer_key: bytes, address: tuple[str, int]) -> None:
         request = _pb.ConnectRequest(peer=peer_id_of(peer_key), addrs=[_multiaddr(address).to_bytes()])
@@ -172,11 +175,11 @@ class P2pDaemon:
             return reader, writer
 
     async def join_dht(self) -> HivemindDht:
-        return await HivemindDht.create(self._p2p)
+        return await HivemindDht.create(self._p2p, self.connected)
 
     @asynccontextmanager
     async def _control(self, request: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Any]]:
-        """One control request on its own connection. hivemind's calls leave theirs open when they fail or are cancelled."""
+        """One control request on its own connection, closed on any failure (hivemind's own calls leave theirs open)."""
         if self._p2p is None:
             raise NetworkFault("this transport is not running")
         writer = None
@@ -196,32 +199,52 @@ class P2pDaemon:
 
 
 class HivemindDht:
-    """`hints.DhtNode` over hivemind's DHT."""
+    """`hints.DhtNode` over hivemind's DHT, asked one hop far: at the peers that we are connected to.
 
-    def __init__(self, node: Any) -> None:
-        self._node = node
+    A search through the whole DHT would make libp2p dial peers that are gone, and after a failed dial libp2p refuses to
+    try again for 5 s and more (measured): a restarted peer would be out of reach just then.
+    """
+
+    def __init__(self, node: Any, connected: Callable[[], Awaitable[set[bytes]]]) -> None:
+        self._protocol = node.protocol
+        self._shutdown = node.shutdown
+        self._connected = connected
 
     @classmethod
-    async def create(cls, p2p: Any) -> HivemindDht:
+    async def create(cls, p2p: Any, connected: Callable[[], Awaitable[set[bytes]]]) -> HivemindDht:
         validator: Any = SignedHints(lambda key: DHTID.generate(key).to_bytes())
         node = await DHTNode.create(
-            p2p, record_validator=validator, cache_size=HINT_RECORDS, wait_timeout=HINT_TIMEOUT_S
+            p2p, record_validator=validator, cache_size=HINT_RECORDS, wait_timeout=HINT_TIMEOUT_S / 2
         )
         node.protocol.storage.maxsize = HINT_RECORDS
-        return cls(node)
+        return cls(node, connected)
 
     async def get(self, key: bytes) -> bytes | None:
-        found = await self._node.get(key, latest=True)
-        return found.value if found and isinstance(found.value, bytes) else None
+        record_id = DHTID.generate(key)
+        answers = await asyncio.gather(*[self._protocol.call_find(p, [record_id]) for p in await self._neighbours()])
+        records = [self._protocol.storage.get(record_id), *(answer[record_id][0] for answer in answers if answer)]
+        found = [record for record in records if record is not None and isinstance(record.value, bytes)]
+        return max(found, key=lambda record: record.expiration_time).value if found else None
 
     async def store(self, key: bytes, value: bytes, expires: float) -> None:
-        await self._node.store(key, value, expires)
+        record_id = DHTID.generate(key)
+        self._protocol.storage.store(record_id, value, expires)
+        stores = [self._protocol.call_store(p, [record_id], [value], expires) for p in await self._neighbours()]
+        await asyncio.gather(*stores)
 
     async def greet(self, peer_key: bytes) -> bool:
-        return await self._node.protocol.call_ping(PeerID(peer_id_of(peer_key))) is not None
+        return await self._protocol.call_ping(PeerID(peer_id_of(peer_key))) is not None
 
     async def shutdown(self) -> None:
-        await self._node.shutdown()
+        await self._shutdown()
+
+    async def _neighbours(self) -> list[Any]:
+        table = self._protocol.routing_table
+        connected = await self._connected()
+        for peer_id, node_id in list(table.peer_id_to_uid.items()):
+            if peer_id.to_bytes() not in connected:
+                del table[node_id]
+        return list(table.peer_id_to_uid)
 
 
 def _multiaddr(address: tuple[str, int]) -> Multiaddr:
