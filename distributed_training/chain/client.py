@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,10 +15,10 @@ from distributed_training.chain.base import Head
 from distributed_training.chain.keys import LocalKey, hotkey_public_key
 from distributed_training.chain.substrate_local import LocalSubstrate
 from distributed_training.errors import ChainFault, ChainRefused, ConfigError
-from distributed_training.types import BlockRef, Commitment, Field, Neuron, Roster, SubnetParams
+from distributed_training.types import BlockRef, Field, Neuron, Roster, SubnetParams
+from distributed_training.wire import decode_commitment
 
 T = TypeVar("T")
-DecodeCommitment = Callable[[Sequence[Field]], Commitment | None]
 READ_TIMEOUT_S = 60.0
 WRITE_TIMEOUT_S = 180.0
 MAX_FIELDS = 3
@@ -28,11 +28,10 @@ MAX_RAW_BYTES = 128
 class BittensorChain:
     """See chain.base.Chain for the contract. Make it with `connect`, end it with `close`."""
 
-    def __init__(self, client: bt.Client, netuid: int, signer: LocalKey, decode: DecodeCommitment) -> None:
+    def __init__(self, client: bt.Client, netuid: int, signer: LocalKey) -> None:
         self._client = client
         self._netuid = netuid
         self._signer = signer
-        self._decode = decode
 
     @classmethod
     async def connect(
@@ -42,7 +41,6 @@ class BittensorChain:
         network: str,
         endpoint: str | None,
         signer: LocalKey,
-        decode_commitment: DecodeCommitment,
         cache_dir: Path,
         local_chain: Path | None = None,
     ) -> BittensorChain:
@@ -63,7 +61,7 @@ class BittensorChain:
         async def connected() -> bt.Client:
             return await subtensor
 
-        return cls(await guarded(connected(), READ_TIMEOUT_S), netuid, signer, decode_commitment)
+        return cls(await guarded(connected(), READ_TIMEOUT_S), netuid, signer)
 
     async def close(self) -> None:
         await guarded(self._client.close(), READ_TIMEOUT_S)
@@ -111,7 +109,7 @@ class BittensorChain:
             may_validate=neuron.validator_permit,
             registered_block=neuron.block_at_registration,
             address=parse_address(neuron.axon),
-            commitment=None if fields is None else self._decode(fields),
+            commitment=None if fields is None else decode_commitment(fields),
             commitment_block=None if written is None else written.block,
             incentive=neuron.incentive,
             dividends=neuron.dividends,

@@ -7,8 +7,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 import bittensor as bt
-from bittensor_core import CRYPTO_SR25519, KeyfileError, Keypair, ss58_decode, ss58_encode
-from bittensor_core import verify as verify_ss58
+from bittensor.keyfiles import KeyfileError, Keypair
+from bittensor.sp_core import CRYPTO_SR25519, ss58_decode, ss58_encode
+from bittensor.sp_core import verify as verify_ss58
 
 from distributed_training.errors import ConfigError
 
@@ -20,7 +21,7 @@ SIGNATURE_BYTES = 64
 class LocalKey:
     """A hotkey held in this process; implements `chain.base.Signer`."""
 
-    keypair: Keypair
+    keypair: bt.Signer
 
     @property
     def hotkey(self) -> str:
@@ -60,13 +61,13 @@ def hotkey_public_key(address: str) -> bytes:
         raise ConfigError(f"{address!r} is not an ss58 address: {error}") from error
 
 
-def derive_keypair(seed: int, name: str) -> Keypair:
+def derive_keypair(seed: int, name: str) -> bt.Signer:
     """The sr25519 key of hotkey `name` in the local run with this seed. Public knowledge: never for a real chain."""
     material = blake2b(f"{seed}/{name}".encode(), digest_size=32, person=b"dt-local-key").digest()
     return Keypair.create_from_seed(material, CRYPTO_SR25519)
 
 
-def derive_coldkey(seed: int, wallet: str) -> Keypair:
+def derive_coldkey(seed: int, wallet: str) -> bt.Signer:
     """The coldkey that `write_wallet` puts into local wallet `wallet`."""
     return derive_keypair(seed, f"coldkey/{wallet}")
 

@@ -103,7 +103,10 @@ class LocalStore:
         self._connections: list[sqlite3.Connection] = []
         self._genesis: float | None = None
         self._closed = 0
-        self.params = ChainParams(**{f.name: self._meta(f.name) for f in fields(ChainParams)})
+        try:
+            self.params = ChainParams(**{f.name: self._meta(f.name) for f in fields(ChainParams)})
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(f"{path} is not a local chain: {error}") from error
 
     def connection(self) -> sqlite3.Connection:
         if getattr(self._local, "pid", None) != os.getpid():

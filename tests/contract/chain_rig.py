@@ -1,0 +1,84 @@
+"""A local chain with a few neurons, and one client per hotkey, for the chain tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distributed_training.chain.client import BittensorChain
+from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair
+from distributed_training.chain.local_genesis import GenesisNeuron, create_chain
+
+NETUID = 7
+SEED = 11
+VERSION_KEY = 3
+NAMES = ("owner", "validator-0", "validator-1", "miner-0", "miner-1")
+STAKES = {"validator-0": 300.0, "validator-1": 100.0}
+COLDKEY = derive_coldkey(SEED, "local")
+
+
+def key(name: str) -> LocalKey:
+    return LocalKey(derive_keypair(SEED, name))
+
+
+def make_chain(path: Path, *, block_s: float = 0.1, tempo: int = 1000, rate_limit: int = 3, **changes: int) -> Path:
+    create_chain(
+        path,
+        seed=SEED,
+        block_s=block_s,
+        netuid=NETUID,
+        tempo=tempo,
+        weights_rate_limit=rate_limit,
+        version_key=VERSION_KEY,
+        owner_hotkey=key("owner").hotkey,
+        owner_coldkey=COLDKEY.ss58_address,
+        neurons=[
+            GenesisNeuron(key(name).hotkey, COLDKEY.ss58_address, STAKES.get(name, 0.0), name in STAKES)
+            for name in NAMES
+        ],
+        **{"max_uids": 8, **changes},
+    )
+    return path
+
+
+async def connect(path: Path, name: str) -> BittensorChain:
+    return await BittensorChain.connect(
+        netuid=NETUID,
+        network="local",
+        endpoint=None,
+        signer=key(name),
+        cache_dir=path.parent,
+        local_chain=path,
+    )
+
+
+@dataclass
+class Rig:
+    """Clients by name, made on demand and closed at the end."""
+
+    path: Path
+    clients: dict[str, BittensorChain] = field(default_factory=dict)
+
+    async def client(self, name: str) -> BittensorChain:
+        if name not in self.clients:
+            self.clients[name] = await connect(self.path, name)
+        return self.clients[name]
+
+
+@asynccontextmanager
+async def rig(path: Path) -> AsyncIterator[Rig]:
+    made = Rig(path)
+    try:
+        yield made
+    finally:
+        for client in made.clients.values():
+            await client.close()
+
+
+async def reach(chain: BittensorChain, block: int) -> None:
+    async with asyncio.timeout(20):
+        while (await chain.head()).number < block:
+            await asyncio.sleep(0.01)

@@ -1,0 +1,309 @@
+"""The Chain protocol through the real SDK over the local chain: every operation, and what the chain refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+from chain_rig import COLDKEY, NAMES, NETUID, SEED, VERSION_KEY, Rig, connect, key, make_chain, reach, rig
+
+from distributed_training.chain.base import Head
+from distributed_training.chain.client import BittensorChain
+from distributed_training.chain.local_genesis import start_clock
+from distributed_training.chain.local_store import block_hash
+from distributed_training.errors import ChainFault, ChainRefused, ConfigError
+from distributed_training.types import Commitment, Field, Role
+from distributed_training.wire import encode_commitment
+
+MINER = Commitment(Role.MINER, True, b"p" * 32, 4, b"w" * 32, 4, b"o" * 32)
+
+
+async def test_before_the_clock_starts_writes_return_at_once_and_show_in_block_one(tmp_path: Path) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.2)) as r:
+        miner = await r.client("miner-0")
+        assert await miner.head() == Head(0, 0)
+        began = time.monotonic()
+        assert await miner.commit(encode_commitment(MINER)) == 1
+        await miner.serve("127.0.0.2", 9000)
+        assert await (await r.client("validator-0")).set_weights({3: 1.0}, VERSION_KEY) == 1
+        assert time.monotonic() - began < 1.0
+        at_genesis = (await miner.roster(0)).by_hotkey(key("miner-0").hotkey)
+        assert at_genesis is not None and at_genesis.commitment is None and at_genesis.address is None
+        with pytest.raises(ChainFault):
+            await miner.roster(1)
+
+        start_clock(r.path)
+        assert (await miner.head()).number <= 1
+        await reach(miner, 1)
+        shown = (await miner.roster(1)).by_hotkey(key("miner-0").hotkey)
+        assert shown is not None and shown.commitment == MINER and shown.commitment_block == 1
+        assert shown.address == ("127.0.0.2", 9000)
+        assert await miner.weights(1) == {1: {3: 1.0}}
+
+
+async def test_starting_a_started_clock_changes_nothing(tmp_path: Path) -> None:
+    path = make_chain(tmp_path / "chain.sqlite")
+    assert start_clock(path) == start_clock(path)
+
+
+async def test_blocks_come_by_the_clock_and_two_behind_is_final(tmp_path: Path) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+        chain = await r.client("miner-0")
+        began = start_clock(r.path)
+        heads = []
+        while not heads or heads[-1].number < 6:
+            heads.append(await chain.head())
+            await asyncio.sleep(0.01)
+        assert heads == sorted(heads, key=lambda h: h.number)
+        assert all(h.finalized == max(0, h.number - 2) for h in heads)
+        assert (await chain.head()).number == pytest.approx((time.time() - began) / 0.05, abs=1.5)
+
+
+async def test_block_hashes_depend_on_seed_and_number_only(tmp_path: Path) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+        chain = await r.client("miner-0")
+        start_clock(r.path)
+        await reach(chain, 2)
+        assert await chain.block_hash(2) == block_hash(SEED, 2) != block_hash(SEED + 1, 2)
+        assert len({await chain.block_hash(n) for n in range(3)}) == 3
+        for missing in (10_000, -1):
+            with pytest.raises(ChainFault):
+                await chain.block_hash(missing)
+            with pytest.raises(ChainFault):
+                await chain.roster(missing)
+            with pytest.raises(ChainFault):
+                await chain.weights(missing)
+
+
+async def test_params_and_roster_tell_what_genesis_said(tmp_path: Path) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite", tempo=77, rate_limit=5)) as r:
+        chain = await r.client("miner-0")
+        params = await chain.params()
+        assert (params.netuid, params.tempo, params.weights_rate_limit, params.block_s) == (NETUID, 77, 5, 0.1)
+        assert (params.owner_hotkey, params.owner_coldkey) == (key("owner").hotkey, COLDKEY.ss58_address)
+        roster = await chain.roster(0)
+        assert roster.block.number == 0 and roster.block.hash == block_hash(SEED, 0)
+        assert [n.hotkey for n in roster.neurons] == [key(name).hotkey for name in NAMES]
+        assert [n.uid for n in roster.neurons] == [0, 1, 2, 3, 4]
+        assert all(n.public_key == key(name).public_key for n, name in zip(roster.neurons, NAMES, strict=True))
+        assert [n.stake for n in roster.neurons] == [0.0, 300.0, 100.0, 0.0, 0.0]
+        assert [n.may_validate for n in roster.neurons] == [False, True, True, False, False]
+        assert {n.registered_block for n in roster.neurons} == {0}
+
+
+async def test_a_commitment_is_replaced_and_old_blocks_keep_the_old_one(tmp_path: Path) -> None:
+    roles = [
+        MINER,
+        Commitment(Role.MINER, False, b"q" * 32, None, None, None, None),
+        Commitment(Role.VALIDATOR, False, b"v" * 32, 5, b"r" * 32, 5, b"m" * 32),
+    ]
+    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+        chain = await r.client("miner-1")
+        start_clock(r.path)
+        blocks = [await chain.commit(encode_commitment(role)) for role in roles]
+        assert blocks == sorted(set(blocks)) and (await chain.head()).number >= blocks[-1]
+        for block, role in zip(blocks, roles, strict=True):
+            neuron = (await chain.roster(block)).neurons[4]
+            assert (neuron.commitment, neuron.commitment_block) == (role, block)
+        assert (await chain.roster(blocks[0] - 1)).neurons[4].commitment is None
+
+
+@pytest.mark.parametrize(
+    "fields", [[Field("Raw", b"")], [Field("Raw", b"x" * 42)], [Field("Sha256", b"x" * 32)], [Field("Raw", b"{}")] * 3]
+)
+async def test_foreign_commitments_are_absent(tmp_path: Path, fields: list[Field]) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+        chain = await r.client("miner-0")
+        start_clock(r.path)
+        block = await chain.commit(fields)
+        neuron = (await chain.roster(block)).neurons[3]
+        assert neuron.commitment is None and neuron.commitment_block == block
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [[Field("Raw", b"x" * 129)], [Field("Raw", b"x")] * 4, [Field("Sha256", b"x" * 31)], [Field("BigRaw", b"x")]],
+)
+async def test_commitments_the_codec_cannot_hold_are_refused(tmp_path: Path, fields: list[Field]) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite")) as r:
+        with pytest.raises(ChainRefused) as refusal:
+            await (await r.client("miner-0")).commit(fields)
+        assert refusal.value.code == "invalid_argument"
+
+
+async def test_commitments_are_paid_from_a_quota_per_hotkey_and_epoch(tmp_path: Path) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05, tempo=4)) as r:
+        miner, other = await r.client("miner-0"), await r.client("miner-1")
+        for _ in range(29):  # 29 x 106 bytes <= 3100
+            await miner.commit(encode_commitment(MINER))
+        with pytest.raises(ChainRefused) as refusal:
+            await miner.commit(encode_commitment(MINER))
+        assert refusal.value.code == "limit_exceeded"
+        for _ in range(31):  # small ones cost 100 bytes each
+            await other.commit([Field("Raw", b"x")])
+        with pytest.raises(ChainRefused):
+            await other.commit([Field("Raw", b"x")])
+        start_clock(r.path)
+        await reach(miner, 4)
+        assert await miner.commit(encode_commitment(MINER)) >= 5
+
+
+async def test_serve_writes_only_a_new_address_and_never_the_unroutable_one(tmp_path: Path) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+        chain = await r.client("miner-0")
+        start_clock(r.path)
+        await chain.serve("127.0.0.2", 9000)
+        await chain.serve("127.0.0.2", 9000)
+        await chain.serve("10.1.2.3", 9001)
+        assert (await chain.roster((await chain.head()).number)).neurons[3].address == ("10.1.2.3", 9001)
+        with sqlite3.connect(r.path) as connection:
+            assert connection.execute("select count(*) from extrinsics").fetchone() == (2,)
+        with pytest.raises(ChainRefused) as refusal:
+            await chain.serve("127.0.0.1", 9000)
+        assert refusal.value.code == "invalid_argument"
+
+
+async def test_serving_has_a_rate_limit(tmp_path: Path) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05, serving_rate_limit=1000)) as r:
+        chain = await r.client("miner-0")
+        start_clock(r.path)
+        await chain.serve("127.0.0.2", 9000)
+        with pytest.raises(ChainRefused) as refusal:
+            await chain.serve("127.0.0.2", 9001)
+        assert refusal.value.code == "rate_limited"
+
+
+async def test_weights_are_shares_and_past_ones_stay(tmp_path: Path) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+        validator = await r.client("validator-0")
+        start_clock(r.path)
+        first = await validator.set_weights({3: 1.0, 4: 3.0}, VERSION_KEY)
+        with pytest.raises(ChainRefused) as refusal:
+            await validator.set_weights({3: 1.0}, VERSION_KEY)
+        assert refusal.value.code == "rate_limited"
+        await reach(validator, first + 3)
+        second = await validator.set_weights({3: 2.0}, VERSION_KEY + 1)
+        assert (await validator.weights(second))[1] == {3: 1.0}
+        old = (await validator.weights(first))[1]
+        assert old[3] == pytest.approx(0.25, abs=1e-4) and sum(old.values()) == pytest.approx(1.0)
+        assert (await validator.roster(second)).neurons[1].last_update == second
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "version_key", "code"),
+    [
+        ("miner-0", {3: 1.0, 4: 1.0}, VERSION_KEY, "not_authorized"),  # no permit
+        ("validator-0", {3: 1.0}, VERSION_KEY - 1, "invalid_argument"),  # old version
+        ("validator-0", {3: 0.0}, VERSION_KEY, "invalid_argument"),  # nothing to set
+        ("validator-0", {99: 1.0}, VERSION_KEY, "invalid_argument"),  # no such uid
+        ("stranger", {3: 1.0}, VERSION_KEY, "not_registered"),
+    ],
+)
+async def test_weights_the_chain_refuses(
+    tmp_path: Path, name: str, weights: dict[int, float], version_key: int, code: str
+) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+        start_clock(r.path)
+        chain = await r.client(name)
+        with pytest.raises(ChainRefused) as refusal:
+            await chain.set_weights(weights, version_key)
+        assert refusal.value.code == code
+        assert await chain.weights((await chain.head()).number) == {}
+
+
+async def test_a_stranger_may_not_commit_or_serve(tmp_path: Path) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite")) as r:
+        chain = await r.client("stranger")
+        with pytest.raises(ChainRefused) as commit:
+            await chain.commit([Field("Raw", b"x")])
+        with pytest.raises(ChainRefused) as serve:
+            await chain.serve("127.0.0.2", 9000)
+        assert (commit.value.code, serve.value.code) == ("not_authorized", "not_registered")
+
+
+async def pay_miners(r: Rig) -> BittensorChain:
+    """Both validators set weights in block 1; the clock is started."""
+    await (await r.client("validator-0")).set_weights({3: 1.0, 4: 3.0}, VERSION_KEY)
+    await (await r.client("validator-1")).set_weights({3: 1.0, 4: 3.0}, VERSION_KEY)
+    start_clock(r.path)
+    return await r.client("miner-0")
+
+
+async def test_a_mere_reader_runs_the_epoch(tmp_path: Path) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05, tempo=4)) as r:
+        reader = await pay_miners(r)
+        await reach(reader, 9)
+        assert {n.incentive for n in (await reader.roster(3)).neurons} == {0.0}
+        after = (await reader.roster(4)).neurons
+        assert sum(n.incentive for n in after) == pytest.approx(1.0, abs=1e-3)
+        assert after[4].incentive == pytest.approx(0.75, abs=1e-3)
+        assert [n.dividends for n in after] == pytest.approx([0, 0.75, 0.25, 0, 0], abs=1e-3)
+        assert after[0].may_validate  # the owner's permit is forced by the epoch
+        assert (await reader.roster(9)).neurons[4].incentive == after[4].incentive
+
+
+async def test_the_epoch_is_the_same_whoever_runs_it_and_when(tmp_path: Path) -> None:
+    early, late = make_chain(tmp_path / "early.sqlite", block_s=0.05, tempo=4), tmp_path / "late.sqlite"
+    async with rig(early) as r:
+        await pay_miners(r)
+        with sqlite3.connect(early) as source, sqlite3.connect(late) as copy:
+            source.backup(copy)
+        watcher = await r.client("miner-0")
+        for block in range(1, 10):  # this one runs each epoch as soon as it can
+            await reach(watcher, block)
+            await watcher.roster(block)
+        async with rig(late) as other:
+            await (await other.client("miner-1")).serve("127.0.0.2", 9)  # this one all at once, inside a write
+
+    def epochs(path: Path) -> list[tuple[str, str, int, str]]:
+        with sqlite3.connect(path) as connection:
+            return connection.execute(
+                "select * from state where item in ('epoch', 'bonds') and block <= 8 order by item, key, block"
+            ).fetchall()
+
+    assert epochs(early) == epochs(late) and len({row[2] for row in epochs(early)}) == 3  # blocks 0, 4 and 8
+
+
+async def test_a_slow_writer_does_not_stop_the_event_loop(tmp_path: Path) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+        chain = await r.client("miner-0")
+        start_clock(r.path)
+        await reach(chain, 1)
+        blocker = sqlite3.connect(r.path, isolation_level=None)
+        blocker.execute("begin immediate")
+        held = asyncio.get_running_loop().time()
+        work = [asyncio.create_task(chain.commit([Field("Raw", b"x")])), asyncio.create_task(chain.roster(1))]
+        longest, last = 0.0, held
+        while last - held < 0.5:
+            await asyncio.sleep(0.005)
+            now = asyncio.get_running_loop().time()
+            longest, last = max(longest, now - last), now
+        assert not work[0].done()
+        blocker.execute("rollback")
+        blocker.close()
+        await asyncio.gather(*work)
+        assert longest < 0.3
+
+
+async def test_nothing_is_written_outside_the_run_directory(tmp_path: Path) -> None:
+    async with rig(make_chain(tmp_path / "chain.sqlite")) as r:
+        await (await r.client("miner-0")).params()
+        assert {p.name.split("-")[0] for p in tmp_path.iterdir()} == {"chain.sqlite"}
+
+
+async def test_bad_places_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no local chain at"):
+        await connect(tmp_path / "missing.sqlite", "miner-0")
+    (tmp_path / "text.sqlite").write_text("hello, this is no database at all, just some text" * 20)
+    with pytest.raises(ConfigError, match="is not a local chain"):
+        await connect(tmp_path / "text.sqlite", "miner-0")
+    make_chain(tmp_path / "chain.sqlite")
+    with pytest.raises(ConfigError, match="exists already"):
+        make_chain(tmp_path / "chain.sqlite")
+    with pytest.raises(ConfigError, match=r"--subtensor\.network"):
+        await BittensorChain.connect(
+            netuid=1, network="atlantis", endpoint=None, signer=key("miner-0"), cache_dir=tmp_path
+        )
