@@ -188,7 +188,10 @@ def check(manifest: RunManifest) -> list[str]:
         (t.commit + t.finality < t.output - t.reduce_margin, "timing: commit + finality < output - reduce_margin"),
         (t.output + t.finality + t.transfer < t.map, "timing: output + finality + transfer < map"),
         (t.map + t.finality <= t.length - t.roster_lead, "timing: map + finality <= length - roster_lead"),
-        (t.output + t.roster_lead + t.finality <= t.length, "timing: the audit beacon must be final before the round ends"),
+        (
+            t.output + t.roster_lead + t.finality <= t.length,
+            "timing: the audit beacon must be final before the round ends",
+        ),
         (t.roster_lead >= t.finality, "timing: roster_lead >= finality"),
         (t.first_block >= t.roster_lead, "timing: first_block >= roster_lead"),
         (1 <= a.max_reducers <= 256, "average: 1 <= max_reducers <= 256 (a slice map has 256 bits)"),
@@ -207,7 +210,10 @@ def quota_problem(manifest: RunManifest, tempo: int) -> str | None:
     rounds_per_epoch = -(-tempo // manifest.timing.length) + 1
     needed = 2 * bytes_per_write * rounds_per_epoch
     if needed > 3100:
-        return f"timing.length {manifest.timing.length} needs {needed} commitment bytes per epoch of {tempo} blocks; the chain allows 3100"
+        return (
+            f"timing.length {manifest.timing.length} needs {needed} commitment bytes per epoch of {tempo} blocks; "
+            "the chain allows 3100"
+        )
     return None
 
 
@@ -226,5 +232,7 @@ def load_manifest(path: Path) -> RunManifest:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot read the run manifest {path}: {error.strerror}; scripts/create_run.py writes one") from None
+        raise ConfigError(
+            f"cannot read the run manifest {path}: {error.strerror}; scripts/create_run.py writes one"
+        ) from None
     return parse_manifest(data, source=str(path))
