@@ -70,11 +70,11 @@ def reduce_slice(
 def reduce_chunk(plan: RoundPlan, chunk: int, parts: Sequence[tuple[float, bytes]]) -> bytes:
     """Weighted mean of (raw weight, encoded chunk) in the order given, encoded once."""
     start, stop = plan.layout.coords(chunk)
-    total = np.zeros(stop - start, np.float32)
+    total: Vector = np.zeros(stop - start, np.float32)
     if parts:
         for share, (_, data) in zip(weighting.shares([a for a, _ in parts]), parts, strict=True):
             scaled = decode_chunk(data, plan.layout, chunk) * share
-            total = total + scaled
+            total = np.add(total, scaled, dtype=np.float32)
     return encode_chunk(total, plan.layout)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import accumulate, pairwise
 
 from distributed_training.averaging.codecs import INT8_CODEC, Layout, Vector, chunk_norm, encode_chunk
 from distributed_training.averaging.plan import RoundPlan
@@ -50,8 +49,8 @@ def split_wire(data: bytes, layout: Layout) -> tuple[bytes, ...]:
     """The concatenation of all chunks, cut again. Raises WireError for another length."""
     if len(data) != layout.wire_bytes:
         raise WireError(f"wire bytes: {len(data)}, {layout.wire_bytes} expected")
-    cuts = np.cumsum([0] + [layout.chunk_bytes(c) for c in range(layout.num_chunks)])
-    return tuple(data[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+    cuts = accumulate((layout.chunk_bytes(c) for c in range(layout.num_chunks)), initial=0)
+    return tuple(data[a:b] for a, b in pairwise(cuts))
 
 
 def check_work(

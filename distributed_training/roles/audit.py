@@ -1,0 +1,178 @@
+"""One validator's look at one miner: the train query and the integrity query of protocol section 7."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distributed_training.averaging.codecs import Vector, decode_chunk
+from distributed_training.averaging.peers import PeerBook
+from distributed_training.averaging.plan import RoundPlan
+from distributed_training.averaging.scatter import cut_digests
+from distributed_training.data.base import PageSource
+from distributed_training.data.loader import pages_used
+from distributed_training.data.tokens import Tokenizer
+from distributed_training.errors import DataUnavailable, NetworkFault, PeerFault, WireError
+from distributed_training.manifest import RunManifest
+from distributed_training.merkle import digest, merkle_root
+from distributed_training.network.base import deadline
+from distributed_training.roles.parts import TrainingThread
+from distributed_training.roles.service import PushedLog, ask_chunks, drawn_chunks, end_chunks
+from distributed_training.roles.work import assigned_batches, round_permutation
+from distributed_training.rules.audit_plan import AuditTask
+from distributed_training.rules.fidelity import judge, judge_vector
+from distributed_training.training.inner import InnerLoop
+from distributed_training.training.outer import RunState
+from distributed_training.training.replay import replay
+from distributed_training.types import AuditResult, Candidate, StepRecord, Verdict, WorkRecord
+from distributed_training.wire import decode_log, encode_step
+
+log = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_S = 10.0
+_WARM_UP_CHUNKS = 2  # slow start is not bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Chunks that hashed into the wire root, and how fast they came. 0 bytes/s: not answered, or wrong bytes."""
+
+    chunks: Mapping[int, bytes]
+    goodput_bytes_per_s: float
+
+
+class Auditor:
+    """Everything an audit needs except the round it is about."""
+
+    def __init__(
+        self,
+        manifest: RunManifest,
+        peers: PeerBook,
+        training: TrainingThread,
+        loop: InnerLoop,
+        source: PageSource,
+        tokenizer: Tokenizer,
+        public_key: bytes,
+    ) -> None:
+        self._manifest, self._peers, self._training, self._loop = manifest, peers, training, loop
+        self._source, self._tokenizer, self._public_key = source, tokenizer, public_key
+
+    async def audit(
+        self, plan: RoundPlan, state: RunState, task: AuditTask, record: WorkRecord, pushed: PushedLog, beacon: bytes
+    ) -> tuple[AuditResult | None, Probe | None]:
+        """(train query, integrity query). None: our own trouble, nothing was observed."""
+        candidate = plan.candidate(task.public_key)
+        probe = await self._probe(plan, candidate, record, beacon) if candidate is not None else None
+        try:
+            logged = self._decode(record, pushed.log)
+            await self._training.run(lambda: self._check_pages(plan, record))
+        except DataUnavailable as error:
+            log.warning("uid %d is not audited, a page is missing here: %s", task.uid, error)
+            return None, probe
+        except PeerFault as error:
+            return _failed(task, str(error)), probe
+        result = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
+        if result is not None and result.verdict is Verdict.FAIL:
+            again = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
+            result = result if again is not None and again.verdict is Verdict.FAIL else again
+        return result, probe
+
+    def _decode(self, record: WorkRecord, data: bytes) -> tuple[StepRecord, ...]:
+        """The pushed log against the record's root and claim. Raises WireError: that is the miner's fault."""
+        steps = decode_log(
+            data,
+            max_steps=self._manifest.inner.max_steps,
+            batch_size=self._manifest.data.batch_size,
+            groups=len(self._loop.groups),
+            sketch_size=self._manifest.audit.sketch_size,
+        )
+        if merkle_root([digest(encode_step(s)) for s in steps]) != record.log_root:
+            raise WireError("log does not hash into the log root")
+        if len(steps) != record.steps:
+            raise WireError(f"log has {len(steps)} steps, {record.steps} are claimed")
+        return steps
+
+    def _check_pages(self, plan: RoundPlan, record: WorkRecord) -> None:
+        expected = pages_used(
+            self._source,
+            self._tokenizer,
+            round_permutation(self._manifest, plan.round.index, plan.beacon),
+            max_uids=self._manifest.max_uids,
+            uid=record.uid,
+            batch_size=self._manifest.data.batch_size,
+            sequence_length=self._manifest.data.sequence_length,
+            num_steps=record.steps,
+        )
+        if merkle_root(expected) != record.pages_root:
+            raise WireError("pages are not the assigned ones")
+
+    def _replay(
+        self, plan: RoundPlan, state: RunState, task: AuditTask, logged: Sequence[StepRecord], probe: Probe | None
+    ) -> AuditResult | None:
+        depth = task.depth.length
+        batches = assigned_batches(
+            self._manifest, self._source, self._tokenizer, plan.round.index, plan.beacon, task.uid
+        )
+        with batches:
+            replayed = replay(
+                self._loop,
+                state.params,
+                batches,
+                applied_rounds=state.applied,
+                sketch_seed=plan.beacon,
+                depth=depth,
+                cancelled=lambda: self._training.stopping,
+            )
+            if batches.fault is not None:
+                return None
+        result = judge(logged, replayed.steps, depth=depth, audit=self._manifest.audit)
+        if result.verdict is Verdict.FAIL or not task.depth.full or probe is None:
+            return result
+        return self._compare_vector(plan, state.params - replayed.end, probe, result)
+
+    def _compare_vector(self, plan: RoundPlan, delta: Vector, probe: Probe, result: AuditResult) -> AuditResult:
+        if len(probe.chunks) < plan.layout.num_chunks:
+            return result
+        parts = [decode_chunk(probe.chunks[c], plan.layout, c) for c in range(plan.layout.num_chunks)]
+        worse = judge_vector(delta, np.concatenate(parts), self._manifest.audit, depth=result.depth)
+        return result if worse is None else worse
+
+    async def _probe(self, plan: RoundPlan, candidate: Candidate, record: WorkRecord, beacon: bytes) -> Probe:
+        """Timed download of the drawn chunks; each must hash into the committed wire root."""
+        wanted = drawn_chunks(beacon, self._public_key, record, self._manifest)
+        found: dict[int, bytes] = {}
+        try:
+            async with deadline(PROBE_TIMEOUT_S, "probe"):
+                stream = await ask_chunks(self._peers, candidate.peer_key, plan.round.index, PROBE_TIMEOUT_S)
+                try:
+                    digests = cut_digests(
+                        await stream.read(32 * plan.layout.num_chunks, PROBE_TIMEOUT_S), plan.layout.num_chunks
+                    )
+                    if merkle_root(digests) != record.wire_root:
+                        raise WireError("probe: digests do not hash into the wire root")
+                    timed, began = 0, time.perf_counter()
+                    for number, chunk in enumerate(wanted):
+                        data = await stream.read(plan.layout.chunk_bytes(chunk), PROBE_TIMEOUT_S)
+                        if digest(data) != digests[chunk]:
+                            raise WireError(f"probe: chunk {chunk} is not the committed one")
+                        found[chunk] = data
+                        if number < _WARM_UP_CHUNKS and len(wanted) > _WARM_UP_CHUNKS:
+                            began = time.perf_counter()
+                        else:
+                            timed += len(data)
+                    seconds = max(time.perf_counter() - began, 1e-6)
+                    await end_chunks(stream, PROBE_TIMEOUT_S)
+                finally:
+                    await stream.close()
+        except (NetworkFault, PeerFault) as error:
+            log.info("probe of uid %d failed: %s", candidate.uid, error)
+            return Probe(found, 0.0)
+        return Probe(found, timed / seconds)
+
+
+def _failed(task: AuditTask, reason: str) -> AuditResult:
+    return AuditResult(Verdict.FAIL, 0.0, task.depth.length, None, None, reason)

@@ -1,0 +1,31 @@
+"""Held-out loss of the public state; the same sequences on every node."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distributed_training.manifest import RunManifest
+from distributed_training.metrics.base import Metrics
+from distributed_training.roles.parts import TrainingThread
+from distributed_training.training.inner import InnerLoop
+from distributed_training.training.outer import RunState
+
+
+class Evaluator:
+    def __init__(
+        self,
+        manifest: RunManifest,
+        training: TrainingThread,
+        loop: InnerLoop,
+        sequences: NDArray[np.int64],
+        metrics: Metrics,
+    ) -> None:
+        self._batch_size, self._training, self._loop = manifest.data.batch_size, training, loop
+        self._sequences, self._metrics = sequences, metrics
+
+    async def evaluate(self, state: RunState, round_index: int) -> float:
+        """Loss in nats per token of the state after `round_index` (-1: the initial state)."""
+        loss = await self._training.run(lambda: self._loop.evaluate(state.params, self._sequences, self._batch_size))
+        self._metrics.emit("evaluation", round=round_index, heldout_loss=loss)
+        return loss

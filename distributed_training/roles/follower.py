@@ -1,0 +1,124 @@
+"""What every node does in every round, whatever its role: follow the chain from one public state to the next."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distributed_training.averaging.combine import SliceOutput, combine, discarded
+from distributed_training.averaging.plan import RoundPlan, make_plan
+from distributed_training.errors import LocalFault
+from distributed_training.roles.parts import Parts
+from distributed_training.rules import membership
+from distributed_training.rules.assignment import assignment_beacon
+from distributed_training.training.outer import RunState, outer_step, state_root
+from distributed_training.types import AverageOutcome, Roster, Round
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStart:
+    """Known at finalised s-B."""
+
+    round: Round
+    roster: Roster
+    beacon: bytes
+
+
+class Follower:
+    """Holds the state and the index of the next round; both move only in `settle`."""
+
+    def __init__(self, parts: Parts, index: int, state: RunState, *, trusted: bool) -> None:
+        """trusted: the state's root is known to be the majority's; until then the node contributes nothing."""
+        self._parts = parts
+        self.index, self.state, self.trusted = index, state, trusted
+        self.root = state_root(state, parts.manifest.average.chunk_coords)
+
+    async def prepare(self) -> RoundStart:
+        """Wait for the round's roster and assignment beacon."""
+        p, round_ = self._parts, self._parts.manifest.round(self.index)
+        await p.clock.final(round_.roster_block)
+        roster = await p.chain.roster(round_.roster_block)
+        p.peers.update(roster if p.clock.finalized < round_.end_block else await p.chain.roster(p.clock.finalized))
+        beacon = assignment_beacon(roster.block.hash, p.manifest.netuid, round_.index)
+        return RoundStart(round_, roster, beacon)
+
+    async def plan(self, start: RoundStart) -> RoundPlan:
+        """Wait for finalised s+D; candidates and slices follow."""
+        p = self._parts
+        await p.clock.final(start.round.commit_block)
+        return make_plan(
+            p.manifest,
+            start.round,
+            roster=start.roster,
+            at_commit=await p.chain.roster(start.round.commit_block),
+            beacon=start.beacon,
+            state_root=self.root,
+            carry=self.state.carry,
+            applied=self.state.applied,
+            num_coords=len(self.state.params),
+        )
+
+    async def settle(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> AverageOutcome:
+        """Wait for finalised s+Y, learn what counts, take the outer step or discard the round."""
+        p = self._parts
+        await p.clock.final(plan.round.map_block)
+        at_map = await p.chain.roster(plan.round.map_block)
+        self._check_root(plan, at_map)
+        wanted = await p.butterfly.wanted(plan, plan.round.output_block)
+        maps = membership.slice_maps(plan.round.index, len(plan.slices), plan.roster, at_map)
+        counted = membership.counted_slices(len(plan.slices), wanted, maps, plan.roster, p.manifest.average)
+        if not counted.slices:
+            outcome = discarded(plan, counted.reason)
+        else:
+            outputs = await self._complete(plan, counted, wanted, held)
+            outcome = await self._apply(plan, counted, outputs)
+        self.index += 1
+        p.store.put_state(self.index, self.state)
+        p.store.prune(self.index, max(p.manifest.keep.work_rounds, p.manifest.keep.output_rounds))
+        return outcome
+
+    async def _apply(
+        self, plan: RoundPlan, counted: membership.Counted, outputs: Mapping[int, SliceOutput]
+    ) -> AverageOutcome:
+        manifest = self._parts.manifest
+
+        def work() -> tuple[AverageOutcome, RunState, bytes]:
+            average, carry, outcome = combine(plan, counted, outputs, manifest)
+            state = outer_step(self.state, average, carry, manifest.outer)
+            return outcome, state, state_root(state, manifest.average.chunk_coords)
+
+        outcome, self.state, self.root = await asyncio.to_thread(work)
+        return outcome
+
+    async def _complete(
+        self, plan: RoundPlan, counted: membership.Counted, wanted: Mapping[int, bytes], held: Mapping[int, SliceOutput]
+    ) -> dict[int, SliceOutput]:
+        """Every counted slice; a node that lacks one keeps asking and sits out rounds until it has it."""
+        p = self._parts
+        have = {j: held[j] for j in counted.slices if j in held}
+        give_up_s = p.manifest.keep.max_missing_rounds * p.manifest.timing.length * p.clock.block_s
+        until = time.monotonic() + give_up_s
+        while len(have) < len(counted.slices):
+            missing = {j: wanted[j] for j in counted.slices if j not in have}
+            have |= await p.butterfly.fetch(plan, missing, 2 * p.clock.block_s, counted.holders)
+            if len(have) < len(counted.slices) and time.monotonic() > until:
+                raise LocalFault(
+                    f"round {plan.round.index}: slices {sorted(missing)} count but nobody gave them to us within "
+                    f"{p.manifest.keep.max_missing_rounds} rounds; start again to join from the newest checkpoint"
+                )
+        return have
+
+    def _check_root(self, plan: RoundPlan, at_map: Roster) -> None:
+        """A root that the majority does not share means that we cannot go on (protocol section 3, healing)."""
+        majority = membership.majority_root(plan.round.index, plan.roster, at_map)
+        self.trusted = self.trusted or majority == self.root
+        if majority is not None and majority != self.root:
+            raise LocalFault(
+                f"our state at the start of round {plan.round.index} has root {self.root.hex()[:16]}, the majority of "
+                f"stake {majority.hex()[:16]}; remove the node's state folder to join from the newest checkpoint"
+            )

@@ -1,0 +1,163 @@
+"""What a node answers to its peers beside the all-reduce: pushed logs, and chunks of committed bytes.
+
+Authorisation comes before work: the peer key must belong to a registered hotkey, and the hotkey must be named by
+the chain for exactly this (a candidate pushes its log; a validator asks for the chunks the beacon drew).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from dataclasses import dataclass
+
+from distributed_training.averaging.butterfly import CONTROL_TIMEOUT_S, OwnWork
+from distributed_training.averaging.peers import PeerBook
+from distributed_training.averaging.plan import RoundPlan
+from distributed_training.chain.base import Chain
+from distributed_training.chain.clock import BlockClock
+from distributed_training.errors import NetworkFault, PeerFault, WireError
+from distributed_training.manifest import RunManifest
+from distributed_training.network.base import Stream, deadline
+from distributed_training.rules.audit_plan import audit_beacon, audit_depth, probe_chunks
+from distributed_training.types import WorkRecord
+from distributed_training.wire import decode_signed, record_hash
+
+LOG_METHOD = "log"
+CHUNKS_METHOD = "chunks"
+_ROUND = struct.Struct("<I")
+_ACK = b"ok"
+_KEPT_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class HeldWork:
+    record: WorkRecord
+    own: OwnWork
+    log: bytes
+
+
+class MinerService:
+    """Serves chunks of our own committed bytes to the validators that the beacon names."""
+
+    def __init__(self, manifest: RunManifest, peers: PeerBook, chain: Chain, clock: BlockClock) -> None:
+        self._manifest, self._peers, self._chain, self._clock = manifest, peers, chain, clock
+        self._held: dict[int, HeldWork] = {}
+        peers.transport.serve(CHUNKS_METHOD, self._on_chunks)
+
+    def hold(self, record: WorkRecord, own: OwnWork, log: bytes) -> None:
+        self._held[record.round] = HeldWork(record, own, log)
+        for old in sorted(self._held)[:-_KEPT_ROUNDS]:
+            del self._held[old]
+
+    def held(self, round_index: int) -> HeldWork | None:
+        return self._held.get(round_index)
+
+    async def _on_chunks(self, stream: Stream) -> None:
+        neuron, payload = await self._peers.accept(stream, CONTROL_TIMEOUT_S)
+        held = self._held.get(parse_round(payload))
+        if not neuron.may_validate:
+            raise PeerFault(f"uid {neuron.uid} has no validator permit")
+        if held is None:
+            raise PeerFault("chunks of a round we do not hold")
+        audit_block = self._manifest.round(held.record.round).audit_block
+        if self._clock.finalized < audit_block:
+            raise PeerFault("chunks asked for before the audit beacon")
+        beacon = audit_beacon(await self._chain.block_hash(audit_block), held.record.round)
+        await stream.write(b"".join(held.own.contribution.digests), CONTROL_TIMEOUT_S)
+        for chunk in drawn_chunks(beacon, neuron.public_key, held.record, self._manifest):
+            await stream.write(held.own.contribution.chunks[chunk], CONTROL_TIMEOUT_S)
+        await stream.read(len(_ACK), CONTROL_TIMEOUT_S)
+
+
+def drawn_chunks(beacon: bytes, validator: bytes, record: WorkRecord, manifest: RunManifest) -> tuple[int, ...]:
+    """The chunks this validator may ask this miner for: the probe, or all of them for a full audit."""
+    count = len(record.chunk_norms)
+    if audit_depth(beacon, validator, record.public_key, record.steps, manifest.audit).full:
+        return tuple(range(count))
+    return probe_chunks(beacon, validator, record.public_key, count, manifest.audit.probe_chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class PushedLog:
+    signed_record: bytes
+    log: bytes
+    block: int  # our head when it had arrived
+
+
+class LogService:
+    """Takes the logs that candidates push. One per validator."""
+
+    def __init__(self, manifest: RunManifest, peers: PeerBook, clock: BlockClock, num_groups: int) -> None:
+        self._peers, self._clock = peers, clock
+        data, audit = manifest.data, manifest.audit
+        step_bytes = 16 + 2 * data.batch_size + 2 * num_groups * audit.sketch_size
+        self._max_log_bytes = 4 + manifest.inner.max_steps * step_bytes
+        self._plan: RoundPlan | None = None
+        self._logs: dict[bytes, PushedLog] = {}
+        self._opened = asyncio.Condition()
+        peers.transport.serve(LOG_METHOD, self._on_log)
+
+    async def open_round(self, plan: RoundPlan) -> None:
+        """From now on logs of this round are taken, and no others."""
+        async with self._opened:
+            self._plan, self._logs = plan, {}
+            self._opened.notify_all()
+
+    def logs(self) -> dict[bytes, PushedLog]:
+        """Public key -> log of the open round."""
+        return dict(self._logs)
+
+    async def _on_log(self, stream: Stream) -> None:
+        neuron, payload = await self._peers.accept(stream, CONTROL_TIMEOUT_S)
+        plan = await self._plan_of(parse_round(payload))
+        candidate = plan.candidate(neuron.public_key)
+        if candidate is None:
+            raise PeerFault(f"uid {neuron.uid} is no candidate of round {plan.round.index}")
+        signed = await stream.read(4096 + 4 * plan.layout.num_chunks, CONTROL_TIMEOUT_S)
+        if record_hash(decode_signed(signed).body) != candidate.record_hash:
+            raise WireError("log: comes with another work record than the one on chain")
+        log = await stream.read(self._max_log_bytes, CONTROL_TIMEOUT_S)
+        if self._plan is plan:
+            self._logs.setdefault(neuron.public_key, PushedLog(signed, log, self._clock.head))
+        await stream.write(_ACK, CONTROL_TIMEOUT_S)
+
+    async def _plan_of(self, round_index: int) -> RoundPlan:
+        """The open round; a miner may be a block ahead of us, so wait a little."""
+        try:
+            async with asyncio.timeout(CONTROL_TIMEOUT_S), self._opened:
+                await self._opened.wait_for(lambda: self._plan is not None and self._plan.round.index >= round_index)
+        except TimeoutError:
+            raise PeerFault(f"round {round_index} is not open here") from None
+        if self._plan is None or self._plan.round.index != round_index:
+            raise PeerFault(f"round {round_index} is over here")
+        return self._plan
+
+
+async def push_log(
+    peers: PeerBook, peer_key: bytes, round_index: int, signed_record: bytes, log: bytes, timeout_s: float
+) -> None:
+    """Give a validator our record and log. Raises NetworkFault, DeadlineMissed."""
+    async with deadline(timeout_s, "push log"):
+        stream = await peers.open(peer_key, LOG_METHOD, _ROUND.pack(round_index), timeout_s)
+        try:
+            await stream.write(signed_record, timeout_s)
+            await stream.write(log, timeout_s)
+            if await stream.read(len(_ACK), timeout_s) != _ACK:
+                raise NetworkFault("the validator did not acknowledge the log")
+        finally:
+            await stream.close()
+
+
+def parse_round(payload: bytes) -> int:
+    if len(payload) != _ROUND.size:
+        raise WireError("request: malformed round")
+    return _ROUND.unpack(payload)[0]
+
+
+async def ask_chunks(peers: PeerBook, peer_key: bytes, round_index: int, timeout_s: float) -> Stream:
+    """Open a probe; the caller reads digests, then the drawn chunks, then calls `end_chunks`."""
+    return await peers.open(peer_key, CHUNKS_METHOD, _ROUND.pack(round_index), timeout_s)
+
+
+async def end_chunks(stream: Stream, timeout_s: float) -> None:
+    await stream.write(_ACK, timeout_s)
