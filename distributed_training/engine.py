@@ -17,7 +17,7 @@ from distributed_training.training.model import build_model
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-        model: torch.nn.Module
+    model: torch.nn.Module
     loop: InnerLoop
     source: LocalPages
     tokenizer: Tokenizer
@@ -46,5 +46,3 @@ def _device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
