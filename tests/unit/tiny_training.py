@@ -43,7 +43,7 @@ AUDIT: dict[str, Any] = {
     "norm_bad": 0.15,
     "loss_ok": 0.01,
     "loss_bad": 0.05,
-    "vector_cosine_bad": 0.98,
+    "vector_cosine_bad": 0.99,
 }
 INNER: dict[str, Any] = {
     "nominal_steps": 5,
