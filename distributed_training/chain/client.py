@@ -222,7 +222,7 @@ def parse_field(entry: Any) -> Field | None:
         return None
     ((kind, value),) = entry.items()
     kind = str(kind)
-    size = 32 if kind == "Sha256" else int(kind[3:]) if kind.startswith("Raw") and kind[3:].isdecimal() else None
+    size = 32 if kind == "Sha256" else int(kind[3:6]) if kind.startswith("Raw") and kind[3:6].isdecimal() else None
     data = payload_bytes(value)
     if size is None or data is None or len(data) != size:
         return None

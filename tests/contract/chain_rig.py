@@ -80,5 +80,5 @@ async def rig(path: Path) -> AsyncIterator[Rig]:
 
 async def reach(chain: BittensorChain, block: int) -> None:
     async with asyncio.timeout(20):
-        while (await chain.head()).number < block:
+        while (await chain.head()).number < block:  # noqa: ASYNC110 (the clock sends no event)
             await asyncio.sleep(0.01)
