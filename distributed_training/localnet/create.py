@@ -55,7 +55,9 @@ def open_or_create(options: Options, say: Say) -> Run:
     if paths.run.exists():
         return _open(options, paths)
     if options.run_dir.exists() and any(options.run_dir.iterdir()):
-        raise ConfigError(f"--run-dir {options.run_dir} is not empty and holds no run; expected a new directory or a run")
+        raise ConfigError(
+            f"--run-dir {options.run_dir} is not empty and holds no run; expected a new directory or a run"
+        )
     return _create(options, paths, say)
 
 
@@ -69,7 +71,9 @@ def _open(options: Options, paths: RunPaths) -> Run:
     other = [name for name in wanted if wanted[name] != params.get(name)]
     if other:
         was = ", ".join(f"{name} {params.get(name)} there, {wanted[name]} asked for" for name in other)
-        raise ConfigError(f"--run-dir {paths.root} holds another run ({was}); use another directory or the same options")
+        raise ConfigError(
+            f"--run-dir {paths.root} holds another run ({was}); use another directory or the same options"
+        )
     manifest = load_manifest(paths.manifest)
     if manifest.sha256 != digest:
         raise ConfigError(f"{paths.manifest} has sha256 {manifest.sha256[:16]}..., run.json says {digest[:16]}...")
@@ -185,5 +189,3 @@ def _chain(paths: RunPaths, specs: Sequence[NodeSpec], manifest: RunManifest, se
             for spec in sorted(specs, key=lambda s: s.uid)
         ],
     )
-
-

@@ -75,7 +75,9 @@ def node_specs(options: Options, repository: Path = REPOSITORY) -> tuple[NodeSpe
     for i in range(options.validators):
         uid = len(specs)
         script = neurons / "validator.py"
-        specs.append(NodeSpec(f"validator-{i}", Role.VALIDATOR, uid, options.port_base + uid, None, False, None, script))
+        specs.append(
+            NodeSpec(f"validator-{i}", Role.VALIDATOR, uid, options.port_base + uid, None, False, None, script)
+        )
     cheats = options.adversary
     for i, steps in enumerate(options.steps_per_round):
         uid = len(specs)

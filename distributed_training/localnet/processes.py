@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -167,7 +168,7 @@ def check_ports(specs: Sequence[NodeSpec]) -> None:
                 try:
                     probe.bind((ip, spec.port))
                 except OSError as error:
-                    if ip == LISTEN_IPS[0] or error.errno == 98:
+                    if error.errno == errno.EADDRINUSE:
                         raise ConfigError(
                             f"port {spec.port} is in use, {spec.name} needs it; choose others with --port-base N"
                         ) from None

@@ -153,7 +153,8 @@ MAINNET: dict[str, Any] = {
 }
 BASES = {"local": LOCAL, "mainnet": MAINNET}
 BLOCK_S = {"local": 1.0, "mainnet": 12.0}
-TEMPO = {"local": 50, "mainnet": 360}
+# Locally an epoch ends in every round at s+42: after the weights of that round, before its nodes may stop.
+TEMPO = {"local": 54, "mainnet": 360}
 
 
 def read_document(path: Path, what: str) -> dict[str, Any]:
@@ -232,7 +233,9 @@ def validated(fields: Mapping[str, Any]) -> RunManifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"run manifest: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None
+        raise ConfigError(
+            f"run manifest: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from None
 
 
 def check_model(config: Mapping[str, Any], vocabulary: int, sequence_length: int) -> None:

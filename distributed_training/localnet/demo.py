@@ -1,0 +1,207 @@
+"""The demo as a story: create, start, wait, watch, stop, compare, check, report."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from distributed_training.chain.client import BittensorChain
+from distributed_training.chain.local_genesis import start_clock
+from distributed_training.errors import ChainFault, ConfigError
+from distributed_training.localnet.chain_view import (
+    Shares,
+    final_head,
+    genesis_time,
+    resume_clock,
+    shares_at,
+    with_chain,
+)
+from distributed_training.localnet.create import Run, open_or_create
+from distributed_training.localnet.display import Display
+from distributed_training.localnet.events import RunEvents
+from distributed_training.localnet.finish import finish, stored_result
+from distributed_training.localnet.layout import node_specs
+from distributed_training.localnet.options import Options
+from distributed_training.localnet.processes import NodeProcesses, check_ports, node_command
+from distributed_training.localnet.recipe import BLOCK_S, TEMPO
+from distributed_training.rules.clock import next_round
+
+READY_TIMEOUT_S = 300.0
+END_GRACE_S = 60.0  # after the last round's end: audits, weights, a clean shutdown
+LOADING_BLOCKS = 40  # blocks that pass on a resumed chain until its nodes are loaded
+POLL_S = 0.2
+INTERRUPTED = 130
+
+
+class Interrupted(Exception):
+    """Ctrl-C, or SIGTERM from whoever started us."""
+
+
+class StopRequest:
+    """Set by a signal; the loops look at it, so that every stop takes the same orderly path."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def check(self) -> None:
+        if self.requested:
+            raise Interrupted
+
+    def sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left, POLL_S))
+        self.check()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    stop = StopRequest()
+
+    def request(number: int, frame: object) -> None:
+        stop.requested = True
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    former = {number: signal.signal(number, request) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What the loops of the demo look at."""
+
+    run: Run
+    rounds: int  # rounds of the run when the nodes stop: the last index is one less
+    processes: NodeProcesses
+    events: RunEvents
+    display: Display
+    stop: StopRequest
+
+
+def run_demo(options: Options) -> int:
+    """The exit code. Raises ConfigError before anything was started."""
+    display = Display(plain=options.plain)
+    with stop_on_signals() as stop:
+        check_ports(node_specs(options))
+        run = open_or_create(options, display.say)
+        result = stored_result(run, options.rounds)
+        if result is not None:
+            display.say(f"{run.paths.root} is complete; this is its summary")
+            return display.result(result)
+        try:
+            return _run(run, options, display, stop)
+        except Interrupted:
+            display.say(f"stopped; the same command with --run-dir {run.paths.root} goes on from here")
+            return INTERRUPTED
+
+
+def _run(run: Run, options: Options, display: Display, stop: StopRequest) -> int:
+    with NodeProcesses() as processes:
+        events = RunEvents(run.paths, run.specs)
+        try:
+            events.drain()
+            goes_on = run.resumed and resume_clock(run.paths)
+            rounds = rounds_to_run(run, options.rounds, len(events.view.applied())) if goes_on else options.rounds + 1
+            watch = Watch(run, rounds, processes, events, display, stop)
+            display.start(run, events.view, rounds)
+            try:
+                start_nodes(watch)
+                wait_ready(watch)
+                follow(watch)
+            finally:
+                display.end_live()
+                processes.stop()
+                events.drain()
+            return display.result(finish(run, options, events.view, processes, display, stop.check))
+        finally:
+            events.close()
+
+
+def rounds_to_run(run: Run, wanted: int, applied: int) -> int:
+    """One round more than are to be applied, counted from where the chain stands when the nodes are loaded."""
+    head = with_chain(run.paths, run.manifest, final_head)
+    return next_round(run.manifest.timing, head + LOADING_BLOCKS) + max(0, wanted - applied) + 1
+
+
+def start_nodes(watch: Watch) -> None:
+    for spec in watch.run.specs:
+        command = node_command(spec, watch.run.paths, watch.run.specs, watch.rounds)
+        watch.processes.start(spec.name, command, watch.run.paths.node(spec.name) / "log.txt")
+
+
+def wait_ready(watch: Watch) -> None:
+    """Until every node that lives is ready; then block 0. Raises ConfigError when too few are left."""
+    nodes = watch.events.view.nodes
+    started, ready_before = time.time(), time.monotonic() + READY_TIMEOUT_S
+    while True:
+        tick(watch)
+        codes = watch.processes.exit_codes()
+        ready = [n for n in nodes.values() if n.ready is not None and n.ready["time"] >= started - 1]
+        waiting = [n for n in nodes.values() if n not in ready and codes[n.name] is None]
+        if not waiting:
+            break
+        if time.monotonic() > ready_before:
+            names = ", ".join(n.name for n in waiting)
+            raise ConfigError(
+                f"{names} not ready after {READY_TIMEOUT_S:.0f} s; see nodes/NAME/log.txt in the run directory"
+            )
+        watch.stop.sleep(POLL_S)
+    enough(watch, [n.role for n in ready])
+    watch.display.clock_started(start_clock(watch.run.paths.chain))  # one that runs already is left alone
+
+
+def enough(watch: Watch, roles: list[str]) -> None:
+    if roles.count("miner") < 2 or roles.count("validator") < 1:
+        raise ConfigError(
+            f"only {len(roles)} of {len(watch.run.specs)} nodes started; expected at least 2 miners and 1 validator "
+            f"(logs: {watch.run.paths.root}/nodes/NAME/log.txt)"
+        )
+
+
+def follow(watch: Watch) -> None:
+    """Until every node ended, or the last round is over for a while."""
+    last = watch.run.manifest.round(watch.rounds - 1)
+    end = (genesis_time(watch.run.paths) or time.time()) + last.end_block * BLOCK_S["local"] + END_GRACE_S
+    epoch = 0
+    while watch.processes.running() and time.time() < end:
+        tick(watch)
+        final = (watch.display.block or 0) - watch.run.manifest.timing.finality - 1
+        if final // TEMPO["local"] > epoch:
+            epoch = final // TEMPO["local"]
+            read_incentive(watch)
+        watch.stop.sleep(POLL_S)
+    tick(watch)
+
+
+def read_incentive(watch: Watch) -> None:
+    """For the live table only: a chain that is busy is asked again after the next epoch."""
+
+    async def newest(chain: BittensorChain) -> Shares:
+        return await shares_at(chain, await final_head(chain))
+
+    try:
+        watch.events.view.incentive = with_chain(watch.run.paths, watch.run.manifest, newest).incentive
+    except ChainFault:
+        pass
+
+
+def tick(watch: Watch) -> None:
+    """Everything new: events into view and file, processes that ended, the table."""
+    watch.stop.check()
+    for name, event in watch.events.poll():
+        watch.display.event(name, event)
+    for ended in watch.processes.newly_ended():
+        watch.events.view.nodes[ended.name].exit_code = ended.code
+        watch.events.note(
+            {"time": time.time(), "event": "ended", "round": None, "name": ended.name, "code": ended.code}
+        )
+        watch.display.ended(ended)
+    watch.display.update()

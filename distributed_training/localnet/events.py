@@ -1,0 +1,253 @@
+"""Events of all nodes: followed in their files, merged into one file of the run, and kept as a view in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distributed_training.localnet.layout import NodeSpec, RunPaths
+
+MAX_READ_BYTES = 1 << 20  # per node and poll
+MAX_LINE_BYTES = 1 << 18  # a longer line is no event of ours and is skipped
+DEMO = "demo"  # events of the demo itself, in the run's file only
+
+Event = Mapping[str, Any]
+
+
+class Follower:
+    """New whole lines of one growing JSON-lines file. Bounded per call; anything that is no event is counted."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self.bad_lines = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read(MAX_READ_BYTES)
+        except OSError:
+            return []
+        end = data.rfind(b"\n") + 1
+        if end == 0:  # no whole line yet; one that is too long is skipped piece by piece
+            if len(data) > MAX_LINE_BYTES:
+                self._offset += len(data)
+                self.bad_lines += 1
+            return []
+        self._offset += end
+        return [event for line in data[:end].splitlines() if (event := self._parse(line)) is not None]
+
+    def _parse(self, line: bytes) -> dict[str, Any] | None:
+        try:
+            event = json.loads(line) if len(line) <= MAX_LINE_BYTES else None
+        except ValueError:
+            event = None
+        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+            self.bad_lines += 1
+            return None
+        if not isinstance(event.get("round"), int | None):
+            self.bad_lines += 1
+            return None
+        return event
+
+
+@dataclass(slots=True)
+class NodeView:
+    """The newest that one node said of itself."""
+
+    name: str
+    role: str
+    uid: int
+    ready: Event | None = None
+    round: int | None = None
+    phase: str = ""
+    step: int | None = None
+    loss: float | None = None
+    tokens_per_s: float | None = None
+    state_root: str | None = None
+    trouble: str = ""  # last fault, or why it stopped
+    refused: int = 0
+    exit_code: int | None = None
+    rounds: dict[int, Event] = field(default_factory=dict)
+    trains: dict[int, Event] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)  # held-out loss after round; -1 is the initial state
+    scores: dict[int, Event] = field(default_factory=dict)
+    weights: list[Event] = field(default_factory=list)
+    audits: dict[tuple[int, int], Event] = field(default_factory=dict)  # (round, uid)
+    checkpoints: list[Event] = field(default_factory=list)
+
+
+class RunView:
+    """Everything the nodes said, by node. Strange events change nothing."""
+
+    def __init__(self, specs: Sequence[NodeSpec]) -> None:
+        self.nodes = {s.name: NodeView(s.name, s.role.name.lower(), s.uid) for s in specs}
+        self.incentive: dict[int, float] = {}
+        self.block: int | None = None
+
+    def of_role(self, role: str) -> list[NodeView]:
+        return [node for node in self.nodes.values() if node.role == role]
+
+    def apply(self, name: str, event: Event) -> None:
+        node = self.nodes.get(name)
+        handler = _HANDLERS.get(event["event"])
+        if node is None or handler is None:
+            return
+        try:
+            handler(node, event)
+        except (KeyError, TypeError, ValueError):
+            node.trouble = f"an event {event['event']!r} that cannot be read"
+
+    def heldout(self) -> dict[int, float]:
+        """Round -> held-out loss of the state after it, from the first node that evaluated it."""
+        found: dict[int, float] = {}
+        for node in self.nodes.values():
+            for index, loss in node.losses.items():
+                found.setdefault(index, loss)
+        return dict(sorted(found.items()))
+
+    def last_round(self) -> int | None:
+        return max((n.round for n in self.nodes.values() if n.round is not None), default=None)
+
+    def applied(self) -> list[int]:
+        """Rounds that at least one node settled as applied."""
+        return sorted({r for n in self.nodes.values() for r, e in n.rounds.items() if e.get("applied")})
+
+    def scores_of(self, index: int) -> dict[str, dict[int, Any]]:
+        """Validator name -> uid -> card, of the scores for one round."""
+        return {n.name: cards_of(n.scores[index]) for n in self.of_role("validator") if index in n.scores}
+
+    def newest_cards(self) -> dict[str, dict[int, Any]]:
+        return {n.name: cards_of(n.scores[max(n.scores)]) for n in self.of_role("validator") if n.scores}
+
+
+def cards_of(event: Event) -> dict[int, Any]:
+    return {int(uid): card for uid, card in event["cards"].items()}
+
+
+def shares_of(event: Event) -> dict[int, float]:
+    return {int(uid): float(share) for uid, share in event["weights"].items()}
+
+
+def _ready(node: NodeView, event: Event) -> None:
+    node.ready = event
+    node.state_root = event["state_root"]
+    node.trouble = ""
+
+
+def _phase(node: NodeView, event: Event) -> None:
+    node.round, node.phase = event["round"], str(event["phase"])
+    if node.phase == "train":
+        node.step = None
+
+
+def _step(node: NodeView, event: Event) -> None:
+    node.step, node.loss = int(event["step"]), event["loss"]
+    node.tokens_per_s = event.get("tokens_per_s")
+
+
+def _train(node: NodeView, event: Event) -> None:
+    node.trains[int(event["round"])] = event
+    node.loss = event.get("loss_last", node.loss)
+
+
+def _round(node: NodeView, event: Event) -> None:
+    node.rounds[int(event["round"])] = event
+    node.state_root = event["state_root"]
+
+
+def _evaluation(node: NodeView, event: Event) -> None:
+    if event["heldout_loss"] is not None:
+        node.losses[int(event["round"])] = float(event["heldout_loss"])
+
+
+def _audit(node: NodeView, event: Event) -> None:
+    # the uid of the event is the miner's; the node's own is known from its file
+    node.audits[int(event["round"]), int(event["uid"])] = event
+
+
+def _scores(node: NodeView, event: Event) -> None:
+    cards_of(event)
+    node.scores[int(event["round"])] = event
+
+
+def _weights(node: NodeView, event: Event) -> None:
+    shares_of(event)
+    node.weights.append(event)
+
+
+def _checkpoint(node: NodeView, event: Event) -> None:
+    node.checkpoints.append(event)
+
+
+def _refused(node: NodeView, event: Event) -> None:
+    node.refused += 1
+
+
+def _trouble(node: NodeView, event: Event) -> None:
+    node.trouble = str(event.get("reason") or f"{event.get('what')}: {event.get('detail')}")
+
+
+_HANDLERS = {
+    "ready": _ready,
+    "phase": _phase,
+    "step": _step,
+    "train": _train,
+    "round": _round,
+    "evaluation": _evaluation,
+    "audit": _audit,
+    "scores": _scores,
+    "weights": _weights,
+    "checkpoint": _checkpoint,
+    "refused": _refused,
+    "fault": _trouble,
+}
+
+
+class RunEvents:
+    """Follows every node's file, merges into RUN_DIR/events.jsonl (each event with its node's name) and the view.
+
+    A resumed run starts again from the nodes' files, which only grow; the demo's own lines are kept.
+    """
+
+    def __init__(self, paths: RunPaths, specs: Sequence[NodeSpec]) -> None:
+        self.view = RunView(specs)
+        self._followers = {s.name: Follower(paths.node(s.name) / "events.jsonl") for s in specs}
+        kept = _demo_lines(paths.events)
+        self._file = paths.events.open("w", encoding="utf-8")
+        self._file.writelines(kept)
+
+    def poll(self) -> list[tuple[str, Event]]:
+        """New events as (node, event), already in the view and in the run's file."""
+        fresh = [(name, event) for name, follower in self._followers.items() for event in follower.read()]
+        fresh.sort(key=lambda item: item[1].get("time") or 0.0)
+        for name, event in fresh:
+            self.view.apply(name, event)
+            self._file.write(json.dumps({"node": name, **event}, separators=(",", ":")) + "\n")
+        if fresh:
+            self._file.flush()
+        return fresh
+
+    def drain(self) -> None:
+        while self.poll():
+            pass
+
+    def note(self, event: Event) -> None:
+        """An event of the demo itself."""
+        self._file.write(json.dumps({"node": DEMO, **event}, separators=(",", ":")) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _demo_lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError:
+        return []
+    return [line for line in lines if line.startswith(f'{{"node":"{DEMO}"') and line.endswith("\n")]
