@@ -187,7 +187,11 @@ class Miner:
             log.warning("round %d: output committed in block %d, too late", plan.round.index, block)
 
     async def _push_logs(self, plan: RoundPlan) -> None:
-        validators = [n for n in plan.roster.neurons if n.may_validate and n.commitment is not None]
+        validators = [
+            n
+            for n in plan.roster.neurons
+            if n.may_validate and n.commitment is not None and n.commitment.role is Role.VALIDATOR
+        ]
         await asyncio.gather(*(self._push_log(plan, n.commitment.peer_key) for n in validators if n.commitment))
 
     async def _push_log(self, plan: RoundPlan, peer_key: bytes) -> None:
