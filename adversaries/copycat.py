@@ -1,0 +1,78 @@
+"""A miner that does not train: it commits the vector and the log of another miner's former round.
+
+    python adversaries/copycat.py --victim-dir RUN_DIR/nodes/miner-0 <flags of neurons/miner.py>
+
+The bytes are given to it, as if stolen: contents stay private until the commit deadline, so it cannot copy the
+round that is being run. In a round whose former round it has nothing of, it does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from distributed_training.averaging.codecs import decode_chunk
+from distributed_training.averaging.contribution import split_wire
+from distributed_training.averaging.plan import layout_of
+from distributed_training.config import load_config, run_main
+from distributed_training.data.loader import pages_used
+from distributed_training.engine import Engine
+from distributed_training.manifest import RunManifest
+from distributed_training.node import main
+from distributed_training.roles.work import Worker, WorkResult, WorkTask, round_permutation
+from distributed_training.types import Role
+from distributed_training.wire import decode_log
+
+
+class Copycat:
+    """Worker: what the victim committed one round ago, under our own name and pages."""
+
+    def __init__(self, engine: Engine, manifest: RunManifest, victim_dir: Path) -> None:
+        self._engine, self._manifest, self._victim_dir = engine, manifest, victim_dir
+
+    def work(self, task: WorkTask) -> WorkResult:
+        folder = self._victim_dir / "rounds" / f"{task.round - 1:06d}"
+        try:
+            wire, log = (folder / "wire").read_bytes(), (folder / "log").read_bytes()
+        except FileNotFoundError:
+            return WorkResult(np.zeros_like(task.state.params), (), (), None)
+        layout = layout_of(self._manifest, len(task.state.params))
+        chunks = [decode_chunk(data, layout, c) for c, data in enumerate(split_wire(wire, layout))]
+        steps = decode_log(
+            log,
+            max_steps=self._manifest.inner.max_steps,
+            batch_size=self._manifest.data.batch_size,
+            groups=len(self._engine.loop.groups),
+            sketch_size=self._manifest.audit.sketch_size,
+        )
+        return WorkResult(np.concatenate(chunks), steps, self._pages(task, len(steps)), None)
+
+    def _pages(self, task: WorkTask, steps: int) -> tuple[bytes, ...]:
+        return pages_used(
+            self._engine.source,
+            self._engine.tokenizer,
+            round_permutation(self._manifest, task.round, task.beacon),
+            max_uids=self._manifest.max_uids,
+            uid=task.uid,
+            batch_size=self._manifest.data.batch_size,
+            sequence_length=self._manifest.data.sequence_length,
+            num_steps=steps,
+        )
+
+
+def start() -> int:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--victim-dir", type=Path, required=True)
+    own, rest = parser.parse_known_args()
+
+    def make_worker(engine: Engine, manifest: RunManifest) -> Worker:
+        return Copycat(engine, manifest, own.victim_dir)
+
+    return main(Role.MINER, load_config(Role.MINER, rest), make_worker)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(start))
