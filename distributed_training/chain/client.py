@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import re
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,6 +24,7 @@ READ_TIMEOUT_S = 60.0
 WRITE_TIMEOUT_S = 180.0
 MAX_FIELDS = 3
 MAX_RAW_BYTES = 128
+RAW_KIND = re.compile(r"Raw([0-9]{1,3})")
 
 
 class BittensorChain:
@@ -221,8 +223,8 @@ def parse_field(entry: Any) -> Field | None:
     if not isinstance(entry, dict) or len(entry) != 1:
         return None
     ((kind, value),) = entry.items()
-    kind = str(kind)
-    size = 32 if kind == "Sha256" else int(kind[3:6]) if kind.startswith("Raw") and kind[3:6].isdecimal() else None
+    raw = RAW_KIND.fullmatch(str(kind))
+    size = 32 if kind == "Sha256" else int(raw[1]) if raw else None
     data = payload_bytes(value)
     if size is None or data is None or len(data) != size:
         return None

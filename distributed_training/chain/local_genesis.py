@@ -94,6 +94,20 @@ def start_clock(path: Path) -> float:
         store.close()
 
 
+def resume_clock(path: Path) -> float:
+    """Let the clock go on at the last block anybody read, as if no time had passed; returns the time of block 0.
+
+    For a run that was stopped: only while no process uses the chain, since each keeps the clock it once read.
+    """
+    store = LocalStore(path, run_due_epochs)
+    try:
+        if store.genesis_time() is None:
+            raise ConfigError(f"the clock of {path} was never started; expected a run that was stopped")
+        return store.resume_clock()
+    finally:
+        store.close()
+
+
 def fund(path: Path, coldkey: str, tao: float) -> None:
     """Add money to a coldkey out of nothing, in the next block."""
     store = LocalStore(path, run_due_epochs)

@@ -101,6 +101,7 @@ class LocalStore:
         self._run_due_epochs = run_due_epochs
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
+        self._writing = threading.Lock()  # so that `close` never pulls a connection from under a transaction
         self._genesis: float | None = None
         self._closed = 0
         try:
@@ -116,11 +117,12 @@ class LocalStore:
         return self._local.connection
 
     def close(self) -> None:
-        """Close every connection of this process; later use opens new ones."""
-        connections, self._connections = self._connections, []
-        self._local = threading.local()
-        for connection in connections:
-            connection.close()
+        """Close every connection of this process, after a running transaction; later use opens new ones."""
+        with self._writing:
+            connections, self._connections = self._connections, []
+            self._local = threading.local()
+            for connection in connections:
+                connection.close()
 
     def _meta(self, name: str) -> Any:
         row = self.connection().execute("select value from meta where name = ?", (name,)).fetchone()
@@ -137,6 +139,12 @@ class LocalStore:
         genesis = self.genesis_time()
         by_clock = 0 if genesis is None else int((time.time() - genesis) / self.params.block_s)
         return max(by_clock, self._closed)
+
+    def resume_clock(self) -> float:
+        """Move block 0 so that the head is the last closed block; see local_genesis.resume_clock."""
+        self._genesis = time.time() - self._meta("closed") * self.params.block_s
+        self.connection().execute("update meta set value = ? where name = 'genesis_time'", (json.dumps(self._genesis),))
+        return self._genesis
 
     def seconds_until(self, block: int) -> float:
         """Time until `block` is the head; 0 when it is already, or while the clock is not started."""
@@ -168,21 +176,22 @@ class LocalStore:
 
         All blocks up to the head are closed first, and epochs due up to the next block run.
         """
-        connection = self.connection()
-        connection.execute("begin immediate")
-        try:
-            self._closed = max(self._closed, self._meta("closed"))
-            closed = self.head()
-            connection.execute("update meta set value = ? where name = 'closed'", (json.dumps(closed),))
-            rows = Rows(connection, closed + 1)
-            self._run_due_epochs(rows, self.params)
-            yield rows
-            connection.execute("commit")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("rollback")
-            raise
-        self._closed = max(self._closed, closed)
+        with self._writing:
+            connection = self.connection()
+            connection.execute("begin immediate")
+            try:
+                self._closed = max(self._closed, self._meta("closed"))
+                closed = self.head()
+                connection.execute("update meta set value = ? where name = 'closed'", (json.dumps(closed),))
+                rows = Rows(connection, closed + 1)
+                self._run_due_epochs(rows, self.params)
+                yield rows
+                connection.execute("commit")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("rollback")
+                raise
+            self._closed = max(self._closed, closed)
 
     def record_extrinsic(self, rows: Rows, signer: str, call: dict[str, Any]) -> str:
         """Append to the block's list; returns the extrinsic id `<block>-<index>`."""

@@ -48,7 +48,7 @@ class LocalSubstrate:
         pass
 
     async def close(self) -> None:
-        self._store.close()
+        await asyncio.to_thread(self._store.close)
 
     def balance(self, rao: int, netuid: int = 0) -> bt.Balance:
         return bt.Balance.from_rao(rao, netuid, self.token_symbols.get(netuid))
