@@ -142,9 +142,10 @@ class LocalStore:
 
     def resume_clock(self) -> float:
         """Move block 0 so that the head is the last closed block; see local_genesis.resume_clock."""
-        self._genesis = time.time() - self._meta("closed") * self.params.block_s
-        self.connection().execute("update meta set value = ? where name = 'genesis_time'", (json.dumps(self._genesis),))
-        return self._genesis
+        genesis = time.time() - self._meta("closed") * self.params.block_s
+        self.connection().execute("update meta set value = ? where name = 'genesis_time'", (json.dumps(genesis),))
+        self._genesis = genesis
+        return genesis
 
     def seconds_until(self, block: int) -> float:
         """Time until `block` is the head; 0 when it is already, or while the clock is not started."""
