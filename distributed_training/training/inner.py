@@ -95,7 +95,8 @@ class InnerLoop:
             if batch is None:
                 break
             began = time.perf_counter()
-            record = self._step(batch, step, inner_learning_rate(self._inner, applied_rounds, step), sketch)
+            rate = inner_learning_rate(self._inner, applied_rounds, step, fresh_moments=fresh_moments)
+            record = self._step(batch, step, rate, sketch)
             records.append(record)
             if on_step is not None:
                 on_step(record, time.perf_counter() - began)

@@ -9,6 +9,7 @@ import torch
 from tiny_training import GPT2, INNER, LLAMA, batches, loop, manifest, train
 
 from distributed_training.errors import DataUnavailable, LocalFault
+from distributed_training.rules.schedules import RAMP_STEPS
 from distributed_training.training.inner import InnerLoop
 from distributed_training.training.model import build_model, loss_per_sequence, to_flat
 from distributed_training.training.replay import replay
@@ -65,13 +66,13 @@ def test_training_lowers_the_loss_on_unseen_batches() -> None:
 
 
 def test_first_step_is_adamw_on_the_clipped_mean_gradient() -> None:
-    """Against a plain formula: zero moments, bias correction, decay of matrices only, warm-up rate."""
+    """Against a plain formula: zero moments, bias correction, decay of matrices only, warm-up and ramp."""
     batch = next(batches(1))
     model = build_model(GPT2, 7)
     loss_per_sequence(model, torch.from_numpy(batch)).mean().backward()
     gradients = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
     norm = float(torch.sqrt(sum((g**2).sum() for g in gradients.values())))  # pyright: ignore[reportArgumentType]
-    rate = INNER["learning_rate"] / INNER["warmup_steps"]
+    rate = INNER["learning_rate"] / INNER["warmup_steps"] / RAMP_STEPS
     expected: list[np.ndarray] = []
     for name, parameter in model.named_parameters():
         clipped = gradients[name] * min(1.0, INNER["clip_norm"] / norm)
