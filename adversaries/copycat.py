@@ -8,22 +8,18 @@ round that is being run. In a round whose former round it has nothing of, it doe
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
+from disguise import assigned_pages, run
 
 from distributed_training.averaging.codecs import decode_chunk
 from distributed_training.averaging.contribution import split_wire
 from distributed_training.averaging.plan import layout_of
-from distributed_training.config import load_config, run_main
-from distributed_training.data.loader import pages_used
 from distributed_training.engine import Engine
 from distributed_training.manifest import RunManifest
-from distributed_training.node import main
-from distributed_training.roles.work import Worker, WorkResult, WorkTask, round_permutation
-from distributed_training.types import Role
+from distributed_training.roles.work import WorkResult, WorkTask
 from distributed_training.wire import decode_log
 
 
@@ -48,31 +44,10 @@ class Copycat:
             groups=len(self._engine.loop.groups),
             sketch_size=self._manifest.audit.sketch_size,
         )
-        return WorkResult(np.concatenate(chunks), steps, self._pages(task, len(steps)), None)
-
-    def _pages(self, task: WorkTask, steps: int) -> tuple[bytes, ...]:
-        return pages_used(
-            self._engine.source,
-            self._engine.tokenizer,
-            round_permutation(self._manifest, task.round, task.beacon),
-            max_uids=self._manifest.max_uids,
-            uid=task.uid,
-            batch_size=self._manifest.data.batch_size,
-            sequence_length=self._manifest.data.sequence_length,
-            num_steps=steps,
+        return WorkResult(
+            np.concatenate(chunks), steps, assigned_pages(self._engine, self._manifest, task, len(steps)), None
         )
 
 
-def start() -> int:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--victim-dir", type=Path, required=True)
-    own, rest = parser.parse_known_args()
-
-    def make_worker(engine: Engine, manifest: RunManifest) -> Worker:
-        return Copycat(engine, manifest, own.victim_dir)
-
-    return main(Role.MINER, load_config(Role.MINER, rest), make_worker)
-
-
 if __name__ == "__main__":
-    sys.exit(run_main(start))
+    sys.exit(run(Copycat))

@@ -11,14 +11,12 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+from disguise import assigned_pages, run
 
-from distributed_training.config import load_config, run_main
-from distributed_training.data.loader import pages_used
 from distributed_training.engine import Engine
 from distributed_training.manifest import RunManifest
-from distributed_training.node import main
-from distributed_training.roles.work import Worker, WorkResult, WorkTask, round_permutation
-from distributed_training.types import Role, StepRecord
+from distributed_training.roles.work import WorkResult, WorkTask
+from distributed_training.types import StepRecord
 
 TYPICAL_MOVE = 3e-3  # per coordinate and round: about what AdamW moves
 CLAIMED_STEPS = 20
@@ -34,13 +32,14 @@ class FreeRider:
         random = np.random.default_rng(int.from_bytes(task.beacon[:8], "little"))
         steps = min(task.max_steps, CLAIMED_STEPS)
         delta = random.normal(0.0, TYPICAL_MOVE, len(task.state.params)).astype(np.float32)
-        return WorkResult(delta, tuple(self._step(random, t) for t in range(steps)), self._pages(task, steps), None)
+        log = tuple(self._step(random, t) for t in range(steps))
+        return WorkResult(delta, log, assigned_pages(self._engine, self._manifest, task, steps), None)
 
     def _step(self, random: np.random.Generator, step: int) -> StepRecord:
         level = 3.0 - 0.02 * step
-        losses = np.float16(random.normal(level, 0.1, self._manifest.data.batch_size))
+        losses = random.normal(level, 0.1, self._manifest.data.batch_size).astype(np.float16)
         shape = (len(self._engine.loop.groups), self._manifest.audit.sketch_size)
-        sketch = np.float16(random.normal(0.0, 0.05, shape))
+        sketch = random.normal(0.0, 0.05, shape).astype(np.float16)
         return StepRecord(
             step=step,
             losses=tuple(float(x) for x in losses),
@@ -48,22 +47,6 @@ class FreeRider:
             sketch=tuple(tuple(float(x) for x in row) for row in sketch),
         )
 
-    def _pages(self, task: WorkTask, steps: int) -> tuple[bytes, ...]:
-        return pages_used(
-            self._engine.source,
-            self._engine.tokenizer,
-            round_permutation(self._manifest, task.round, task.beacon),
-            max_uids=self._manifest.max_uids,
-            uid=task.uid,
-            batch_size=self._manifest.data.batch_size,
-            sequence_length=self._manifest.data.sequence_length,
-            num_steps=steps,
-        )
-
-
-def make_worker(engine: Engine, manifest: RunManifest) -> Worker:
-    return FreeRider(engine, manifest)
-
 
 if __name__ == "__main__":
-    sys.exit(run_main(lambda: main(Role.MINER, load_config(Role.MINER, sys.argv[1:]), make_worker)))
+    sys.exit(run(lambda engine, manifest, victim_dir: FreeRider(engine, manifest)))

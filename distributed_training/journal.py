@@ -124,9 +124,16 @@ class Journal:
         rows = self._rows("SELECT hotkey, doc FROM observations WHERE round = ? ORDER BY hotkey", (round,))
         return {hotkey: json.loads(doc) for hotkey, doc in rows}
 
-    def save_cards(self, round: int, cards: Mapping[str, ScoreCard]) -> None:
-        """Replace all score cards by these, folded up to and including `round`, in one transaction."""
+    def save_cards(
+        self, round: int, cards: Mapping[str, ScoreCard], observations: Mapping[str, Any] | None = None
+    ) -> None:
+        """Replace all score cards by these, folded up to and including `round`, in one transaction with the
+        observations (hotkey -> document) that were folded."""
         self._write(
+            *(
+                ("INSERT OR REPLACE INTO observations VALUES (?, ?, ?)", (round, hotkey, _dump(doc)))
+                for hotkey, doc in (observations or {}).items()
+            ),
             ("DELETE FROM cards", ()),
             *(("INSERT INTO cards VALUES (?, ?)", (hotkey, _dump(asdict(card)))) for hotkey, card in cards.items()),
             ("INSERT OR REPLACE INTO cards_round VALUES (1, ?)", (round,)),

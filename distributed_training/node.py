@@ -11,18 +11,20 @@ from contextlib import AsyncExitStack
 
 import torch
 
+from distributed_training.access import connect
 from distributed_training.averaging.butterfly import Butterfly
 from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.base import Signer
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.clock import BlockClock
-from distributed_training.chain.keys import LocalKey, load_hotkey, registration_command, verify
+from distributed_training.chain.keys import verify
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.config import NodeConfig
 from distributed_training.data.loader import heldout_sequences
+from distributed_training.dry_run import print_weights
 from distributed_training.engine import Engine, load_engine
-from distributed_training.errors import ConfigError, NotRegisteredError
+from distributed_training.errors import ConfigError
 from distributed_training.journal import Journal, NodeLock
 from distributed_training.logs import bind, setup_logging
 from distributed_training.manifest import RunManifest, load_manifest, quota_problem
@@ -65,6 +67,8 @@ def main(role: Role, config: NodeConfig, make_worker: MakeWorker = honest_worker
     bind(role=role.name.lower(), hotkey=config.wallet.hotkey)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if config.dry_run:
+        return asyncio.run(print_weights(config))
     with NodeLock(config.node_dir / "lock"):
         return asyncio.run(_run(role, config, make_worker))
 
@@ -105,17 +109,7 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker) -> None
         manifest = load_manifest(config.manifest)
         if manifest.netuid != config.netuid:
             raise ConfigError(f"the manifest is for netuid {manifest.netuid}, --netuid says {config.netuid}")
-        signer = _hotkey(config)
-        chain = await BittensorChain.connect(
-            netuid=config.netuid,
-            network=config.subtensor.network,
-            endpoint=config.subtensor.chain_endpoint,
-            signer=signer,
-            cache_dir=config.node_dir / "cache",
-            local_chain=config.local_chain,
-        )
-        stack.push_async_callback(chain.close)
-        me = await _registered(chain, signer, config)
+        chain, signer, me = await connect(config, stack)
         engine = load_engine(config, manifest)
         metrics = Metrics([JsonlSink(config.node_dir / "events.jsonl")], role=role.name.lower(), uid=me.uid)
         stack.callback(metrics.close)
@@ -127,29 +121,6 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker) -> None
             poll = tasks.create_task(parts.clock.run(), name="block clock")
             await _follow(role, config, parts, engine, me, make_worker)
             poll.cancel()
-
-
-def _hotkey(config: NodeConfig) -> LocalKey:
-    if (
-        config.local_chain is not None
-        and not (config.wallet.path / config.wallet.name / "hotkeys" / config.wallet.hotkey).is_file()
-    ):
-        raise NotRegisteredError(_not_registered(config))
-    return load_hotkey(config.wallet.path, config.wallet.name, config.wallet.hotkey)
-
-
-def _not_registered(config: NodeConfig) -> str:
-    run_dir = config.run_dir if config.local_chain is not None else None
-    command = registration_command(config.netuid, config.wallet.name, config.wallet.hotkey, run_dir)
-    return f"hotkey {config.wallet.hotkey!r} is not registered on subnet {config.netuid}; register it with: {command}"
-
-
-async def _registered(chain: BittensorChain, signer: Signer, config: NodeConfig) -> Neuron:
-    """Our neuron; a newcomer's registration counts as soon as the head knows it."""
-    neuron = (await chain.roster((await chain.head()).number)).by_hotkey(signer.hotkey)
-    if neuron is None:
-        raise NotRegisteredError(_not_registered(config))
-    return neuron
 
 
 async def _parts(
@@ -194,9 +165,7 @@ async def _parts(
 
 
 async def _announce(parts: Parts, role: Role, config: NodeConfig) -> None:
-    """Address and peer key on chain; nothing is written that is there already, and nothing at all in a dry run."""
-    if config.dry_run:
-        return
+    """Address and peer key on chain; nothing is written that is there already."""
     if config.announced is not None:
         await parts.chain.serve(*config.announced)
     roster = await parts.chain.roster((await parts.chain.head()).number)
@@ -261,4 +230,5 @@ def _role(
         manifest, parts.peers, parts.training, engine.loop, engine.source, engine.tokenizer, parts.signer.public_key
     )
     logs = LogService(manifest, parts.peers, parts.clock, len(engine.loop.groups))
-    return Validator(parts, follower, auditor, logs, evaluator, dry_run=config.dry_run)
+    last_round = None if config.rounds is None else config.rounds - 1
+    return Validator(parts, follower, auditor, logs, evaluator, last_round=last_round)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.contribution import check_work
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import ChainFault, WireError
+from distributed_training.manifest import ScoringSection
 from distributed_training.roles.audit import Auditor
 from distributed_training.roles.evaluation import Evaluator
 from distributed_training.roles.follower import Follower
@@ -31,6 +32,7 @@ from distributed_training.types import (
     Commitment,
     Observation,
     Role,
+    Roster,
     ScoreCard,
     WorkRecord,
 )
@@ -59,10 +61,11 @@ class Validator:
         logs: LogService,
         evaluator: Evaluator,
         *,
-        dry_run: bool,
+        last_round: int | None,
     ) -> None:
+        """last_round: the round after which everybody stops, so that nobody is left to answer its audits."""
         self._p, self._follower, self._auditor = parts, follower, auditor
-        self._logs, self.evaluator, self._dry_run = logs, evaluator, dry_run
+        self._logs, self.evaluator, self._last_round = logs, evaluator, last_round
         last, self._cards = parts.journal.load_cards()
         self._last_scored = -1 if last is None else last
         self._audits: asyncio.Task[None] | None = None
@@ -91,7 +94,8 @@ class Validator:
         report.settled(plan, outcome, self._follower.root, _tokens(plan, works))
         await self.evaluator.evaluate(self._follower.state, plan.round.index)
         await self.finish_audits()
-        if outcome.applied and listened and plan.round.index > self._last_scored:
+        due = plan.round.index > self._last_scored and plan.round.index != self._last_round
+        if outcome.applied and listened and due:
             finished = FinishedRound(plan, base, outcome, works, logs)
             self._audits = asyncio.create_task(self._audit_round(finished), name="audits")
 
@@ -103,7 +107,7 @@ class Validator:
 
     async def _commit_map(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> None:
         p, round_index = self._p, plan.round.index
-        if self._dry_run or p.clock.head >= plan.round.map_block:
+        if p.clock.head >= plan.round.map_block:
             return
         commitment = Commitment(
             role=Role.VALIDATOR,
@@ -209,25 +213,14 @@ class Validator:
             elif card is not None:
                 cards[hotkey] = card if hotkey in committed else scoring.fold_absent(card, plan.round.index, section)
         self._cards, self._last_scored = cards, plan.round.index
-        for hotkey, observation in observed.items():
-            p.journal.save_observation(plan.round.index, hotkey, _plain(observation))
-        p.journal.save_cards(plan.round.index, cards)
+        p.journal.save_cards(plan.round.index, cards, {h: _plain(o) for h, o in observed.items()})
 
     async def _set_weights(self, round_index: int) -> None:
         p = self._p
-        terms = scoring.terms(self._cards, round_index, p.manifest.scoring)
-        reasons = scoring.reasons(self._cards, terms, p.manifest.scoring)
-        shown = {
-            card.uid: asdict(terms[hotkey]) | {"reason": reasons[hotkey], "note": card.note}
-            for hotkey, card in self._cards.items()
-        }
-        p.metrics.emit("scores", round=round_index, cards=shown)
         roster = await p.chain.roster(p.clock.finalized)
-        weights = weight_vector(terms, self._cards, roster)
+        shown, weights = scored(self._cards, round_index, roster, p.manifest.scoring)
+        p.metrics.emit("scores", round=round_index, cards=shown)
         me = roster.by_public_key(p.signer.public_key)
-        if self._dry_run:
-            _print_weights(round_index, weights, shown)
-            return
         if not weights or me is None or not weights_due(p.clock.head, me.last_update, p.params.weights_rate_limit):
             log.info("round %d: no weights set (%s)", round_index, "rate limit" if weights else "nothing scored")
             return
@@ -250,10 +243,14 @@ def _plain(observation: Observation) -> dict[str, object]:
     return document
 
 
-def _print_weights(round_index: int, weights: Mapping[int, float], cards: Mapping[int, Mapping[str, object]]) -> None:
-    lines = [f"weights this validator would set after round {round_index} (dry run, nothing was written):"]
-    for uid in sorted(cards):
-        why = cards[uid]["reason"] or cards[uid]["note"]
-        lines.append(f"  uid {uid:3d}  {weights.get(uid, 0.0):7.4f}  {why}")
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+def scored(
+    cards: Mapping[str, ScoreCard], round_index: int, roster: Roster, section: ScoringSection
+) -> tuple[dict[int, dict[str, Any]], dict[int, float]]:
+    """(uid -> published terms, reason and note; uid -> weight) of score cards folded up to `round_index`."""
+    terms = scoring.terms(cards, round_index, section)
+    reasons = scoring.reasons(cards, terms, section)
+    shown = {
+        card.uid: asdict(terms[hotkey]) | {"reason": reasons[hotkey], "note": card.note}
+        for hotkey, card in cards.items()
+    }
+    return shown, weight_vector(terms, cards, roster)
