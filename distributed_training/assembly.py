@@ -1,0 +1,176 @@
+"""From adapters to a running role: the parts of a node, its announcement, its rounds. Names no adapter.
+
+`node.py` does this once for a process of its own; tests do it for many nodes in one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from distributed_training.averaging.butterfly import Butterfly
+from distributed_training.averaging.peers import PeerBook, VerifyPeer
+from distributed_training.averaging.store import RoundStore
+from distributed_training.chain.base import Chain, Signer, Verify
+from distributed_training.chain.clock import BlockClock
+from distributed_training.checkpoints.base import CheckpointStore
+from distributed_training.config import NodeConfig
+from distributed_training.data.loader import heldout_sequences
+from distributed_training.engine import Engine
+from distributed_training.errors import ConfigError
+from distributed_training.journal import Journal
+from distributed_training.manifest import RunManifest, quota_problem
+from distributed_training.metrics.base import Metrics
+from distributed_training.network.base import Transport
+from distributed_training.roles.audit import Auditor
+from distributed_training.roles.bootstrap import choose_start
+from distributed_training.roles.evaluation import Evaluator
+from distributed_training.roles.follower import Follower
+from distributed_training.roles.miner import Miner
+from distributed_training.roles.owner import Owner
+from distributed_training.roles.parts import Parts, TrainingThread
+from distributed_training.roles.service import LogService, MinerService
+from distributed_training.roles.validator import Validator
+from distributed_training.roles.work import Trainer, Worker
+from distributed_training.training.export import model_files
+from distributed_training.training.model import to_flat
+from distributed_training.training.outer import initial_state
+from distributed_training.types import Commitment, Neuron, Role
+from distributed_training.wire import encode_commitment
+
+log = logging.getLogger(__name__)
+
+MakeWorker = Callable[[Engine, RunManifest], Worker]
+
+
+def honest_worker(engine: Engine, manifest: RunManifest) -> Worker:
+    return Trainer(engine.loop, engine.source, engine.tokenizer, manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """What is outside a node, behind its seams. `transport` is not started yet."""
+
+    chain: Chain
+    transport: Transport
+    checkpoints: CheckpointStore
+    signer: Signer
+    verify: Verify
+    sign_as_peer: Callable[[bytes], bytes]  # Ed25519, with the transport's peer key
+    verify_peer: VerifyPeer
+
+
+async def make_parts(
+    config: NodeConfig,
+    manifest: RunManifest,
+    adapters: Adapters,
+    journal: Journal,
+    metrics: Metrics,
+    training: TrainingThread,
+) -> Parts:
+    """Raises ConfigError when the manifest does not fit the chain."""
+    a, params = adapters, await adapters.chain.params()
+    problem = quota_problem(manifest, params.tempo)
+    if problem is not None:
+        raise ConfigError(f"the manifest does not fit this chain: {problem}")
+    peers = PeerBook(a.transport, manifest.netuid, a.signer.public_key, a.sign_as_peer, a.verify_peer)
+    store, clock = RoundStore(config.node_dir), BlockClock(a.chain, params.block_s)
+    return Parts(
+        manifest=manifest,
+        params=params,
+        peer_key=a.transport.peer_key,
+        signer=a.signer,
+        verify=a.verify,
+        chain=a.chain,
+        clock=clock,
+        peers=peers,
+        store=store,
+        butterfly=Butterfly(manifest, peers, store, a.chain, clock, a.signer, a.verify),
+        journal=journal,
+        metrics=metrics,
+        checkpoints=a.checkpoints,
+        training=training,
+    )
+
+
+async def live(
+    role: Role, config: NodeConfig, parts: Parts, engine: Engine, me: Neuron, make_worker: MakeWorker = honest_worker
+) -> None:
+    """Announce the node, then run one round after the other until `config.rounds` are settled."""
+    await _announce(parts, role, config)
+    async with asyncio.TaskGroup() as tasks:
+        poll = tasks.create_task(parts.clock.run(), name="block clock")
+        await _follow(role, config, parts, engine, me, make_worker)
+        poll.cancel()
+
+
+async def _announce(parts: Parts, role: Role, config: NodeConfig) -> None:
+    """Address and peer key on chain; nothing is written that is there already."""
+    if config.announced is not None:
+        await parts.chain.serve(*config.announced)
+    roster = await parts.chain.roster((await parts.chain.head()).number)
+    me = roster.by_public_key(parts.signer.public_key)
+    present = me.commitment if me is not None else None
+    if present is None or present.peer_key != parts.peer_key or present.role is not role:
+        empty = Commitment(role, role is Role.MINER, parts.peer_key, None, None, None, None)
+        await parts.chain.commit(encode_commitment(empty))
+
+
+async def _follow(
+    role: Role, config: NodeConfig, parts: Parts, engine: Engine, me: Neuron, make_worker: MakeWorker
+) -> None:
+    """The main loop: one round after the other."""
+    initial = initial_state(to_flat(engine.model), parts.manifest.average)
+    start = await choose_start(parts, initial)
+    log.info("starting at round %d from %s", start.index, start.source)
+    follower = Follower(parts, start.index, start.state, trusted=start.trusted)
+    parts.store.put_state(follower.index, follower.state)
+    node = _role(role, config, parts, engine, me, follower, make_worker)
+    if isinstance(node, Owner):
+        await node.begin()
+    if isinstance(node, Owner | Validator) and follower.index == 0:
+        await node.evaluator.evaluate(follower.state, -1)
+    head = (await parts.chain.head()).number
+    parts.metrics.emit(
+        "ready", hotkey=parts.signer.hotkey, peer_key=parts.peer_key, state_root=follower.root, block=head
+    )
+    while config.rounds is None or follower.index < config.rounds:
+        await node.run_round()
+    if isinstance(node, Validator):
+        await node.finish_audits()
+    parts.metrics.emit("stopped", reason="rounds done")
+
+
+def _role(
+    role: Role,
+    config: NodeConfig,
+    parts: Parts,
+    engine: Engine,
+    me: Neuron,
+    follower: Follower,
+    make_worker: MakeWorker,
+) -> Miner | Validator | Owner:
+    manifest = parts.manifest
+    if role is Role.MINER:
+        return Miner(
+            parts,
+            follower,
+            make_worker(engine, manifest),
+            MinerService(manifest, parts.peers, parts.chain, parts.clock),
+            uid=me.uid,
+            steps_per_round=config.steps_per_round,
+            exact_steps=config.exact_steps,
+        )
+    count, length = manifest.data.heldout_sequences, manifest.data.sequence_length
+    sequences = heldout_sequences(engine.source, engine.tokenizer, length, count)
+    evaluator = Evaluator(manifest, parts.training, engine.loop, sequences, parts.metrics)
+    if role is Role.OWNER:
+        return Owner(parts, follower, evaluator, lambda flat: model_files(engine.model, flat))
+    auditor = Auditor(
+        manifest, parts.peers, parts.training, engine.loop, engine.source, engine.tokenizer, parts.signer.public_key
+    )
+    logs = LogService(manifest, parts.peers, parts.clock, len(engine.loop.groups))
+    last_round = None if config.rounds is None else config.rounds - 1
+    return Validator(parts, follower, auditor, logs, evaluator, last_round=last_round)
