@@ -14,7 +14,6 @@ NO_AXON = {
     "block": 0, "version": 0, "ip": 0, "port": 0, "ip_type": 0, "protocol": 0, "placeholder1": 0, "placeholder2": 0,
 }  # fmt: skip
 ALPHA_IN = 10**15  # a pool of equal size on both sides: price 1
-GENESIS_MS = 0
 
 Item = Callable[[Rows, ChainParams, list[Any]], Any]
 
