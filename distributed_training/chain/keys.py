@@ -15,6 +15,7 @@ from distributed_training.errors import ConfigError
 
 SS58_FORMAT = 42
 SIGNATURE_BYTES = 64
+LOCAL_WALLET = "local"  # what scripts/register.py uses when told nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,5 +118,6 @@ def creation_command(path: Path, wallet: str, hotkey: str) -> str:
 def registration_command(netuid: int, wallet: str, hotkey: str, run_dir: Path | None) -> str:
     """The one command that registers this hotkey; `run_dir` is given on the local chain only."""
     if run_dir is not None:
-        return f"python scripts/register.py --run-dir {run_dir} --wallet.hotkey {hotkey}"
+        name = "" if wallet == LOCAL_WALLET else f" --wallet.name {wallet}"
+        return f"python scripts/register.py --run-dir {run_dir} --wallet.hotkey {hotkey}{name}"
     return f"btcli tx burned-register --netuid {netuid} -w {wallet} -H {hotkey}"

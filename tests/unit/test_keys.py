@@ -84,3 +84,4 @@ def test_registration_commands(tmp_path: Path) -> None:
     assert registration_command(38, "cold", "hot", None) == "btcli tx burned-register --netuid 38 -w cold -H hot"
     local = registration_command(38, "local", "extra", Path("runs/local"))
     assert local == "python scripts/register.py --run-dir runs/local --wallet.hotkey extra"
+    assert registration_command(38, "mine", "extra", Path("runs/local")) == f"{local} --wallet.name mine"
