@@ -34,7 +34,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--run-dir", type=Path, required=True, help="directory of the local run")
     parser.add_argument("--wallet.hotkey", dest="hotkey", required=True, metavar="NAME", help="name of the hotkey")
-    parser.add_argument("--wallet.name", dest="wallet", default=LOCAL_WALLET, metavar="NAME", help="wallet (default: local)")
+    parser.add_argument(
+        "--wallet.name", dest="wallet", default=LOCAL_WALLET, metavar="NAME", help="wallet (default: local)"
+    )
     parser.add_argument("--stake", type=float, default=0.0, metavar="ALPHA", help="stake to add (default: none)")
     options = parser.parse_args(arguments)
     if not 0 <= options.stake <= 1e9:
