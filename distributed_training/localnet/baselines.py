@@ -48,10 +48,7 @@ class RoundJob:
 def write_jobs(paths: RunPaths, rounds: Sequence[RoundJob]) -> None:
     folder = paths.root / FOLDER
     folder.mkdir(exist_ok=True)
-    entries = [
-        {"index": r.index, "applied": r.applied, "beacon": r.beacon.hex(), "steps": {str(u): n for u, n in r.steps.items()}}
-        for r in rounds
-    ]
+    entries = [{"index": r.index, "applied": r.applied, "beacon": r.beacon.hex(), "steps": r.steps} for r in rounds]
     (folder / JOBS).write_text(json.dumps(entries) + "\n")
 
 

@@ -15,7 +15,6 @@ from distributed_training.chain.keys import load_hotkey
 from distributed_training.chain.local_store import open_file
 from distributed_training.localnet.layout import WALLET, RunPaths
 from distributed_training.manifest import RunManifest
-from distributed_training.wire import decode_commitment
 
 T = TypeVar("T")
 
@@ -38,7 +37,6 @@ def with_chain(paths: RunPaths, manifest: RunManifest, work: Callable[[Bittensor
             network="local",
             endpoint=None,
             signer=load_hotkey(paths.wallets, WALLET, "owner"),  # reads need no key; the client wants one
-            decode_commitment=decode_commitment,
             cache_dir=paths.root / "cache",
             local_chain=paths.chain,
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from distributed_training.localnet.create import Run
 from distributed_training.localnet.events import Event, RunView
@@ -15,6 +17,19 @@ from distributed_training.localnet.processes import Ended
 from distributed_training.localnet.recipe import BLOCK_S
 from distributed_training.localnet.result_text import result_lines
 from distributed_training.localnet.table import Clock, event_line, render
+
+
+class _Tenths:
+    """Says every tenth of a long job once."""
+
+    def __init__(self, say: Callable[[str], None], total: int) -> None:
+        self._say, self._total, self._said = say, total, 0
+
+    def advance(self, done: int) -> None:
+        tenth = 10 * done // self._total if self._total else 0
+        if tenth > self._said:
+            self._said = tenth
+            self._say(f"    {10 * tenth} %")
 
 
 class Display:
@@ -81,6 +96,18 @@ class Display:
             self.update()
             self._live.stop()
             self._live = None
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar on a terminal, a line each tenth otherwise; call it with the amount done so far."""
+        if self.plain:
+            self.say(what)
+            yield _Tenths(self.say, total).advance
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(what, total=total or None)
+            yield lambda done: bar.update(task, completed=done)
 
     def result(self, summary: Mapping[str, Any]) -> int:
         """Print the summary; the exit code of the demo."""

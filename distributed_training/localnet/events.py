@@ -221,7 +221,7 @@ class RunEvents:
         self._file = paths.events.open("w", encoding="utf-8")
         self._file.writelines(kept)
 
-    def poll(self) -> list[tuple[str, Event]]:
+    def poll(self) -> Sequence[tuple[str, Event]]:
         """New events as (node, event), already in the view and in the run's file."""
         fresh = [(name, event) for name, follower in self._followers.items() for event in follower.read()]
         fresh.sort(key=lambda item: item[1].get("time") or 0.0)

@@ -85,9 +85,10 @@ def read_rounds(paths: RunPaths, manifest: RunManifest, count: int | None) -> li
             round_ = manifest.round(index)
             if round_.map_block > final:
                 break
-            reads = [await chain.roster(b) for b in (round_.roster_block, round_.commit_block, round_.output_block)]
+            roster = await chain.roster(round_.roster_block)
+            at_commit, at_output = await chain.roster(round_.commit_block), await chain.roster(round_.output_block)
             at_map = await chain.roster(round_.map_block)
-            found.append(RoundReads(round_, reads[0].block.hash, *reads, at_map))
+            found.append(RoundReads(round_, roster.block.hash, roster, at_commit, at_output, at_map))
         while (
             count is None
             and found

@@ -1,0 +1,159 @@
+"""After the last round, outside the round clock: offline check, baselines, summary, report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distributed_training.averaging.plan import layout_of
+from distributed_training.errors import ChainFault
+from distributed_training.localnet import baselines, offline
+from distributed_training.localnet.create import Run
+from distributed_training.localnet.display import Display
+from distributed_training.localnet.events import RunView
+from distributed_training.localnet.layout import RunPaths, miners
+from distributed_training.localnet.options import Options
+from distributed_training.localnet.processes import NodeProcesses
+from distributed_training.localnet.recipe import model_size
+from distributed_training.localnet.report import write_report
+from distributed_training.localnet.summary import (
+    Baselines,
+    ChainFacts,
+    build_summary,
+    read_chain,
+    rounds_seen,
+    write_summary,
+)
+
+WORKERS = 2
+OFFLINE_TIMEOUT_S = 300.0
+BASELINES_TIMEOUT_S = 1800.0
+POLL_S = 0.5
+
+
+def stored_result(run: Run, rounds_wanted: int) -> dict[str, Any] | None:
+    """The summary of a run that has all the rounds asked for; None if there is more to do."""
+    try:
+        summary = json.loads(run.paths.summary.read_text())
+        enough = summary["rounds_wanted"] >= rounds_wanted and summary["checks"]["rounds_applied"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return summary if enough else None
+
+
+def finish(
+    run: Run,
+    options: Options,
+    view: RunView,
+    processes: NodeProcesses,
+    display: Display,
+    check_stop: Callable[[], None],
+) -> dict[str, Any]:
+    """Runs both helpers, writes summary.json and report.png, returns the summary."""
+    rounds = rounds_seen(view)
+    try:
+        chain = read_chain(run, rounds)
+    except ChainFault as error:
+        display.say(f"the chain cannot be read: {error}")
+        chain = ChainFacts({}, {})
+    found = run_helpers(run, view, chain, processes, display, check_stop)
+    summary = build_summary(
+        run,
+        view,
+        chain,
+        rounds_wanted=options.rounds,
+        wire_bytes=layout_of(run.manifest, model_size(run.manifest.model.config)).wire_bytes,
+        baselines=found,
+        offline=read_json(run.paths.root / offline.RESULT) if rounds else None,
+    )
+    write_summary(run.paths.summary, summary)
+    write_report(run.paths.report, summary)
+    return summary
+
+
+def run_helpers(
+    run: Run,
+    view: RunView,
+    chain: ChainFacts,
+    processes: NodeProcesses,
+    display: Display,
+    check_stop: Callable[[], None],
+) -> Baselines:
+    """The offline check and the baselines as processes of their own, side by side."""
+    clear(run.paths)
+    jobs = round_jobs(view, chain)
+    names = [str(s.uid) for s in miners(run.specs) if s.adversary is None] + [baselines.UNION]
+    python = [sys.executable, "-m"]
+    command = [*python, offline.__name__, str(run.paths.root), "--rounds", str(1 + max(rounds_seen(view), default=0))]
+    processes.start("offline check", command, run.paths.root / "offline.txt")
+    if jobs:
+        baselines.write_jobs(run.paths, jobs)
+        for number, share in enumerate(baselines.deal(names, jobs, WORKERS)):
+            log = run.paths.root / baselines.FOLDER / f"log-{number}.txt"
+            processes.start(f"baselines {number}", [*python, baselines.__name__, str(run.paths.root), *share], log)
+    total = sum(baselines.steps_of(name, jobs) for name in names)
+    wait(run.paths, processes, display, check_stop, names, total)
+    return read_baselines(run.paths, names)
+
+
+def clear(paths: RunPaths) -> None:
+    """Results of an earlier part of a resumed run are not to be taken for this one's."""
+    (paths.root / offline.RESULT).unlink(missing_ok=True)
+    for path in (paths.root / baselines.FOLDER).glob("*.json"):
+        path.unlink()
+
+
+def wait(
+    paths: RunPaths,
+    processes: NodeProcesses,
+    display: Display,
+    check_stop: Callable[[], None],
+    names: Sequence[str],
+    total: int,
+) -> None:
+    """Until all helpers ended, with progress; whatever takes too long is ended and not measured."""
+    until = time.monotonic() + (BASELINES_TIMEOUT_S if total else OFFLINE_TIMEOUT_S)
+    with display.progress("training alone, for comparison, and checking offline", total) as advance:
+        while processes.running() and time.monotonic() < until:
+            check_stop()
+            for ended in processes.newly_ended():
+                display.ended(ended)
+            done = [read_json(paths.root / baselines.FOLDER / f"{name}.json") for name in names]
+            advance(sum(d["done"] for d in done if d is not None))
+            time.sleep(POLL_S)
+    processes.stop()
+    for ended in processes.newly_ended():
+        display.ended(ended)
+
+
+def round_jobs(view: RunView, chain: ChainFacts) -> list[baselines.RoundJob]:
+    """What each miner really did in each settled round."""
+    jobs: list[baselines.RoundJob] = []
+    applied = 0
+    for index in rounds_seen(view):
+        steps = {n.uid: int(n.trains[index]["steps"]) for n in view.of_role("miner") if index in n.trains}
+        if index in chain.beacons and any(steps.values()):
+            jobs.append(baselines.RoundJob(index, applied, chain.beacons[index], steps))
+        applied += any(n.rounds[index].get("applied") for n in view.nodes.values() if index in n.rounds)
+    return jobs
+
+
+def read_baselines(paths: RunPaths, names: Sequence[str]) -> Baselines:
+    losses: dict[str, dict[int, float]] = {}
+    for name in names:
+        found = read_json(paths.root / baselines.FOLDER / f"{name}.json")
+        if found is not None and "losses" in found:
+            losses[name] = {int(index): loss for index, loss in found["losses"].items()}
+    solo = {int(name): losses.get(name, {}) for name in names if name != baselines.UNION}
+    return Baselines(solo, losses.get(baselines.UNION, {}))
+
+
+def read_json(path: Path) -> Mapping[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,55 @@
+"""The summary as the last lines a user sees (rich markup)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+
+
+def result_lines(summary: Mapping[str, Any]) -> list[str]:
+    lines = ["", *loss_lines(summary), "", *pay_lines(summary), ""]
+    for name, ok in summary["checks"].items():
+        mark = "[green]ok  [/]" if ok else "[bold red]FAIL[/]"
+        lines.append(f"  {mark} {name:<24} [dim]{escape(summary['details'].get(name, ''))}[/]")
+    failed = [name for name, ok in summary["checks"].items() if not ok]
+    lines.append("")
+    if failed:
+        lines.append(f"[bold red]{len(failed)} of {len(summary['checks'])} checks failed:[/] {', '.join(failed)}")
+    else:
+        lines.append(f"[bold green]all {len(summary['checks'])} checks held[/]")
+    return lines
+
+
+def loss_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Held-out loss together, alone, and of one worker on everything."""
+    names = {str(node["uid"]): name for name, node in summary["nodes"].items()}
+    solo = {names[uid]: loss for uid, loss in summary["solo_heldout_loss"].items() if loss is not None}
+    rows = [
+        ("at the start", summary["initial_heldout_loss"]),
+        ("together, averaged peer to peer", summary["final_heldout_loss"]),
+        ("alone, mean of the miners", sum(solo.values()) / len(solo) if solo else None),
+    ]
+    if solo:
+        best = min(solo, key=lambda name: solo[name])
+        rows.append((f"alone, the best ({best})", solo[best]))
+    rows.append(("one worker on all tokens", summary["union_heldout_loss"]))
+    shown = [f"  {what:<36}{'not measured' if loss is None else f'{loss:.4f}'}" for what, loss in rows]
+    return ["[bold]held-out loss[/] (nats per token)", *shown]
+
+
+def pay_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What each miner did and got."""
+    lines = ["[bold]miners[/]                steps   incentive   why not more"]
+    for name, node in summary["nodes"].items():
+        if node["role"] != "miner":
+            continue
+        works = [r["nodes"][name] for r in summary["rounds"] if r["nodes"].get(name) is not None]
+        steps = sum(w["steps"] or 0 for w in works)
+        share = summary["final"]["incentive"].get(str(node["uid"]))
+        paid = "not measured" if share is None else f"{100 * share:.2f} %"
+        cards = [r["scores"][str(node["uid"])] for r in summary["rounds"] if str(node["uid"]) in r["scores"]]
+        why = (cards[-1].get("reason") or "") if cards else "never scored"
+        lines.append(f"  {name:<20}{steps:>7}{paid:>12}   {escape(why)}")
+    return lines
