@@ -1,0 +1,343 @@
+"""A whole subnet in one process and one event loop: real chain file under the real SDK, real roles, tiny model.
+
+    async with running(make_subnet(tmp_path, miners=4), rounds=2) as subnet:  # the clock starts when all are ready
+        await finished(subnet)
+
+Nodes talk over one MemorySwitch, or over libp2p on loopback. Waits are bounded and end early, with its exception,
+when a node dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distributed_training.assembly import Adapters, MakeWorker, honest_worker, live, make_parts
+from distributed_training.chain.client import BittensorChain
+from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair, verify
+from distributed_training.chain.local_genesis import GenesisNeuron, create_chain, start_clock
+from distributed_training.checkpoints.local import LocalCheckpoints
+from distributed_training.config import NodeConfig
+from distributed_training.data.local import LocalPages, build_pages
+from distributed_training.engine import Engine, load_engine
+from distributed_training.journal import Journal
+from distributed_training.localnet.recipe import make_manifest
+from distributed_training.manifest import RunManifest
+from distributed_training.metrics.base import Metrics
+from distributed_training.network.identity import PeerIdentity, verify_peer
+from distributed_training.network.memory import MemorySwitch, MemoryTransport
+from distributed_training.roles.parts import Parts, TrainingThread
+from distributed_training.types import Neuron, Role
+
+WALLET = "local"
+HOST = "127.0.0.2"  # the chain refuses 127.0.0.1 as an address to announce
+BLOCK_S = 0.15
+STAKE = 1000.0
+STEPS = 3
+PAGE_BYTES = 150  # about five inner steps
+MODEL: dict[str, Any] = {
+    "model_type": "gpt2", "vocab_size": 257, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2,
+}  # fmt: skip
+# About eight thousand parameters in 16 chunks; a round takes 25 blocks, most of them waiting for a busy machine.
+OVERRIDES: dict[str, Any] = {
+    "max_uids": 12,
+    "data": {"sequence_length": 16, "batch_size": 2, "heldout_sequences": 8},
+    "inner": {"nominal_steps": STEPS, "max_steps": 8, "learning_rate": 5e-3, "warmup_steps": 1},
+    "average": {"chunk_coords": 512, "block_coords": 64, "token_cap": 8 * 32, "initial_tau": 50.0},
+    "audit": {"full_share": 0.5, "probe_chunks": 4},
+    "timing": {
+        "first_block": 4, "finality": 2, "roster_lead": 2, "commit_margin": 3, "commit": 7, "reduce_margin": 2,
+        "output": 14, "map": 20, "length": 25, "transfer": 2,
+    },
+}  # fmt: skip
+
+WrapPages = Callable[[LocalPages], Any]
+Prepare = Callable[["Subnet"], Awaitable[None]]
+
+
+@dataclass
+class Node:
+    """One running node. `events` holds what its metrics were told, oldest first."""
+
+    name: str
+    role: Role
+    me: Neuron
+    config: NodeConfig
+    parts: Parts
+    engine: Engine
+    events: list[dict[str, Any]]
+    stack: AsyncExitStack
+    task: asyncio.Task[None]
+
+    @property
+    def uid(self) -> int:
+        return self.me.uid
+
+    @property
+    def refusals(self) -> int:
+        transport: Any = self.parts.peers.transport
+        return transport.refusals
+
+    def all(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        """The events of one kind whose fields have these values."""
+        return [e for e in self.events if e["event"] == event and fields.items() <= e.items()]
+
+    def rounds(self) -> dict[int, dict[str, Any]]:
+        return {e["round"]: e for e in self.all("round")}
+
+    async def stop(self) -> None:
+        """As a signal would: cancel, then close everything it opened."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self.stack.aclose()
+
+
+@dataclass
+class Subnet:
+    root: Path
+    seed: int
+    manifest: RunManifest
+    names: tuple[str, ...]  # in uid order
+    libp2p: bool
+    switch: MemorySwitch = field(default_factory=MemorySwitch)
+    nodes: dict[str, Node] = field(default_factory=dict)
+
+    @property
+    def chain_file(self) -> Path:
+        return self.root / "chain.sqlite"
+
+    def key(self, name: str) -> LocalKey:
+        return LocalKey(derive_keypair(self.seed, name))
+
+    def identity(self, name: str) -> PeerIdentity:
+        """The peer key of a node, from seed and name."""
+        seed = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=32, person=b"dt-peer-key").digest()
+        return PeerIdentity.load_or_create(self.root / "nodes" / name / "identity.key", seed)
+
+    def miners(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.role is Role.MINER]
+
+    def validators(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.role is Role.VALIDATOR]
+
+
+class EventList:
+    """A metrics sink that keeps what it is given."""
+
+    def __init__(self, events: list[dict[str, Any]]) -> None:
+        self._events = events
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        self._events.append(dict(event))
+
+    def close(self) -> None:
+        pass
+
+
+def role_of(name: str) -> Role:
+    kind = name.partition("-")[0]
+    return {"owner": Role.OWNER, "validator": Role.VALIDATOR}.get(kind, Role.MINER)
+
+
+def write_text(directory: Path, seed: int) -> None:
+    """Two hundred documents of words in a skewed distribution: learnable, and the same for the same seed."""
+    source = random.Random(seed)
+    words = ["".join(source.choices("etaoinshrdlu", k=source.randint(2, 7))) for _ in range(60)]
+    directory.mkdir(parents=True)
+    for number in range(200):
+        drawn = [words[min(int(source.expovariate(0.15)), 59)] for _ in range(30)]
+        (directory / f"{number:03d}.txt").write_text(" ".join(drawn))
+
+
+def make_subnet(
+    root: Path,
+    *,
+    miners: int = 4,
+    validators: int = 2,
+    owner: bool = True,
+    seed: int = 5,
+    overrides: Mapping[str, Any] | None = None,
+    block_s: float = BLOCK_S,
+    stakes: Mapping[str, float] | None = None,
+    libp2p: bool = False,
+) -> Subnet:
+    """Pages, manifest and a chain at block 0 whose clock is not started yet. The owner, if any, has uid 0."""
+    names = [f"validator-{i}" for i in range(validators)] + [f"miner-{i}" for i in range(miners)]
+    names = ["owner", *names] if owner else names
+    write_text(root / "text", seed)
+    build_pages(root / "pages", root / "text", num_pages=None, page_bytes=PAGE_BYTES, heldout_bytes=1000)
+    fields = {key: dict(value) if isinstance(value, Mapping) else value for key, value in OVERRIDES.items()}
+    for key, value in (overrides or {}).items():
+        fields[key] = {**fields.get(key, {}), **value} if isinstance(value, Mapping) else value
+    manifest = make_manifest("local", MODEL, LocalPages(root / "pages"), init_seed=seed, overrides=fields)
+    (root / "manifest.json").write_bytes(manifest.canonical())
+    subnet = Subnet(root, seed, manifest, tuple(names), libp2p)
+    given = {name: STAKE for name in names if role_of(name) is Role.VALIDATOR} | dict(stakes or {})
+    coldkey = derive_coldkey(seed, WALLET).ss58_address
+    create_chain(
+        subnet.chain_file,
+        seed=seed,
+        block_s=block_s,
+        netuid=manifest.netuid,
+        tempo=manifest.timing.length,
+        weights_rate_limit=2,
+        version_key=manifest.version_key,
+        max_uids=manifest.max_uids,
+        owner_hotkey=subnet.key("owner").hotkey,
+        owner_coldkey=coldkey,
+        neurons=[GenesisNeuron(subnet.key(n).hotkey, coldkey, given.get(n, 0.0), n in given) for n in names],
+    )
+    return subnet
+
+
+async def connect(subnet: Subnet, name: str) -> BittensorChain:
+    """A chain client that signs as `name`; the caller closes it."""
+    return await BittensorChain.connect(
+        netuid=subnet.manifest.netuid,
+        network="local",
+        endpoint=None,
+        signer=subnet.key(name),
+        cache_dir=subnet.root / "cache",
+        local_chain=subnet.chain_file,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def node_config(subnet: Subnet, name: str, uid: int, rounds: int | None, steps: int) -> NodeConfig:
+    """`steps` inner steps a round. Over memory the address is on chain too, and nobody listens there."""
+    return NodeConfig(
+        preset="local",
+        netuid=subnet.manifest.netuid,
+        run_dir=subnet.root,
+        local_chain=subnet.chain_file,
+        device="cpu",
+        wallet={"name": WALLET, "hotkey": name, "path": subnet.root / "wallets"},
+        axon={"ip": HOST, "port": free_port() if subnet.libp2p else 21_000 + uid},
+        rounds=rounds,
+        steps_per_round=steps,
+    )  # type: ignore[call-arg]
+
+
+async def make_adapters(subnet: Subnet, config: NodeConfig, chain: BittensorChain, stack: AsyncExitStack) -> Adapters:
+    name = config.wallet.hotkey
+    identity = subnet.identity(name)
+    transport: Any = MemoryTransport(subnet.switch, identity)
+    if subnet.libp2p:
+        from distributed_training.network.libp2p import Libp2pTransport
+
+        path = config.node_dir / "identity.key"
+        transport = Libp2pTransport(path, config.axon.ip, config.axon.port, config.announced)
+    stack.push_async_callback(transport.stop)
+    return Adapters(
+        chain=chain,
+        transport=transport,
+        checkpoints=LocalCheckpoints(config.checkpoints),
+        signer=subnet.key(name),
+        verify=verify,
+        sign_as_peer=identity.sign,
+        verify_peer=verify_peer,
+    )
+
+
+async def build_node(
+    subnet: Subnet, name: str, *, rounds: int | None = None, steps: int = STEPS, pages: WrapPages | None = None
+) -> Node:
+    """Everything of a node but its main loop: `task` does nothing until `start_node` replaces it.
+
+    `rounds`: it stops when so many rounds of the run are settled. `pages` wraps the node's page source.
+    """
+    stack, events = AsyncExitStack(), []
+    chain = await connect(subnet, name)
+    stack.push_async_callback(chain.close)
+    me = (await chain.roster((await chain.head()).number)).by_hotkey(subnet.key(name).hotkey)
+    assert me is not None, f"{name} is not registered"
+    config = node_config(subnet, name, me.uid, rounds, steps)
+    engine = load_engine(config, subnet.manifest)
+    if pages is not None:
+        engine = Engine(engine.model, engine.loop, pages(engine.source), engine.tokenizer)
+    role = role_of(name)
+    metrics = Metrics([EventList(events)], role=role.name.lower(), uid=me.uid)
+    journal = Journal(config.node_dir / "journal.sqlite")
+    stack.callback(journal.close)
+    adapters = await make_adapters(subnet, config, chain, stack)
+    training = TrainingThread()
+    stack.callback(training.close)
+    parts = await make_parts(config, subnet.manifest, adapters, journal, metrics, training)
+    await adapters.transport.start()
+    idle = asyncio.create_task(asyncio.sleep(0))
+    node = Node(name, role, me, config, parts, engine, events, stack, idle)
+    subnet.nodes[name] = node
+    return node
+
+
+async def start_node(subnet: Subnet, name: str, *, make_worker: MakeWorker = honest_worker, **build: Any) -> Node:
+    """Build and run one node; returns when it is ready."""
+    node = await build_node(subnet, name, **build)
+    life = live(node.role, node.config, node.parts, node.engine, node.me, make_worker)
+    node.task = asyncio.create_task(life, name=name)
+    await seen(node, "ready", timeout_s=30)
+    return node
+
+
+@asynccontextmanager
+async def running(
+    subnet: Subnet,
+    *,
+    without: Iterable[str] = (),
+    each: Mapping[str, Mapping[str, Any]] | None = None,
+    before_clock: Prepare | None = None,
+    **common: Any,
+) -> AsyncIterator[Subnet]:
+    """Start every node but `without`, then the clock; stops them at the end.
+
+    `common` are arguments of `start_node`, `each` more of them by node name.
+    """
+    torch.set_num_threads(1)
+    try:
+        for name in subnet.names:
+            if name not in set(without):
+                await start_node(subnet, name, **{**common, **(each or {}).get(name, {})})
+        if before_clock is not None:
+            await before_clock(subnet)
+        start_clock(subnet.chain_file)
+        yield subnet
+    finally:
+        for node in subnet.nodes.values():
+            await node.stop()
+
+
+async def seen(node: Node, event: str, *, timeout_s: float, **fields: Any) -> dict[str, Any]:
+    """The first such event of a node, waited for. Raises what ended the node, or TimeoutError."""
+    async with asyncio.timeout(timeout_s):
+        while not (found := node.all(event, **fields)):
+            if node.task.done():
+                node.task.result()
+                raise AssertionError(f"{node.name} ended without {event} {fields}")
+            await asyncio.sleep(0.02)
+    return found[0]
+
+
+async def settled(subnet: Subnet, round_index: int, *, timeout_s: float = 60, names: Iterable[str] = ()) -> None:
+    """Until these nodes (all) have settled a round."""
+    for name in tuple(names) or tuple(subnet.nodes):
+        await seen(subnet.nodes[name], "round", round=round_index, timeout_s=timeout_s)
+
+
+async def finished(subnet: Subnet, *, timeout_s: float = 90) -> None:
+    """Until every node has run its rounds."""
+    async with asyncio.timeout(timeout_s):
+        await asyncio.gather(*(node.task for node in subnet.nodes.values()))
