@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from blake3 import blake3
 
 DIGEST_BYTES = 32
+MAX_LEAVES = 0xFFFFFFFF  # the root holds their number as u32
 
 
 def digest(data: bytes) -> bytes:
@@ -41,7 +42,7 @@ def merkle_proof(digests: Sequence[bytes], index: int) -> tuple[bytes, ...]:
 
 def verify_proof(root: bytes, num_leaves: int, index: int, leaf_digest: bytes, proof: Sequence[bytes]) -> bool:
     """True if `leaf_digest` is leaf `index` of the tree of `num_leaves` under `root`. Never raises."""
-    if not 0 <= index < num_leaves or any(len(p) != DIGEST_BYTES for p in proof):
+    if not 0 <= index < num_leaves <= MAX_LEAVES or any(len(p) != DIGEST_BYTES for p in proof):
         return False
     node, width, rest = _leaf(leaf_digest), num_leaves, list(proof)
     while width > 1:

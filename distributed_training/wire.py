@@ -30,6 +30,7 @@ from distributed_training.types import (
 SIGNATURE_BYTES = 64
 MAX_CHUNKS = 1 << 20
 MAX_SENDERS = 4096
+MAX_CARRY_ROUNDS = 8
 NO_ROUND = 0xFFFFFFFF
 
 _COMMITMENT = struct.Struct("<BB32sII")
@@ -240,8 +241,8 @@ def encode_output(record: OutputRecord) -> bytes:
 def decode_output(data: bytes) -> OutputRecord:
     reader = _Reader(data, "output record")
     tag, manifest, round_index, slice_index, public_key, root, num_senders, chunks = reader.unpack(_OUTPUT)
-    if tag != _OUTPUT_TAG or num_senders > MAX_SENDERS or chunks > MAX_CHUNKS:
-        raise WireError("output record: wrong tag, too many senders or chunks")
+    if tag != _OUTPUT_TAG or not 1 <= num_senders <= MAX_SENDERS or not 1 <= chunks <= MAX_CHUNKS:
+        raise WireError("output record: wrong tag, or a number of senders or chunks that cannot be")
     senders = tuple(reader.take(32) for _ in range(num_senders))
     width = (num_senders + 7) // 8
     packed = np.frombuffer(reader.take(chunks * width), np.uint8).reshape(chunks, width)
@@ -272,6 +273,8 @@ def decode_carry(data: bytes) -> Carry:
     tau, count = reader.unpack(struct.Struct("<dB"))
     if not math.isfinite(tau) or tau <= 0:
         raise WireError("carry: bad clip threshold")
+    if count > MAX_CARRY_ROUNDS:
+        raise WireError(f"carry: {count} rounds, at most {MAX_CARRY_ROUNDS} expected")
     rounds: list[CarryRound] = []
     for _ in range(count):
         included, failed = reader.unpack(struct.Struct("<HH"))

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from distributed_training.errors import WireError
 
 INT8_CODEC = 1
-# Blocks smaller than this are encoded as zero: no subnormal ever enters the sums, whatever the CPU's flush mode.
+# Blocks smaller than this are encoded as zero: no scale is subnormal, whatever the CPU's flush mode.
 _SMALLEST_SCALE = np.float32(1e-30)
+# Larger values saturate: no decoded number, sum or norm overflows fp32.
+_LARGEST_SCALE = np.float32(1e30)
 
 Vector = NDArray[np.float32]
 
@@ -57,7 +59,7 @@ class Layout:
 
 
 def encode_chunk(values: Vector, layout: Layout) -> bytes:
-    """values: fp32 [n] of one chunk, finite. Returns its canonical bytes."""
+    """values: fp32 [n] of one chunk, finite. Returns its canonical bytes; beyond +-127e30 values saturate."""
     if not np.isfinite(values).all():
         raise ValueError("cannot encode a non-finite number")
     size = layout.block_coords
@@ -65,7 +67,7 @@ def encode_chunk(values: Vector, layout: Layout) -> bytes:
     padded = np.zeros(blocks * size, np.float32)
     padded[: len(values)] = values
     table = padded.reshape(blocks, size)
-    scales = np.abs(table).max(axis=1) / np.float32(127)
+    scales = np.minimum(np.abs(table).max(axis=1) / np.float32(127), _LARGEST_SCALE)
     scales[scales < _SMALLEST_SCALE] = 0
     divisor = np.where(scales == 0, np.float32(1), scales)
     codes = np.rint(table / divisor[:, None])
@@ -99,8 +101,12 @@ def _parts(data: bytes, layout: Layout, chunk: int) -> tuple[Vector, NDArray[np.
     split = 4 * layout.num_blocks(chunk)
     scales = np.frombuffer(data[:split], "<f4").astype(np.float32)
     codes = np.frombuffer(data[split:], np.int8)
-    if not np.isfinite(scales).all() or ((scales != 0) & (scales < _SMALLEST_SCALE)).any():
-        raise WireError(f"chunk {chunk}: a scale is negative, too small or not finite")
+    zero = scales.view(np.uint32) == 0  # by its bits: -0.0 is refused
+    if not (zero | ((scales >= _SMALLEST_SCALE) & (scales <= _LARGEST_SCALE))).all():
+        raise WireError(f"chunk {chunk}: a scale is negative, too small, too large or not finite")
     if (codes == -128).any():
         raise WireError(f"chunk {chunk}: code -128")
+    peaks = np.maximum.reduceat(np.abs(codes), np.arange(0, len(codes), layout.block_coords))
+    if (peaks != np.where(zero, 0, 127)).any():
+        raise WireError(f"chunk {chunk}: the largest code of a block is not 127, or not 0 under a zero scale")
     return scales, codes

@@ -37,11 +37,17 @@ class PeerBook:
     def update(self, roster: Roster) -> None:
         """Take a newer roster; learns every published address."""
         self._roster = roster
-        for neuron in roster.neurons:
+        for neuron in sorted(roster.neurons, key=self._credibility):
             if neuron.commitment is not None and neuron.address is not None:
                 self.transport.learn(neuron.commitment.peer_key, neuron.address)
             if neuron.public_key == self._public_key:
                 self._binding = self._sign(binding_message(self._netuid, self._public_key, neuron.registered_block))
+
+    def _credibility(self, neuron: Neuron) -> tuple[bool, float, int]:
+        """Anybody can name somebody else's peer key, with a false address: the best claim is learnt last, and stays."""
+        claim = None if neuron.commitment is None else neuron.commitment.peer_key
+        proven = claim is not None and (neuron.public_key, neuron.registered_block, claim) in self._proven
+        return proven, neuron.stake, -neuron.registered_block
 
     @property
     def neurons(self) -> tuple[Neuron, ...]:

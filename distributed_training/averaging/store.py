@@ -14,12 +14,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from distributed_training.errors import LocalFault, WireError
 from distributed_training.training.outer import RunState
 from distributed_training.wire import decode_carry, encode_carry
+
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,12 @@ def decode_state(data: bytes) -> tuple[int, RunState]:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         meta, tensors = header["__metadata__"], load_tensors(data)
         carry = decode_carry(bytes.fromhex(meta["carry"]))
-        state = RunState(tensors["params"].copy(), tensors["momentum"].copy(), int(meta["applied"]), carry)
-        return int(meta["round"]), state
+        params, momentum = tensors["params"].copy(), tensors["momentum"].copy()
+        if params.ndim != 1 or params.shape != momentum.shape or {params.dtype, momentum.dtype} != {_FLOAT32}:
+            raise ValueError("two float32 vectors of one length expected")
+        round_index, applied = int(meta["round"]), int(meta["applied"])
+        if round_index < 0 or applied < 0:
+            raise ValueError("a negative count")
+        return round_index, RunState(params, momentum, applied, carry)
     except Exception as error:  # safetensors raises its own class, derived from Exception alone
         raise WireError(f"state snapshot: {error}") from None

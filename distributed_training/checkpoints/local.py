@@ -22,23 +22,20 @@ class LocalCheckpoints:
         self._root = root
 
     def publish(self, round_index: int, files: Mapping[str, bytes]) -> CheckpointRef:
+        if STATE_FILE not in files:
+            raise ValueError(f"a checkpoint needs a {STATE_FILE}")
         target = self._root / f"round-{round_index:06d}"
         if not target.exists():
             try:
                 self._root.mkdir(parents=True, exist_ok=True)
-                partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self._root))
-                for name, data in files.items():
-                    (partial / name).write_bytes(data)
-                partial.chmod(0o755)
-                partial.rename(target)
-            except FileExistsError:
-                shutil.rmtree(partial, ignore_errors=True)
+                self._write(target, files)
             except OSError as error:
-                raise LocalFault(f"cannot publish a checkpoint in {self._root}: {error.strerror}") from None
+                if not target.exists():  # or somebody else has published it meanwhile
+                    raise LocalFault(f"cannot publish a checkpoint in {self._root}: {error.strerror}") from None
         return self._ref(target)
 
     def newest(self) -> CheckpointRef | None:
-        names = sorted(self._root.glob("round-*")) if self._root.is_dir() else []
+        names = sorted(self._root.glob("round-" + "[0-9]" * 6)) if self._root.is_dir() else []
         return self._ref(names[-1]) if names else None
 
     def read(self, ref: CheckpointRef, name: str) -> bytes:
@@ -55,6 +52,16 @@ class LocalCheckpoints:
         if hashlib.sha256(data).hexdigest() != expected:
             raise WireError(f"checkpoint {ref.location}: {name} does not have the sha256 of {STATE_FILE}")
         return data
+
+    def _write(self, target: Path, files: Mapping[str, bytes]) -> None:
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self._root))
+        try:
+            for name, data in files.items():
+                (partial / name).write_bytes(data)
+            partial.chmod(0o755)
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # nothing is there once renamed
 
     def _ref(self, path: Path) -> CheckpointRef:
         digest = hashlib.sha256(self._bytes(path / STATE_FILE)).digest()

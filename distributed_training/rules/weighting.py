@@ -9,6 +9,8 @@ import numpy as np
 
 from distributed_training.manifest import AverageSection
 
+SMALLEST_SHARE = 1e-30
+
 
 def vector_norm(chunk_norms: Sequence[float]) -> float:
     """||x|| from the declared chunk norms; free of order."""
@@ -35,9 +37,12 @@ def raw_weight(tokens: int, norm: float, tau: float, average: AverageSection) ->
 
 
 def shares(raw: Sequence[float]) -> tuple[np.float32, ...]:
-    """Weights of the included senders of one chunk: divided by their sum in float64, cast once to fp32."""
+    """Weights of the included senders of one chunk: divided by their sum in float64, cast once to fp32.
+
+    A share below SMALLEST_SHARE is zero: no share is subnormal, whatever the CPU's flush mode.
+    """
     total = math.fsum(raw)
-    return tuple(np.float32(a / total) for a in raw)
+    return tuple(np.float32(a / total if a / total >= SMALLEST_SHARE else 0.0) for a in raw)
 
 
 def passes_gate(
