@@ -87,7 +87,7 @@ class Display:
             return
         self._drawn = time.monotonic()
         clock = Clock(self.block, time.monotonic() - self._began, self._rounds)
-        self._live.update(render(self._view, self._run.manifest, clock), refresh=True)
+        self._live.update(render(self._view, self._run.manifest, clock, self.console.width), refresh=True)
 
     def end_live(self) -> None:
         """Leave the last picture on the screen."""

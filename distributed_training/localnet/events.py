@@ -166,8 +166,8 @@ def _evaluation(node: NodeView, event: Event) -> None:
 
 
 def _audit(node: NodeView, event: Event) -> None:
-    # the uid of the event is the miner's; the node's own is known from its file
-    node.audits[int(event["round"]), int(event["uid"])] = event
+    # `uid` is the validator, `target` the miner
+    node.audits[int(event["round"]), int(event["target"])] = event
 
 
 def _scores(node: NodeView, event: Event) -> None:

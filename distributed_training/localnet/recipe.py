@@ -90,7 +90,7 @@ LOCAL: dict[str, Any] = {
     "inner": {
         "nominal_steps": 5,
         "max_steps": 500,
-        "learning_rate": 2e-3,
+        "learning_rate": 4e-3,
         "warmup_steps": 5,
         "decay_steps": 1000,
     },

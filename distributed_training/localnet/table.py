@@ -17,6 +17,8 @@ from distributed_training.manifest import RunManifest
 from distributed_training.rules.clock import phase, round_at
 
 DASH = "·"
+WIDE = 112  # columns from which on there is room for the terms of the score
+TERM_DIGITS = {"S": 4, "G": 3, "B": 3, "I": 3}
 PHASE_STYLE = {"train": "green", "commit": "yellow", "average": "cyan", "map": "blue", "settle": "magenta"}
 
 
@@ -29,9 +31,10 @@ class Clock:
     rounds: int  # rounds to run
 
 
-def render(view: RunView, manifest: RunManifest, clock: Clock) -> RenderableType:
-    """The whole picture. Reads the view, changes nothing."""
-    body: list[RenderableType] = [header(view, manifest, clock), miners_table(view), others_table(view)]
+def render(view: RunView, manifest: RunManifest, clock: Clock, width: int = 120) -> RenderableType:
+    """The whole picture for a terminal of `width` columns. Reads the view, changes nothing."""
+    terms = TERM_DIGITS if width >= WIDE else {}
+    body: list[RenderableType] = [header(view, manifest, clock), miners_table(view, terms), others_table(view)]
     history = loss_history(view)
     if history is not None:
         body.append(history)
@@ -44,19 +47,23 @@ def header(view: RunView, manifest: RunManifest, clock: Clock) -> Text:
     time = Text(f"  {minutes}:{seconds:02d}", "dim")
     if clock.block is None:
         ready = sum(n.ready is not None for n in view.nodes.values())
-        return Text(f"loading: {ready} of {len(view.nodes)} nodes ready", "bold") + time
+        return Text.assemble((f"loading: {ready} of {len(view.nodes)} nodes ready", "bold"), time)
     index = round_at(manifest.timing, clock.block)
     if index is None:
         left = manifest.timing.first_block - clock.block
-        return Text(f"block {clock.block}, round 0 begins in {left}", "bold") + time
+        return Text.assemble((f"block {clock.block}, round 0 begins in {left}", "bold"), time)
     if index >= clock.rounds:
-        return Text(f"block {clock.block}, all {clock.rounds} rounds are over, nodes stop", "bold") + time
+        return Text.assemble((f"block {clock.block}, all {clock.rounds} rounds are over, nodes stop", "bold"), time)
     round_ = manifest.round(index)
     name = phase(round_, clock.block).value
-    done = clock.block - round_.start_block
-    line = Text(f"round {index} ", "bold") + Text(f"({index + 1} of {clock.rounds})  ", "dim")
-    line += Text(f"{name:<8}", PHASE_STYLE[name]) + bar(done, manifest)
-    return line + Text(f"  block {clock.block}", "dim") + time
+    return Text.assemble(
+        (f"round {index} ", "bold"),
+        (f"({index + 1} of {clock.rounds})  ", "dim"),
+        (f"{name:<8}", PHASE_STYLE[name]),
+        bar(clock.block - round_.start_block, manifest),
+        (f"  block {clock.block}", "dim"),
+        time,
+    )
 
 
 def bar(done: int, manifest: RunManifest, width: int = 36) -> Text:
@@ -70,8 +77,9 @@ def bar(done: int, manifest: RunManifest, width: int = 36) -> Text:
     return text
 
 
-def miners_table(view: RunView) -> Table:
-    table = _table("miner", "uid", "doing", "steps", "loss", "state", "S", "G", "B", "I")
+def miners_table(view: RunView, terms: Mapping[str, int]) -> Table:
+    """`terms`: which terms of the score are shown, with how many digits."""
+    table = _table("miner", "uid", "doing", "steps", "loss", "state", *terms)
     validators = view.of_role("validator")
     for validator in validators:
         table.add_column(f"w {validator.name.removeprefix('validator-')}", justify="right", no_wrap=True)
@@ -83,7 +91,7 @@ def miners_table(view: RunView) -> Table:
     for node in view.of_role("miner"):
         card = first.get(node.uid, {})
         row = [node.name, str(node.uid), doing(node), steps(node), number(node.loss, 3), root(node)]
-        row += [number(card.get(term), 3) for term in "SGBI"]
+        row += [number(card.get(term), digits) for term, digits in terms.items()]
         row += [share(newest[v.name].get(node.uid)) for v in validators]
         table.add_row(*row, share(view.incentive.get(node.uid)), remark(node, card, newest), style=_row_style(node))
     return table
@@ -200,7 +208,7 @@ def event_line(name: str, event: Mapping[str, Any]) -> str | None:
             f"{_list(e['included'])}, {len(e['counted'])} of {e['num_slices']} slices, state {e['state_root'][:16]}"
         ),
         "evaluation": lambda: f"{at}held-out loss {e['heldout_loss']:.4f}",
-        "audit": lambda: f"{at}audit of uid {e['uid']}: {e['verdict']}, depth {e['depth']}, {e['reason']}",
+        "audit": lambda: f"{at}audit of uid {e['target']}: {e['verdict']}, depth {e['depth']}, {e['reason']}",
         "scores": lambda: f"{at}scores " + ", ".join(_card(uid, card) for uid, card in e["cards"].items()),
         "weights": lambda: (
             f"{at}weights in block {e['block']}: "

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -50,6 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+@contextmanager
 def start_demo(
     run_dir: Path, behaviour: dict[str, object], extra: Sequence[str] = ()
 ) -> Iterator[tuple[subprocess.Popen[str], Path]]:
@@ -70,9 +72,9 @@ def start_demo(
         process.communicate()
 
 
-def wait_for(what: str, condition: object, seconds: float = 60.0) -> None:
+def wait_for(what: str, condition: Callable[[], bool], seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < until, f"{what}: not within {seconds} s"
         time.sleep(0.05)
 
@@ -97,7 +99,7 @@ def left_of(run_dir: Path) -> list[int]:
 
 
 def test_ctrl_c_ends_everything_within_ten_seconds_even_a_node_that_does_not_listen(runs: Path) -> None:
-    for process, run_dir in start_demo(runs / "deaf", {"ignores_term": ["miner-1"]}):
+    with start_demo(runs / "deaf", {"ignores_term": ["miner-1"]}) as (process, run_dir):
         wait_for("nodes train", lambda: trained(run_dir) == NODES)
         assert len(helpers(run_dir)) == NODES
         began = time.monotonic()
@@ -110,7 +112,7 @@ def test_ctrl_c_ends_everything_within_ten_seconds_even_a_node_that_does_not_lis
 
 
 def test_kill_minus_nine_of_the_demo_leaves_no_process(runs: Path) -> None:
-    for process, run_dir in start_demo(runs / "killed", {}):
+    with start_demo(runs / "killed", {}) as (process, run_dir):
         wait_for("nodes train", lambda: trained(run_dir) == NODES)
         process.kill()
         process.wait()
@@ -118,7 +120,7 @@ def test_kill_minus_nine_of_the_demo_leaves_no_process(runs: Path) -> None:
 
 
 def test_a_node_that_dies_is_shown_with_its_log_and_too_few_nodes_are_an_error(runs: Path) -> None:
-    for process, run_dir in start_demo(runs / "dies", {"dies": ["miner-1"]}):
+    with start_demo(runs / "dies", {"dies": ["miner-1"]}) as (process, run_dir):
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 2
         assert "miner-1 ended with exit code 3" in output
@@ -128,17 +130,17 @@ def test_a_node_that_dies_is_shown_with_its_log_and_too_few_nodes_are_an_error(r
 
 
 def test_a_terminated_run_is_resumed_and_other_options_are_refused(runs: Path) -> None:
-    for process, run_dir in start_demo(runs / "resumed", {}):
+    with start_demo(runs / "resumed", {}) as (process, run_dir):
         wait_for("nodes train", lambda: trained(run_dir) == NODES)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=15)
         assert process.returncode == 130
     manifest = (runs / "resumed" / "manifest.json").read_bytes()
-    for process, _ in start_demo(runs / "resumed", {}, ["--seed", "5"]):
+    with start_demo(runs / "resumed", {}, ["--seed", "5"]) as (process, _):
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 2
         assert "seed 1 there, 5 asked for" in output
-    for process, run_dir in start_demo(runs / "resumed", {}):
+    with start_demo(runs / "resumed", {}) as (process, run_dir):
         wait_for("nodes are ready again", lambda: ready(run_dir) == 2 * NODES)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=15)
