@@ -43,7 +43,7 @@ class Follower:
         p, round_ = self._parts, self._parts.manifest.round(self.index)
         await p.clock.final(round_.roster_block)
         roster = await p.chain.roster(round_.roster_block)
-        p.peers.update(roster if p.clock.finalized < round_.end_block else await p.chain.roster(p.clock.finalized))
+        await self._meet_peers()
         beacon = assignment_beacon(roster.block.hash, p.manifest.netuid, round_.index)
         return RoundStart(round_, roster, beacon)
 
@@ -104,6 +104,7 @@ class Follower:
         give_up_s = p.manifest.keep.max_missing_rounds * p.manifest.timing.length * p.clock.block_s
         until = time.monotonic() + give_up_s
         while len(have) < len(counted.slices):
+            await self._meet_peers()
             missing = {j: wanted[j] for j in counted.slices if j not in have}
             have |= await p.butterfly.fetch(plan, missing, 2 * p.clock.block_s, counted.holders)
             if len(have) < len(counted.slices) and time.monotonic() > until:
@@ -112,6 +113,14 @@ class Follower:
                     f"{p.manifest.keep.max_missing_rounds} rounds; start again to join from the newest checkpoint"
                 )
         return have
+
+    async def _meet_peers(self) -> None:
+        """Who there is now: a node that catches up is not on the roster of the round it settles.
+
+        Only a roster that holds ourselves lets us say who we are.
+        """
+        p = self._parts
+        p.peers.update(await p.chain.roster(p.clock.finalized))
 
     def _check_root(self, plan: RoundPlan, at_map: Roster) -> None:
         """A root that the majority does not share means that we cannot go on (protocol section 3, healing)."""

@@ -1,0 +1,85 @@
+"""Nodes that come late or come back: from round 0, from a checkpoint, from their own snapshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from subnet import WALLET, Node, Subnet, finished, make_subnet, running, seen, settled, start_node
+
+from distributed_training.chain.local_register import register_local
+
+ROUNDS = 4
+
+
+async def join(subnet: Subnet, name: str) -> Node:
+    """Register on the running chain, then start."""
+    await register_local(subnet.chain_file, subnet.root / "wallets", WALLET, name)
+    return await start_node(subnet, name, rounds=ROUNDS)
+
+
+async def restart(subnet: Subnet, name: str) -> tuple[Node, Node]:
+    """(before, after)."""
+    before = subnet.nodes[name]
+    await before.stop()
+    return before, await start_node(subnet, name, rounds=ROUNDS)
+
+
+def started_from(node: Node) -> tuple[str, int]:
+    """State root at the start, and the first round the node settled."""
+    (ready,) = node.all("ready")
+    return ready["state_root"], min(node.rounds())
+
+
+async def test_nodes_join_and_return_while_the_run_goes_on(tmp_path: Path) -> None:
+    subnet = make_subnet(tmp_path, miners=3)
+    async with running(subnet, rounds=ROUNDS):
+        await settled(subnet, 0)
+        first_root = subnet.nodes["owner"].rounds()[0]["state_root"]
+        early = await join(subnet, "miner-3")  # in round 1; the newest checkpoint is of round 0
+        returned = (await restart(subnet, "miner-0"))[1]
+        await seen(subnet.nodes["validator-1"], "scores", round=0, timeout_s=30)
+        old, validator = await restart(subnet, "validator-1")
+        await settled(subnet, 1, names=("owner", "validator-0"))
+        await seen(subnet.nodes["owner"], "checkpoint", round=2, timeout_s=30)
+        late = await join(subnet, "miner-4")
+        await finished(subnet)
+        check_same_states(subnet)
+        await check_early(subnet, early)
+        assert started_from(returned) == (first_root, 1)
+        assert returned.uid in subnet.nodes["owner"].rounds()[2]["included"]
+        assert started_from(late)[1] == 2, "from the checkpoint, not from round 0"
+        assert late.uid in subnet.nodes["owner"].rounds()[3]["included"]
+        check_cards(old, validator)
+
+
+def check_same_states(subnet: Subnet) -> None:
+    expected = {index: event["state_root"] for index, event in subnet.nodes["owner"].rounds().items()}
+    assert sorted(expected) == list(range(ROUNDS))
+    for node in subnet.nodes.values():
+        found = {index: event["state_root"] for index, event in node.rounds().items()}
+        assert found.items() <= expected.items(), node.name
+        assert ROUNDS - 1 in found
+        assert all(event["applied"] for event in node.rounds().values())
+
+
+async def check_early(subnet: Subnet, early: Node) -> None:
+    """Rolled forward from round 0, included as soon as a roster knew it, paid after its first audit."""
+    assert started_from(early) == (subnet.manifest.model.initial_root, 0)
+    owner = subnet.nodes["owner"]
+    assert early.uid not in owner.rounds()[1]["included"]
+    assert early.uid in owner.rounds()[2]["included"]
+    for validator in subnet.validators():
+        scores = validator.all("scores", round=2)[0]["cards"][str(early.uid)]
+        assert scores["weight"] > 0, scores
+        assert validator.all("audit", round=2, target=early.uid)[0]["verdict"] == "pass"
+
+
+def check_cards(before: Node, after: Node) -> None:
+    """A restarted validator goes on from the cards in its journal, and folds no round twice."""
+    first = before.all("scores", round=0)[0]["cards"]
+    rounds = [event["round"] for event in after.all("scores")]
+    assert 0 not in rounds and rounds == sorted(set(rounds))
+    last = after.all("scores")[-1]["cards"]
+    for uid in first:
+        assert last[uid]["S"] > first[uid]["S"]
+        assert last[uid]["G"] > first[uid]["G"]

@@ -1,0 +1,94 @@
+"""Rounds in which something is missing: a data page, the validators' maps, most of the slices."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from subnet import Subnet, finished, make_subnet, running
+
+from distributed_training.chain.local_store import block_hash
+from distributed_training.data.base import Page
+from distributed_training.data.local import LocalPages
+from distributed_training.errors import DataUnavailable
+from distributed_training.roles.work import round_permutation
+from distributed_training.rules.assignment import assignment_beacon, page_index
+
+STEPS = 8  # more than one page holds
+
+
+class LackingPages:
+    """A page source on which some pages cannot be read."""
+
+    def __init__(self, source: LocalPages, lacking: set[int]) -> None:
+        self._source, self._lacking = source, lacking
+        self.num_pages, self.sha256, self.heldout = source.num_pages, source.sha256, source.heldout
+
+    def fetch(self, index: int) -> Page:
+        if index in self._lacking:
+            raise DataUnavailable(f"page {index} is missing")
+        return self._source.fetch(index)
+
+
+def page_of(subnet: Subnet, name: str, number: int) -> int:
+    """Index of the `number`-th page of a node in round 0; a local chain's block hashes follow from its seed."""
+    manifest = subnet.manifest
+    beacon = assignment_beacon(block_hash(subnet.seed, manifest.round(0).roster_block), manifest.netuid, 0)
+    index = page_index(round_permutation(manifest, 0, beacon), manifest.max_uids, subnet.names.index(name), number)
+    assert index is not None
+    return index
+
+
+async def test_who_lacks_a_page_stops_there_and_judges_nobody_by_it(tmp_path: Path) -> None:
+    subnet = make_subnet(tmp_path, miners=3, owner=False)
+    lacking_miner, lacking_auditor = page_of(subnet, "miner-0", 1), page_of(subnet, "miner-1", 0)
+    each = {
+        "miner-0": {"pages": lambda source: LackingPages(source, {lacking_miner})},
+        "validator-1": {"pages": lambda source: LackingPages(source, {lacking_auditor})},
+    }
+    async with running(subnet, each=each, rounds=2, steps=STEPS):
+        await finished(subnet)
+        short, other = subnet.nodes["miner-0"], subnet.nodes["miner-1"]
+        check_short_miner(subnet)
+        seeing, blind = (node.all("audit", round=0) for node in subnet.validators())
+        assert {event["target"]: event["verdict"] for event in seeing} == dict.fromkeys(
+            (node.uid for node in subnet.miners()), "pass"
+        )
+        verdicts = {event["target"]: event["verdict"] for event in blind}
+        assert verdicts[other.uid] is None, "its own trouble is no observation"
+        assert verdicts[short.uid] == "pass"
+        card = subnet.nodes["validator-1"].all("scores", round=0)[0]["cards"][str(other.uid)]
+        assert (card["weight"], card["reason"]) == (0.0, "no passed audit yet")
+        assert card["G"] == 0.5, "neither for nor against it"
+
+
+def check_short_miner(subnet: Subnet) -> None:
+    """It committed the steps it had, and they counted."""
+    short = subnet.nodes["miner-0"]
+    (train,), (fault,) = short.all("train", round=0), short.all("fault", round=0)
+    assert 1 <= train["steps"] < STEPS
+    assert fault["what"] == "data" and "is missing" in fault["detail"]
+    event = short.rounds()[0]
+    assert event["applied"] and short.uid in event["included"] and event["credit"][str(short.uid)] == 1.0
+    claimed = subnet.nodes["validator-0"].rounds()[0]["tokens"]
+    assert claimed[str(short.uid)] == train["steps"] * subnet.manifest.tokens_per_step
+    assert claimed[str(subnet.nodes["miner-1"].uid)] == STEPS * subnet.manifest.tokens_per_step
+
+
+async def test_a_round_without_maps_or_with_too_few_slices_is_discarded(tmp_path: Path) -> None:
+    async def discarded(folder: str, absent: str, reason: str) -> None:
+        """Round 0 without one node: state as it was, nobody credited, nobody scored."""
+        subnet = make_subnet(tmp_path / folder, miners=2, validators=1)
+        async with running(subnet, without=[absent], rounds=2):
+            await finished(subnet)
+            for node in subnet.nodes.values():
+                for event in node.rounds().values():
+                    assert (event["applied"], event["reason"]) == (False, reason), node.name
+                    assert (event["included"], event["counted"], event["credit"]) == ([], [], {})
+                    assert event["state_root"] == subnet.manifest.model.initial_root
+                assert len(node.rounds()) == 2 and not node.all("audit") and not node.all("scores")
+
+    await asyncio.gather(
+        discarded("maps", "validator-0", "too little validator stake committed a slice map"),
+        discarded("slices", "miner-1", "1 of 1 slices count, 2 needed"),
+    )
