@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import dataclasses
+import struct
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from samples import CARRY, OUTPUT, STEPS, WORK, commitment, key
+
+from distributed_training import wire
+from distributed_training.errors import WireError
+from distributed_training.rules.membership import CARRY_ROUNDS, RECENT_INCLUDED
+from distributed_training.types import (
+    Carry,
+    CarryRound,
+    Commitment,
+    Field,
+    OutputRecord,
+    Role,
+    Signed,
+    StepRecord,
+    WorkRecord,
+)
+
+SHAPE = {"max_steps": 4, "batch_size": 2, "groups": 2, "sketch_size": 3}
+digests = st.binary(min_size=32, max_size=32)
+u16, u32, u64 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF), st.integers(0, (1 << 64) - 1)
+# Finite numbers by their bits: every one is reached, none is filtered out.
+halves = st.builds(
+    lambda m, s: float(np.uint16(m | s << 15).view(np.float16)), st.integers(0, 0x7BFF), st.integers(0, 1)
+)
+norms = st.integers(0, 0x7F7FFFFF).map(lambda bits: float(np.uint32(bits).view(np.float32)))
+
+works = st.builds(
+    WorkRecord, manifest=digests, round=u32, uid=u16, public_key=digests, state_root=digests, steps=u32, tokens=u64,
+    pages_root=digests, log_root=digests, wire_root=digests, codec=st.integers(0, 255),
+    chunk_norms=st.lists(norms, max_size=6).map(tuple),
+)  # fmt: skip
+
+
+@st.composite
+def outputs(draw: st.DrawFn) -> OutputRecord:
+    senders = draw(st.lists(digests, min_size=1, max_size=17))
+    row = st.lists(st.booleans(), min_size=len(senders), max_size=len(senders)).map(tuple)
+    included = draw(st.lists(row, min_size=1, max_size=4))
+    return OutputRecord(
+        draw(digests), draw(u32), draw(u16), draw(digests), draw(digests), tuple(senders), tuple(included)
+    )
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> tuple[StepRecord, ...]:
+    def halfs(count: int) -> tuple[float, ...]:
+        return tuple(draw(st.lists(halves, min_size=count, max_size=count)))
+
+    return tuple(
+        StepRecord(i, halfs(2), draw(norms), (halfs(3), halfs(3)))
+        for i in range(draw(st.integers(0, SHAPE["max_steps"])))
+    )
+
+
+keys = st.lists(digests, max_size=3).map(tuple)
+carries = st.builds(
+    Carry,
+    st.floats(min_value=1e-300, max_value=1e300),
+    st.lists(st.builds(CarryRound, keys, keys), max_size=8).map(tuple),
+)
+
+
+@st.composite
+def commitments(draw: st.DrawFn) -> Commitment:
+    rounds = st.integers(0, wire.NO_ROUND - 1)
+    first = draw(st.none() | st.tuples(rounds, digests))
+    second = draw(st.none() | st.tuples(rounds, digests)) if first else None
+    return Commitment(
+        draw(st.sampled_from(Role)),
+        draw(st.booleans()),
+        draw(digests),
+        *(first or (None, None)),
+        *(second or (None, None)),
+    )
+
+
+def decode_log(data: bytes) -> tuple[StepRecord, ...]:
+    return wire.decode_log(data, **SHAPE)
+
+
+# --- what is encoded comes back ------------------------------------------------------------------
+
+
+@settings(max_examples=50)
+@given(works)
+def test_work_record_round_trip(record: WorkRecord) -> None:
+    assert wire.decode_work(wire.encode_work(record)) == record
+
+
+@settings(max_examples=50)
+@given(outputs())
+def test_output_record_round_trip(record: OutputRecord) -> None:
+    assert wire.decode_output(wire.encode_output(record)) == record
+
+
+@settings(max_examples=50)
+@given(logs())
+def test_log_round_trip(steps: tuple[StepRecord, ...]) -> None:
+    data = wire.encode_log(steps)
+    assert decode_log(data) == steps
+    assert data[4:] == b"".join(wire.encode_step(s) for s in steps)
+
+
+@settings(max_examples=50)
+@given(carries)
+def test_carry_round_trip(carry: Carry) -> None:
+    assert wire.decode_carry(wire.encode_carry(carry)) == carry
+
+
+@settings(max_examples=50)
+@given(st.binary(min_size=1, max_size=80), st.binary(min_size=64, max_size=64))
+def test_signed_round_trip(body: bytes, signature: bytes) -> None:
+    assert wire.decode_signed(wire.encode_signed(Signed(body, signature))) == Signed(body, signature)
+
+
+@settings(max_examples=50)
+@given(digests, st.binary(min_size=64, max_size=64), st.binary(max_size=40))
+def test_request_round_trip(public_key: bytes, binding: bytes, payload: bytes) -> None:
+    assert wire.decode_request(wire.encode_request(public_key, binding, payload)) == (public_key, binding, payload)
+
+
+@settings(max_examples=100)
+@given(commitments())
+def test_commitment_round_trip(said: Commitment) -> None:
+    fields = wire.encode_commitment(said)
+    assert wire.decode_commitment(fields) == said
+    assert len(fields[0].data) == 42 and len(fields) <= 3  # the chain's quota counts these bytes
+
+
+# --- foreign bytes: WireError or a record that encodes to the same bytes -------------------------
+
+Codec = tuple[Callable[[bytes], Any], Callable[[Any], bytes]]
+CODECS: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes], bytes]] = {
+    "work": (wire.decode_work, wire.encode_work, wire.encode_work(WORK)),
+    "output": (wire.decode_output, wire.encode_output, wire.encode_output(OUTPUT)),
+    "log": (decode_log, wire.encode_log, wire.encode_log(STEPS)),
+    "carry": (wire.decode_carry, wire.encode_carry, wire.encode_carry(CARRY)),
+    "signed": (wire.decode_signed, wire.encode_signed, wire.encode_signed(Signed(b"body", bytes(64)))),
+    "request": (
+        wire.decode_request,
+        lambda r: wire.encode_request(*r),
+        wire.encode_request(key(1), bytes(64), b"what"),
+    ),
+}
+named = pytest.mark.parametrize("name", CODECS)
+
+
+def decodes_strictly(name: str, data: bytes) -> None:
+    decode, encode, _ = CODECS[name]
+    try:
+        record = decode(data)
+    except WireError:
+        return
+    assert encode(record) == data
+
+
+@named
+@settings(max_examples=60)
+@given(data=st.binary(max_size=400))
+def test_arbitrary_bytes(name: str, data: bytes) -> None:
+    decodes_strictly(name, data)
+
+
+@named
+@settings(max_examples=100)
+@given(data=st.data())
+def test_mutated_bytes(name: str, data: st.DataObject) -> None:
+    good = CODECS[name][2]
+    at = data.draw(st.integers(0, len(good) - 1))
+    patch = data.draw(st.binary(min_size=1, max_size=8))
+    decodes_strictly(name, good[:at] + patch + good[at + len(patch) :])
+    decodes_strictly(name, good[:at] + patch + good[at:])
+
+
+@named
+def test_every_truncation_is_refused_where_the_length_is_implied(name: str) -> None:
+    decode, _, good = CODECS[name]
+    needed = {"signed": 65, "request": 96}.get(name, len(good))
+    for length in range(needed):
+        with pytest.raises(WireError):
+            decode(good[:length])
+
+
+@pytest.mark.parametrize("name", ["work", "output", "log", "carry"])
+def test_trailing_bytes_are_refused(name: str) -> None:
+    decode, _, good = CODECS[name]
+    decode(good)
+    with pytest.raises(WireError, match="1 bytes too many"):
+        decode(good + b"\0")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), -1.0])
+def test_numbers_that_cannot_be(bad: float) -> None:
+    with pytest.raises(WireError, match=r"norm|non-finite"):
+        wire.decode_work(wire.encode_work(dataclasses.replace(WORK, chunk_norms=(1.0, bad))))
+    with pytest.raises(WireError, match="gradient norm"):
+        decode_log(wire.encode_log([dataclasses.replace(STEPS[0], grad_norm=bad)]))
+    with pytest.raises(WireError, match="clip threshold"):
+        wire.decode_carry(wire.encode_carry(Carry(bad, ())))
+    if not np.isfinite(bad):
+        with pytest.raises(WireError, match="non-finite"):
+            decode_log(wire.encode_log([dataclasses.replace(STEPS[0], losses=(bad, 0.0))]))
+        with pytest.raises(WireError, match="non-finite"):
+            decode_log(wire.encode_log([dataclasses.replace(STEPS[0], sketch=((0, 0, 0), (0, 0, bad)))]))
+
+
+def test_a_clip_threshold_of_zero_is_refused() -> None:
+    with pytest.raises(WireError, match="clip threshold"):
+        wire.decode_carry(wire.encode_carry(Carry(0.0, ())))
+
+
+@pytest.mark.parametrize("other", [{"max_steps": 1}, {"batch_size": 1}, {"groups": 1}, {"sketch_size": 2}])
+def test_a_log_of_another_shape_is_refused(other: dict[str, int]) -> None:
+    with pytest.raises(WireError, match="step log"):
+        wire.decode_log(wire.encode_log(STEPS), **(SHAPE | other))
+
+
+def test_steps_must_be_numbered_from_zero_without_a_gap() -> None:
+    for steps in (STEPS[1:], STEPS[::-1], (STEPS[0], STEPS[0])):
+        with pytest.raises(WireError, match="wrong number"):
+            decode_log(wire.encode_log(steps))
+
+
+def test_padding_bits_of_a_bitmap_are_refused() -> None:
+    data = bytearray(wire.encode_output(OUTPUT))  # 9 senders: 7 padding bits in the last byte of a row
+    for bit in range(7):
+        data[-1] ^= 1 << bit
+        with pytest.raises(WireError, match="padding"):
+            wire.decode_output(bytes(data))
+        data[-1] ^= 1 << bit
+
+
+@pytest.mark.parametrize("tag", [b"DTW2", b"DTO1", b"\0\0\0\0"])
+def test_another_record_is_not_a_work_record(tag: bytes) -> None:
+    with pytest.raises(WireError, match="wrong tag"):
+        wire.decode_work(tag + wire.encode_work(WORK)[4:])
+
+
+def test_records_do_not_decode_as_one_another() -> None:
+    for name in CODECS.keys() - {"signed", "request", "output"}:
+        with pytest.raises(WireError):
+            wire.decode_output(CODECS[name][2])
+
+
+def head_of_output(senders: int, chunks: int) -> bytes:
+    return struct.pack("<4s32sIH32s32sHI", b"DTO1", bytes(32), 0, 0, bytes(32), bytes(32), senders, chunks)
+
+
+def head_of_work(chunks: int) -> bytes:
+    good = wire.encode_work(dataclasses.replace(WORK, chunk_norms=()))
+    return good[:-4] + struct.pack("<I", chunks)
+
+
+LIES = {
+    "work, 2^32 chunks": (wire.decode_work, head_of_work(0xFFFFFFFF)),
+    "work, allowed number": (wire.decode_work, head_of_work(wire.MAX_CHUNKS)),
+    "output, 2^32 chunks": (wire.decode_output, head_of_output(1, 0xFFFFFFFF) + bytes(32)),
+    "output, 65535 senders": (wire.decode_output, head_of_output(0xFFFF, 1)),
+    "output, allowed numbers": (wire.decode_output, head_of_output(wire.MAX_SENDERS, wire.MAX_CHUNKS)),
+    "output, rows of nothing": (wire.decode_output, head_of_output(0, wire.MAX_CHUNKS)),
+    "output, no row": (wire.decode_output, head_of_output(1, 0) + bytes(32)),
+    "carry, 255 rounds": (wire.decode_carry, struct.pack("<dB", 1.0, 255) + bytes(4 * 255)),
+    "carry, 65535 keys": (wire.decode_carry, struct.pack("<dBHH", 1.0, 1, 0xFFFF, 0xFFFF)),
+    "log, 2^32 steps": (decode_log, struct.pack("<I", 0xFFFFFFFF)),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_declared_number_allocates_nothing(lie: str) -> None:
+    decode, data = LIES[lie]
+    tracemalloc.start()
+    with pytest.raises(WireError):
+        decode(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 256 * 1024
+
+
+def test_the_carry_of_the_rules_fits_the_wire() -> None:
+    assert RECENT_INCLUDED < CARRY_ROUNDS == wire.MAX_CARRY_ROUNDS
+
+
+# --- commitments -----------------------------------------------------------------------------------
+
+any_field = st.builds(Field, st.sampled_from(["Raw", "Sha256", "Other"]), st.binary(max_size=48) | digests)
+
+
+@settings(max_examples=100)
+@given(st.lists(any_field, max_size=4))
+@example([])
+def test_foreign_commitments_are_none_or_canonical(fields: list[Field]) -> None:
+    said = wire.decode_commitment(fields)
+    assert said is None or list(wire.encode_commitment(said)) == fields
+
+
+@settings(max_examples=100)
+@given(st.sampled_from(Role), st.integers(0, 41), st.binary(min_size=1, max_size=1), st.data())
+def test_mutated_commitments_are_none_or_canonical(role: Role, at: int, byte: bytes, data: st.DataObject) -> None:
+    head, *rest = wire.encode_commitment(commitment(role=role))
+    count = data.draw(st.integers(0, 2))
+    fields = [Field("Raw", head.data[:at] + byte + head.data[at + 1 :]), *rest[:count]]
+    said = wire.decode_commitment(fields)
+    assert said is None or list(wire.encode_commitment(said)) == fields
+
+
+@pytest.mark.parametrize("role", Role)
+def test_malformed_commitments_are_absent(role: Role) -> None:
+    head, first, second = wire.encode_commitment(commitment(role=role))
+    other = "Sha256" if role is Role.VALIDATOR else "Raw"
+    version, flags = head.data[:1], head.data[1]
+    lies = [
+        [],
+        [head],
+        [head, first],
+        [head, first, second, second],
+        [Field("Sha256", head.data), first, second],
+        [Field("Raw", head.data + b"\0"), first, second],
+        [Field("Raw", head.data[:-1]), first, second],
+        [Field("Raw", b"\x02" + head.data[1:]), first, second],
+        [Field("Raw", version + bytes([flags | 8]) + head.data[2:]), first, second],
+        [Field("Raw", version + bytes([3]) + head.data[2:]), first, second],
+        [head, Field("Raw", first.data), second],
+        [head, Field("Sha256", first.data[:-1]), second],
+        [head, first, Field(other, second.data)],
+        [head, first, Field(second.kind, second.data + b"\0")],
+        [Field("Raw", head.data[:-8] + b"\xff" * 4 + head.data[-4:]), second],  # a second field without the first
+    ]
+    assert wire.decode_commitment([head, first, second]) == commitment(role=role)
+    assert [wire.decode_commitment(fields) for fields in lies] == [None] * len(lies)
+
+
+@pytest.mark.parametrize(
+    "change", [{"first": None}, {"second_round": None}, {"first": None, "first_round": None}, {"first_round": None}]
+)
+def test_half_a_commitment_cannot_be_written(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a commitment"):
+        wire.encode_commitment(dataclasses.replace(commitment(), **change))
