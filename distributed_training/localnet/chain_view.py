@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from distributed_training.chain.client import BittensorChain
-from distributed_training.chain.keys import load_hotkey
+from distributed_training.chain.keys import LocalKey, derive_keypair
 from distributed_training.chain.local_store import open_file
-from distributed_training.localnet.layout import WALLET, RunPaths
+from distributed_training.localnet.layout import RunPaths
 from distributed_training.manifest import RunManifest
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def with_chain(paths: RunPaths, manifest: RunManifest, work: Callable[[Bittensor
             netuid=manifest.netuid,
             network="local",
             endpoint=None,
-            signer=load_hotkey(paths.wallets, WALLET, "owner"),  # reads need no key; the client wants one
+            signer=LocalKey(derive_keypair(0, "reader")),  # reads need no key; the client wants one
             cache_dir=paths.root / "cache",
             local_chain=paths.chain,
         )

@@ -11,10 +11,12 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 TOGETHER, UNION, GREY = "#0b6e4f", "#d1495b", "#8d99ae"
 BARS = ("#30638e", "#6f9ceb", "#a9bcd0")
-TERMS = {"S": "steps", "G": "fidelity", "B": "bandwidth", "I": "integrity"}
+LABEL_GAP = 0.08  # of the range of the labelled values
+TERMS = {"S": "steps (share of the largest)", "G": "fidelity", "B": "bandwidth", "I": "integrity"}
 
 
 def write_report(path: Path, summary: Mapping[str, Any]) -> None:
@@ -47,23 +49,42 @@ def miner_names(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def loss_curves(axes: Axes, summary: Mapping[str, Any]) -> None:
-    """x: rounds done; 0 is the start."""
-    solo = summary["baseline_losses"]["solo"]
-    for place, (uid, losses) in enumerate(solo.items()):
-        xs, ys = curve(losses)
+    """x: rounds done; 0 is the start, which lies far above the rest and is cut off."""
+    solo = {uid: curve(losses) for uid, losses in summary["baseline_losses"]["solo"].items()}
+    union = curve(summary["baseline_losses"]["union"])
+    losses = {str(r["index"]): r["heldout_loss"] for r in summary["rounds"]}
+    together = curve({"-1": summary["initial_heldout_loss"], **losses})
+    for place, (xs, ys) in enumerate(solo.values()):
         axes.plot(xs, ys, color=GREY, lw=1, alpha=0.8, label="each miner alone" if place == 0 else None)
-        if xs:
-            axes.annotate(f"uid {uid}", (xs[-1], ys[-1]), (4, 0), textcoords="offset points", color=GREY, fontsize=7,
-                          va="center")  # fmt: skip
-    xs, ys = curve(summary["baseline_losses"]["union"])
-    axes.plot(xs, ys, color=UNION, lw=1.5, ls="--", label="one worker on all tokens")
-    together = {str(r["index"]): r["heldout_loss"] for r in summary["rounds"]}
-    xs, ys = curve({"-1": summary["initial_heldout_loss"], **together})
-    axes.plot(xs, ys, color=TOGETHER, lw=2.5, marker="o", ms=4, label="together")
-    axes.set(title="Held-out loss", xlabel="rounds", ylabel="nats per token")
+    axes.plot(*union, color=UNION, lw=1.5, ls="--", label="one worker on all tokens")
+    axes.plot(*together, color=TOGETHER, lw=2.5, marker="o", ms=4, label="together")
+    label_ends(axes, {f"uid {uid}": ys[-1] for uid, (xs, ys) in solo.items() if ys}, max(together[0], default=0))
+    later = [y for xs, ys in (*solo.values(), union, together) for x, y in zip(xs, ys, strict=True) if x > 0]
+    if later:
+        low, high = min(later), max(later)
+        margin = 0.06 * (high - low) + 1e-3
+        axes.set_ylim(low - margin, high + 2 * margin)
+    start = summary["initial_heldout_loss"]
+    axes.set(title="Held-out loss" + ("" if start is None else f" (starts at {start:.2f})"), xlabel="rounds")
+    axes.set_ylabel("nats per token")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
+
+
+def label_ends(axes: Axes, ends: Mapping[str, float], x: int) -> None:
+    """Names at the right ends of lines; lines that end close together share one label."""
+    groups: list[list[tuple[float, str]]] = []
+    for name, y in sorted(ends.items(), key=lambda item: item[1]):
+        if groups and y - groups[-1][-1][0] < LABEL_GAP * (max(ends.values()) - min(ends.values()) + 1e-9):
+            groups[-1].append((y, name))
+        else:
+            groups.append([(y, name)])
+    for group in groups:
+        text = "uid " + ", ".join(name.removeprefix("uid ") for _, name in group)
+        y = sum(y for y, _ in group) / len(group)
+        axes.annotate(text, (x, y), (6, 0), textcoords="offset points", color=GREY, fontsize=7, va="center")
 
 
 def curve(losses: Mapping[str, float | None]) -> tuple[list[int], list[float]]:
@@ -97,10 +118,13 @@ def pay_bars(axes: Axes, summary: Mapping[str, Any]) -> None:
 
 
 def score_bars(axes: Axes, summary: Mapping[str, Any]) -> None:
-    """The four terms of the last scores."""
+    """The four terms of the last scores; S as a share of the largest, as it grows slowly from zero."""
     names = miner_names(summary)
     scored = [r["scores"] for r in summary["rounds"] if r["scores"]]
-    last = scored[-1] if scored else {}
+    last = {uid: dict(terms) for uid, terms in (scored[-1] if scored else {}).items()}
+    most = max((terms["S"] or 0.0 for terms in last.values()), default=0.0)
+    for terms in last.values():
+        terms["S"] = (terms["S"] or 0.0) / most if most else 0.0
     width = 0.8 / len(TERMS)
     for place, (term, meaning) in enumerate(TERMS.items()):
         xs = [x + (place - 1.5) * width for x in range(len(names))]
@@ -118,6 +142,7 @@ def incentive_curves(axes: Axes, summary: Mapping[str, Any]) -> None:
         ys = [100 * (r["incentive"].get(uid) or 0.0) for r in summary["rounds"]]
         axes.plot(xs, ys, marker="o", ms=3, label=f"uid {name}", color=f"C{place}")
     axes.set(title="Incentive on chain by round", xlabel="rounds", ylabel="%")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize=8, ncols=2)

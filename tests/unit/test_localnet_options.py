@@ -1,0 +1,90 @@
+"""The demo's options: defaults, what belongs to a run, and one line for every mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distributed_training.errors import ConfigError
+from distributed_training.localnet.layout import miners, node_specs
+from distributed_training.localnet.options import Adversary, parse_options
+from distributed_training.types import Role
+
+
+def test_defaults_are_four_equal_miners_two_validators_five_rounds() -> None:
+    options = parse_options([])
+    assert (options.rounds, options.miners, options.validators, options.speeds) == (5, 4, 2, (1, 1, 1, 1))
+    assert options.steps_per_round == (5, 5, 5, 5)
+    assert options.run_dir.parent == Path("runs").absolute()
+
+
+def test_speeds_and_steps_multiply() -> None:
+    assert parse_options(["--speeds", "1,1,2,4"]).steps_per_round == (5, 5, 10, 20)
+    assert parse_options(["--speeds", "1,4", "--steps", "20"]).steps_per_round == (20, 80)
+
+
+def test_what_makes_a_run_leaves_out_how_it_is_shown_and_how_long_it_goes_on(tmp_path: Path) -> None:
+    base = parse_options(["--run-dir", str(tmp_path)])
+    same = parse_options(["--run-dir", "elsewhere", "--rounds", "9", "--plain", "--port-base", "9300"])
+    assert base.params() == same.params()
+    for flags in (["--seed", "2"], ["--steps", "7"], ["--speeds", "1,1,1,2"], ["--validators", "1"]):
+        assert parse_options(flags).params() != base.params()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--speeds", "1,fast"], "argument --speeds: expected whole numbers from 1 to 16 like 1,1,2,4, not '1,fast'"),
+        (["--speeds", "1"], "argument --speeds: expected 2 to 12 speeds, not 1"),
+        (["--miners", "3", "--speeds", "1,1"], "argument --speeds: expected one speed for each of the 3 miners, not 2"),
+        (["--miners", "1"], "argument --miners: expected miners, a whole number from 2 to 12, not '1'"),
+        (["--rounds", "many"], "argument --rounds: expected rounds, a whole number from 1 to 1000, not 'many'"),
+        (["--seed", "-1"], "argument --seed: expected a seed, a whole number from 0 to 4294967295, not '-1'"),
+        (["--model", "no/such.json"], "argument --model: expected a file, there is none at no/such.json"),
+        (["--text", "no/such"], "argument --text: expected a directory, there is none at no/such"),
+        (["--port-base", "80"], "argument --port-base: expected a port, a whole number from 1024 to 65000, not '80'"),
+        (["--round", "3"], "unknown option --round; did you mean --rounds?"),
+        (
+            ["--adversary", "freerider"],
+            "expected one of copycat, free-rider, not 'freerider'; did you mean free-rider?",
+        ),
+        (["--adversary", "copycat:4"], "argument --adversary: expected a count from 1 to 3, not '4'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_was_expected(flags: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_options(flags)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adversary_is_the_last_miner_and_nothing_else_differs() -> None:
+    options = parse_options(["--adversary", "free-rider:2", "--steps", "3"])
+    assert options.adversary == Adversary("free-rider", 2)
+    specs = miners(node_specs(options))
+    assert [s.adversary for s in specs] == [None, None, "free-rider", "free-rider"]
+    assert [s.script.name for s in specs] == ["miner.py", "miner.py", "free_rider.py", "free_rider.py"]
+    assert [s.exact_steps for s in specs] == [True, True, False, False]
+
+
+def test_uids_follow_from_the_order_owner_validators_miners() -> None:
+    specs = node_specs(parse_options(["--miners", "2", "--validators", "1", "--port-base", "9500"]))
+    assert [(s.name, s.uid, s.role, s.port) for s in specs] == [
+        ("owner", 0, Role.OWNER, 9500),
+        ("validator-0", 1, Role.VALIDATOR, 9501),
+        ("miner-0", 2, Role.MINER, 9502),
+        ("miner-1", 3, Role.MINER, 9503),
+    ]
+
+
+def test_the_command_line_exits_2_with_one_line_and_help_exits_0() -> None:
+    command = [sys.executable, "-m", "distributed_training.localnet"]
+    wrong = subprocess.run([*command, "--rounds", "0"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
+    assert wrong.stderr.startswith("error: argument --rounds: expected rounds")
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0
+    assert "--adversary NAME[:COUNT]" in shown.stdout and "summary.json" in shown.stdout
