@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import RUN
+
+from distributed_training.averaging.codecs import Layout, Vector, chunk_norm, decode_chunk, encode_chunk
+from distributed_training.rules.weighting import (
+    lower_median,
+    next_tau,
+    passes_gate,
+    raw_weight,
+    shares,
+    vector_norm,
+)
+
+AVERAGE = RUN.average.model_copy(update={"token_cap": 1000, "tau_factor": 1.5, "gate_factor": 1.02})
+positive = st.floats(1e-20, 1e20)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "norm", "expected"),
+    [
+        (500, 1.0, 500.0),
+        (1000, 2.0, 1000.0),  # exactly at tau, exactly at the cap
+        (5000, 1.0, 1000.0),  # capped
+        (500, 8.0, 125.0),  # clipped to tau / norm
+        (5000, 4.0, 500.0),  # both
+        (0, 1.0, 0.0),
+        (500, 0.0, 0.0),  # a zero vector weighs nothing
+    ],
+)
+def test_raw_weight(tokens: int, norm: float, expected: float) -> None:
+    assert raw_weight(tokens, norm, 2.0, AVERAGE) == expected
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 10**9), positive, positive)
+def test_no_contribution_exceeds_cap_times_tau(tokens: int, norm: float, tau: float) -> None:
+    weight = raw_weight(tokens, norm, tau, AVERAGE)
+    assert 0 < weight <= AVERAGE.token_cap
+    assert weight * norm <= AVERAGE.token_cap * tau * (1 + 1e-12)
+
+
+@settings(max_examples=100)
+@given(st.lists(positive, min_size=1, max_size=8))
+def test_vector_norm_is_exact_and_free_of_order(norms: list[float]) -> None:
+    exact = sum((Fraction(n * n) for n in norms), Fraction())
+    assert vector_norm(norms) == math.sqrt(exact) == vector_norm(norms[::-1]) == vector_norm(sorted(norms))
+
+
+@settings(max_examples=100)
+@given(st.lists(positive, min_size=1, max_size=8))
+def test_shares_sum_to_one_and_keep_the_proportions(raw: list[float]) -> None:
+    found = shares(raw)
+    assert all(isinstance(s, np.float32) for s in found)
+    assert sum(map(float, found)) == pytest.approx(1.0, abs=1e-6)
+    assert [float(s) for s in found] == pytest.approx([r / sum(raw) for r in raw], rel=1e-6, abs=2e-30)
+    assert all(s == 0 or s > np.finfo(np.float32).tiny for s in found)  # never subnormal
+
+
+def test_a_vanishing_share_is_zero() -> None:
+    assert shares([1.0, 1e-31]) == (np.float32(1), np.float32(0))
+    assert shares([1.0, 1e-29])[1] == np.float32(1e-29)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([3.0], 3.0), ([2.0, 1.0], 1.0), ([3.0, 1.0, 2.0], 2.0), ([4.0, 3.0, 2.0, 1.0], 2.0)]
+)
+def test_lower_median(values: list[float], expected: float) -> None:
+    assert lower_median(values) == expected
+
+
+def test_no_median_of_nothing() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        lower_median([])
+
+
+def test_tau_follows_the_included_norms() -> None:
+    assert next_tau([1.0, 100.0, 4.0, 2.0], 7.0, AVERAGE) == 3.0
+    assert next_tau([], 7.0, AVERAGE) == 7.0
+
+
+# --- the gate ----------------------------------------------------------------------------------------
+
+LAYOUT = Layout(512, 512, 128)
+
+
+def mean(weights: list[float], vectors: list[Vector]) -> Vector:
+    total = np.zeros(512, np.float32)
+    for share, vector in zip(shares(weights), vectors, strict=True):
+        total = total + vector * share
+    return total
+
+
+def sent(seed: int, count: int, shape: str) -> list[bytes]:
+    """Encoded vectors of `count` senders: independent, equal, opposed, heavy-tailed or nearly all zero."""
+    rng = np.random.default_rng(seed)
+    base = rng.standard_normal(512)
+    made = []
+    for i in range(count):
+        own = rng.standard_normal(512)
+        vector = {
+            "independent": own,
+            "equal": base,
+            "alike": base + 0.1 * own,
+            "opposed": base * (-1) ** i + 0.01 * own,
+            "heavy": own**5,
+            "sparse": own * (rng.random(512) < 0.02),
+            "scales": own * 10.0 ** rng.uniform(-8, 8),
+        }[shape]
+        made.append(encode_chunk(vector.astype(np.float32), LAYOUT))
+    return made
+
+
+@settings(max_examples=100)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8),
+    st.sampled_from(["independent", "equal", "alike", "opposed", "heavy", "sparse", "scales"]),
+)
+def test_an_honest_average_passes_and_one_scaled_beyond_the_bound_does_not(
+    seed: int, weights: list[float], shape: str
+) -> None:
+    chunks = sent(seed, len(weights), shape)
+    norms = [chunk_norm(c, LAYOUT, 0) for c in chunks]
+    included = list(zip(weights, norms, strict=True))
+    average = mean(weights, [decode_chunk(c, LAYOUT, 0) for c in chunks])
+    honest = chunk_norm(encode_chunk(average, LAYOUT), LAYOUT, 0)
+    assert passes_gate(honest, included, len(weights), 0, AVERAGE)
+    bound = sum(w * n for w, n in included) / sum(weights)
+    assert not passes_gate(1.03 * bound, included, len(weights), 0, AVERAGE)
+    if shape == "equal":  # nothing cancels: three percent more shows at once
+        scaled = encode_chunk(average * np.float32(1.03), LAYOUT)
+        assert not passes_gate(chunk_norm(scaled, LAYOUT, 0), included, len(weights), 0, AVERAGE)
+
+
+def test_the_gate_is_at_the_factor() -> None:
+    included = [(3.0, 2.0), (1.0, 6.0)]  # weighted mean of the norms: 3
+    assert passes_gate(3.0 * 1.02, included, 2, 0, AVERAGE)
+    assert not passes_gate(np.nextafter(3.0 * 1.02, 4), included, 2, 0, AVERAGE)
+    assert not passes_gate(float("inf"), included, 2, 0, AVERAGE)
+    assert not passes_gate(0.0, [], 2, 0, AVERAGE)  # a chunk without any sender
+
+
+@pytest.mark.parametrize(
+    ("expected", "missing", "passes"),
+    [
+        (1, 1, True),  # one missing sender never closes the gate
+        (2, 1, True),
+        (2, 2, False),
+        (5, 2, False),  # 2 of 5 is more than a third
+        (6, 2, True),  # exactly a third
+        (9, 3, True),
+        (9, 4, False),
+        (8, 0, True),
+    ],
+)
+def test_missing_senders(expected: int, missing: int, passes: bool) -> None:
+    assert passes_gate(1.0, [(1.0, 1.0)], expected, missing, AVERAGE) is passes
