@@ -156,6 +156,7 @@ class Validator:
                 observation = await self._observe(done, task, candidate, beacon)
                 if observation is not None:
                     observed[candidate.hotkey] = observation
+        observed |= {c.hotkey: self._observation(done, c, 0.0, None, None, "no record") for c in _silent(done)}
         self._fold(done, observed)
         await self._set_weights(plan.round.index)
 
@@ -173,9 +174,22 @@ class Validator:
             audit, probe = await self._auditor.audit(done.plan, done.state, task, record, pushed, beacon)
             goodput = None if probe is None else probe.goodput_bytes_per_s
         share = done.outcome.credit.get(task.public_key, 0.0)
-        spec = done.plan.slice_of(task.public_key)
+        credited = 0.0 if late else scoring.credited_tokens(record.tokens, share, self._p.manifest.average.token_cap)
+        reason = "log missing" if late else "" if audit is None else audit.reason
+        return self._observation(done, candidate, credited, audit, goodput, reason)
+
+    def _observation(
+        self,
+        done: FinishedRound,
+        candidate: Candidate,
+        credited: float,
+        audit: AuditResult | None,
+        goodput: float | None,
+        reason: str,
+    ) -> Observation:
+        """With the duty that the counted bitmaps show; told to the metrics too."""
+        share, spec = done.outcome.credit.get(candidate.public_key, 0.0), done.plan.slice_of(candidate.public_key)
         duty = scoring.duty(share, spec is not None, spec is not None and spec.index in done.outcome.counted)
-        credited = scoring.credited_tokens(record.tokens, share, self._p.manifest.average.token_cap)
         self._p.metrics.emit(
             "audit",
             round=done.plan.round.index,
@@ -185,7 +199,7 @@ class Validator:
             depth=None if audit is None else audit.depth,
             failed_step=None if audit is None else audit.failed_step,
             error=None if audit is None else audit.error,
-            reason="log missing" if late else "" if audit is None else audit.reason,
+            reason=reason,
             goodput_bytes_per_s=goodput,
             duty=duty,
         )
@@ -194,7 +208,7 @@ class Validator:
             hotkey=candidate.hotkey,
             registered_block=candidate.registered_block,
             round=done.plan.round.index,
-            credited_tokens=0.0 if late else credited,
+            credited_tokens=credited,
             audit=audit,
             goodput_bytes_per_s=goodput,
             duty=duty,
@@ -230,6 +244,16 @@ class Validator:
             log.error("round %d: weights were not set: %s", round_index, error)
             return
         p.metrics.emit("weights", round=round_index, block=block, weights=weights)
+
+
+def _silent(done: FinishedRound) -> list[Candidate]:
+    """Who put a hash on chain and gave nobody anything: no credit. Nobody is, while no log at all has reached us."""
+    credit = done.outcome.credit
+    return [
+        c
+        for c in done.plan.candidates
+        if done.logs and c.public_key not in done.works and credit.get(c.public_key, 0.0) == 0.0
+    ]
 
 
 def _tokens(plan: RoundPlan, works: Mapping[bytes, WorkRecord]) -> dict[int, int]:
