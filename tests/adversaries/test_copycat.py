@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from copycat import Copycat
-from subnet import finished, make_subnet, running
+from subnet import make_subnet, running, scored
 
 from distributed_training.averaging.store import RoundStore
 
@@ -15,8 +15,8 @@ async def test_a_copycat_is_included_once_found_by_replay_and_never_paid(tmp_pat
     subnet = make_subnet(tmp_path, miners=3, validators=1, owner=False)
     victim = tmp_path / "nodes" / "miner-0"
     each = {"miner-2": {"make_worker": lambda engine, manifest: Copycat(engine, manifest, victim)}}
-    async with running(subnet, each=each, rounds=3):
-        await finished(subnet)
+    async with running(subnet, each=each):
+        await scored(subnet, 1)
         cheat, validator = subnet.nodes["miner-2"], subnet.nodes["validator-0"]
         honest = [node.uid for node in subnet.miners() if node is not cheat]
         assert validator.rounds()[0]["included"] == honest, "there is nothing to copy yet"

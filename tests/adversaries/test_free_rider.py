@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from free_rider import FreeRider
-from subnet import finished, make_subnet, running
+from subnet import make_subnet, running, scored
 
 
 async def test_a_free_rider_is_included_once_found_by_replay_and_never_paid(tmp_path: Path) -> None:
     subnet = make_subnet(tmp_path, owner=False)
-    async with running(subnet, each={"miner-3": {"make_worker": FreeRider}}, rounds=2):
-        await finished(subnet)
+    async with running(subnet, each={"miner-3": {"make_worker": FreeRider}}):
+        await scored(subnet, 0)
         cheat = subnet.nodes["miner-3"]
         honest = [node.uid for node in subnet.miners() if node is not cheat]
         first = subnet.nodes["validator-0"].rounds()[0]

@@ -331,6 +331,13 @@ async def seen(node: Node, event: str, *, timeout_s: float, **fields: Any) -> di
     return found[0]
 
 
+async def scored(subnet: Subnet, round_index: int, *, timeout_s: float = 60) -> None:
+    """Until every node has settled a round and every validator has scored it and set weights."""
+    await settled(subnet, round_index, timeout_s=timeout_s)
+    for node in subnet.validators():
+        await seen(node, "weights", round=round_index, timeout_s=timeout_s)
+
+
 async def settled(subnet: Subnet, round_index: int, *, timeout_s: float = 60, names: Iterable[str] = ()) -> None:
     """Until these nodes (all) have settled a round."""
     for name in tuple(names) or tuple(subnet.nodes):
