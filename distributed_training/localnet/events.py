@@ -99,7 +99,7 @@ class RunView:
             return
         try:
             handler(node, event)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             node.trouble = f"an event {event['event']!r} that cannot be read"
 
     def heldout(self) -> dict[int, float]:

@@ -90,11 +90,11 @@ LOCAL: dict[str, Any] = {
     "inner": {
         "nominal_steps": 5,
         "max_steps": 500,
-        "learning_rate": 4e-3,
+        "learning_rate": 3e-3,
         "warmup_steps": 5,
         "decay_steps": 1000,
     },
-    "outer": {"learning_rate": 0.7, "momentum": 0.6},
+    "outer": {"learning_rate": 0.7, "momentum": 0.5},
     "average": {"chunk_coords": 4096, "token_cap": 64 * 2048, "initial_tau": 50.0, "min_map_share": 0.0},
     "timing": {
         "first_block": 12,

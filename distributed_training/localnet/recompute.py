@@ -103,12 +103,18 @@ def kept_output(
     stores: Stores,
     manifest: RunManifest,
 ) -> SliceOutput:
-    """The output behind the hash on chain, fully checked. Raises WireError."""
-    stored = next(filter(None, (s.output(plan.round.index, wanted) for s in stores.values())), None)
-    if stored is None:
-        raise WireError("nobody keeps its output")
-    record = signed_output(stored, spec, wanted)
-    return check_output(record, split_slice(stored.chunks, plan.layout, spec), works, plan, manifest)
+    """The output behind the hash on chain, fully checked, from the first node with a whole copy. Raises WireError."""
+    problem = WireError("nobody keeps its output")
+    for store in stores.values():
+        stored = store.output(plan.round.index, wanted)
+        if stored is None:
+            continue
+        try:
+            record = signed_output(stored, spec, wanted)
+            return check_output(record, split_slice(stored.chunks, plan.layout, spec), works, plan, manifest)
+        except WireError as error:  # another node may keep a whole copy
+            problem = error
+    raise problem
 
 
 def signed_output(stored: StoredOutput, spec: SliceSpec, wanted: bytes) -> OutputRecord:

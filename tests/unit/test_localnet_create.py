@@ -192,7 +192,7 @@ def test_a_model_file_is_json_or_toml(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="names model_type"):
         read_model(tmp_path / "empty.json")
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ConfigError, match="broken.json: expected JSON"):
+    with pytest.raises(ConfigError, match=r"broken\.json: expected JSON"):
         read_model(tmp_path / "broken.json")
 
 

@@ -1,0 +1,103 @@
+"""Write a run manifest: the one document two nodes must agree on. Checks it, and prints its sha256.
+
+    python scripts/create_run.py --base local --model my_gpt2.json --pages runs/my-run/pages --out manifest.json
+    python scripts/create_run.py --check manifest.json --tempo 360
+
+A run is launched by committing the sha256 with the owner's hotkey (neurons/owner.py does it). Every constant of the
+base can be replaced: --set timing.length=150, or whole sections in a TOML or JSON file given with --options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distributed_training.config import run_main
+from distributed_training.data.local import LocalPages, build_pages
+from distributed_training.errors import ConfigError
+from distributed_training.localnet.recipe import (
+    BASES,
+    TEMPO,
+    TINY_GPT2,
+    check_timing,
+    make_manifest,
+    merged,
+    read_document,
+    read_model,
+)
+from distributed_training.manifest import RunManifest, load_manifest
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    made.add_argument("--check", type=Path, metavar="FILE", help="only validate this manifest")
+    made.add_argument("--base", choices=sorted(BASES), default="mainnet", help="constants to start from")
+    made.add_argument("--model", type=Path, metavar="FILE", help="transformers config, JSON or TOML")
+    made.add_argument("--pages", type=Path, metavar="DIR", help="page set (pages.json); built there if --text is given")
+    made.add_argument("--text", type=Path, metavar="DIR", help="build the pages from this directory of text files")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the initial weights; default 0")
+    made.add_argument("--options", type=Path, metavar="FILE", help="TOML or JSON with sections to replace")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. outer.momentum=0.8")
+    made.add_argument("--tempo", type=int, metavar="BLOCKS", help="blocks of the subnet's epoch, for the quota")
+    made.add_argument("--out", type=Path, metavar="FILE", help="where to write; an existing file is not replaced")
+    return made
+
+
+def assignment(text: str) -> dict[str, Any]:
+    """`a.b=1` -> {"a": {"b": 1}}; the value is JSON, or text if it is not. Raises ConfigError."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"--set {text}: expected KEY=VALUE, for example timing.length=150")
+    try:
+        parsed: Any = json.loads(value)
+    except ValueError:
+        parsed = value
+    for part in reversed(key.split(".")):
+        parsed = {part: parsed}
+    return parsed
+
+
+def build(args: argparse.Namespace) -> RunManifest:
+    if args.pages is None:
+        raise ConfigError("--pages DIR is needed: the page set of the run")
+    if args.text is not None:
+        build_pages(args.pages, args.text, num_pages=None)
+    layers = [] if args.options is None else [read_document(args.options, "--options")]
+    overrides = merged(*layers, *(assignment(text) for text in args.set))
+    if args.model is None and args.base != "local":
+        raise ConfigError("--model FILE is needed: a transformers config of the model to train")
+    model = TINY_GPT2 if args.model is None else read_model(args.model)
+    return make_manifest(args.base, model, LocalPages(args.pages), init_seed=args.seed, overrides=overrides)
+
+
+def write(manifest: RunManifest, path: Path) -> None:
+    """Raises ConfigError rather than replace a file: a new manifest is a new run."""
+    try:
+        with path.open("xb") as file:
+            file.write(manifest.canonical())
+    except FileExistsError:
+        raise ConfigError(f"--out {path} exists; a new manifest is a new run, give it a new name") from None
+    except OSError as error:
+        raise ConfigError(f"--out {path}: {error.strerror}") from None
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parser().parse_args(argv)
+    manifest = load_manifest(args.check) if args.check is not None else build(args)
+    check_timing(manifest, args.tempo or TEMPO[args.base])
+    if args.out is not None and args.check is None:
+        write(manifest, args.out)
+    print(f"{manifest.name}: sha256 {manifest.sha256}")
+    print(f"  round 0 starts at block {manifest.timing.first_block}; a round is {manifest.timing.length} blocks")
+    print(f"  initial state root {manifest.model.initial_root}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(lambda: main(sys.argv[1:])))

@@ -1,0 +1,111 @@
+"""The offline check on a run of a whole subnet: it agrees with honest nodes and finds a single changed byte."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from subnet import finished, make_subnet, running
+
+from distributed_training.averaging.store import decode_state, encode_state
+from distributed_training.localnet.layout import RunPaths
+from distributed_training.localnet.offline import check_run, main, result
+from distributed_training.training.outer import RunState
+
+ROUNDS = 2
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three miners and two validators."""
+    root = tmp_path_factory.mktemp("offline") / "run"
+    root.mkdir()
+
+    async def run() -> None:
+        async with running(make_subnet(root, miners=3), rounds=ROUNDS) as subnet:
+            await finished(subnet)
+
+    asyncio.run(run())
+    return root
+
+
+def problems(root: Path) -> list[str]:
+    return result(*check_run(RunPaths(root), ROUNDS))["problems"]
+
+
+def test_it_recomputes_every_round_slice_and_state(kept: Path) -> None:
+    rounds, nodes = check_run(RunPaths(kept))
+    assert [(r.index, r.applied, r.counted, r.recomputed, r.committed) for r in rounds] == [
+        (0, True, 3, 3, 2),
+        (1, True, 3, 3, 2),
+    ]
+    assert len(nodes) == 6
+    assert all(n.states[ROUNDS] == rounds[-1].root for n in nodes)
+    assert result(rounds, nodes)["ok"]
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def wire(root: Path) -> None:
+    flip(root / "nodes" / "miner-1" / "rounds" / "000001" / "wire", 100)
+
+
+def wire_gone(root: Path) -> None:
+    (root / "nodes" / "miner-1" / "rounds" / "000000" / "wire").unlink()
+
+
+def output(root: Path) -> None:
+    """Every copy of one slice's chunks; one changed copy among good ones hurts nobody."""
+    name = next((root / "nodes" / "miner-0" / "rounds" / "000001").glob("output-*.chunks")).name
+    for path in root.glob(f"nodes/*/rounds/000001/{name}"):
+        flip(path, 70)
+
+
+def state(root: Path) -> None:
+    path = max((root / "nodes" / "owner" / "state").glob("*.safetensors"))
+    index, found = decode_state(path.read_bytes())
+    momentum = found.momentum.copy()
+    momentum[3] += 1e-6
+    path.write_bytes(encode_state(index, RunState(found.params, momentum, found.applied, found.carry)))
+
+
+def work(root: Path) -> None:
+    for path in root.glob("nodes/*/rounds/000000/work-*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (wire, "does not keep the wire bytes it committed"),
+        (wire_gone, "does not keep the wire bytes it committed"),
+        (output, "round 1: slice"),
+        (state, "owner: its state at the start of round 2 has root"),
+        (work, "nobody keeps the work record"),
+    ],
+)
+def test_it_finds_what_was_changed_or_lost(
+    kept: Path, tmp_path: Path, damage: Callable[[Path], None], found: str
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(kept, root)
+    assert problems(root) == []
+    damage(root)
+    assert any(found in problem for problem in problems(root))
+
+
+def test_the_command_exits_1_on_a_difference(kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(kept, root)
+    assert main([str(root)]) == 0
+    assert "every round and every node agrees" in capsys.readouterr().out
+    state(root)
+    assert main([str(root)]) == 1
+    assert "owner: its state" in capsys.readouterr().out

@@ -1,0 +1,63 @@
+"""A recorded demo run: its events, the view they give, and a summary made from them with plausible chain reads."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from distributed_training.localnet.chain_view import Shares
+from distributed_training.localnet.create import Run
+from distributed_training.localnet.events import Event, RunView
+from distributed_training.localnet.layout import RunPaths, node_specs
+from distributed_training.localnet.options import parse_options
+from distributed_training.localnet.recipe import _COMMON, LOCAL, TINY_GPT2, merged, validated
+from distributed_training.localnet.summary import Baselines, ChainFacts, build_summary
+from distributed_training.manifest import RunManifest
+
+RECORDING = Path(__file__).parent / "recorded" / "demo_events.jsonl"
+OPTIONS = parse_options(["--speeds", "1,1,2,4", "--run-dir", "recorded", "--rounds", "2"])
+SPECS = node_specs(OPTIONS)
+WIRE_BYTES = 865_720
+PAID = {3: 0.125, 4: 0.125, 5: 0.25, 6: 0.5}
+
+
+@cache
+def recorded() -> list[tuple[str, Event]]:
+    """(node, event) in time order."""
+    lines = [json.loads(line) for line in RECORDING.read_text().splitlines()]
+    return [(line.pop("node"), line) for line in lines]
+
+
+def recorded_view() -> RunView:
+    view = RunView(SPECS)
+    for name, event in recorded():
+        view.apply(name, event)
+    for node in view.nodes.values():
+        node.exit_code = 0
+    return view
+
+
+@cache
+def recorded_manifest() -> RunManifest:
+    pages = {"tokenizer": "bytes", "tokenizer_sha256": "00" * 32, "pages_sha256": "11" * 32, "num_pages": 512}
+    model = {"config": TINY_GPT2, "init_seed": 1, "initial_root": "00" * 32}
+    return validated(merged(_COMMON, LOCAL, {"data": pages, "model": model, "scoring": {"goodput_required": 1.0}}))
+
+
+def recorded_summary() -> dict[str, Any]:
+    """A summary in which every check holds."""
+    incentive = {0: 0.0, 1: 0.0, 2: 0.0, **PAID}
+    shares = {r: Shares(58 + 54 * r, {1: PAID, 2: PAID} if r else {}, incentive) for r in range(3)}
+    solo = {uid: {-1: 5.38, 0: 4.0, 1: 3.4, 2: 3.2} for uid in PAID}
+    offline = {"ok": True, "problems": [], "rounds": [{"index": r, "recomputed": 4} for r in range(3)], "nodes": {}}
+    return build_summary(
+        Run(RunPaths(OPTIONS.run_dir), recorded_manifest(), SPECS, 1, OPTIONS.params(), resumed=False),
+        recorded_view(),
+        ChainFacts(dict.fromkeys(range(3), bytes(32)), shares),
+        rounds_wanted=OPTIONS.rounds,
+        wire_bytes=WIRE_BYTES,
+        baselines=Baselines(solo, {-1: 5.38, 0: 3.0, 1: 2.9, 2: 2.9}),
+        offline=offline,
+    )

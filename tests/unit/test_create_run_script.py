@@ -1,0 +1,81 @@
+"""scripts/create_run.py: a manifest from files and options, checked, never overwritten."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from distributed_training.errors import ConfigError
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "create_run.py"
+SMALL = ["--base", "local", "--set", "data.heldout_sequences=4"]
+
+
+def load() -> Callable[[Sequence[str]], int]:
+    """The script's main, without starting a process for every case."""
+    spec = importlib.util.spec_from_file_location("create_run", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+main = load()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page set that the script itself builds from text."""
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "text").mkdir()
+    for number in range(300):
+        (folder / "text" / f"{number}.txt").write_text("".join(f"{number} and {i}\n" for i in range(400)))
+    assert main([*SMALL, "--pages", str(folder / "pages"), "--text", str(folder / "text")]) == 0
+    return folder / "pages"
+
+
+def test_it_writes_a_manifest_that_it_accepts_itself(
+    pages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "manifest.json"
+    (tmp_path / "options.toml").write_text("name = 'mine'\n[outer]\nmomentum = 0.8\n")
+    flags = [*SMALL, "--pages", str(pages), "--options", str(tmp_path / "options.toml"), "--set", "timing.length=60"]
+    assert main([*flags, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    manifest = json.loads(out.read_text())
+    assert (manifest["name"], manifest["outer"]["momentum"], manifest["timing"]["length"]) == ("mine", 0.8, 60)
+    assert main(["--check", str(out), "--tempo", "100"]) == 0
+    assert capsys.readouterr().out == printed
+    with pytest.raises(ConfigError, match="a new manifest is a new run"):
+        main([*flags, "--out", str(out)])
+    with pytest.raises(ConfigError, match="commitment bytes per epoch of 7200 blocks"):
+        main(["--check", str(out), "--tempo", "7200"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--set", "timing.map=58"], r"timing: map \+ finality <= length - roster_lead"),
+        (["--set", "timing.lenght=60"], "timing.lenght: Extra inputs are not permitted"),
+        (["--set", "length"], "--set length: expected KEY=VALUE"),
+        (["--base", "mainnet"], "--model FILE is needed"),
+        (["--options", "none.toml"], r"--options none\.toml: cannot be read"),
+    ],
+)
+def test_what_cannot_be_run_says_what_was_expected(pages: Path, flags: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        main([*SMALL, "--pages", str(pages), *flags])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_exits_2_with_one_line() -> None:
+    command = [sys.executable, str(SCRIPT), "--check", "none.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: cannot read the run manifest none.json")

@@ -1,0 +1,160 @@
+"""The summary of a recorded run: its schema, its numbers, and every check against what would break it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from localnet_recording import PAID, recorded_summary
+from rich.console import Console
+
+from distributed_training.localnet.checks import run_checks
+from distributed_training.localnet.report import write_report
+from distributed_training.localnet.result_text import result_lines
+from distributed_training.localnet.summary import write_summary
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "summary.schema.json").read_text())
+Summary = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def whole() -> Summary:
+    return recorded_summary()
+
+
+@pytest.fixture
+def summary(whole: Summary) -> Summary:
+    return copy.deepcopy(whole)
+
+
+def failed(summary: Summary) -> set[str]:
+    return {check.name for check in run_checks(summary) if not check.ok}
+
+
+def test_an_honest_run_holds_every_check_and_fits_the_schema(summary: Summary, tmp_path: Path) -> None:
+    assert summary["ok"] and all(summary["checks"].values())
+    write_summary(tmp_path / "summary.json", summary)
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(json.loads((tmp_path / "summary.json").read_text()), SCHEMA)
+
+
+def test_the_schema_refuses_what_is_missing_or_unknown(summary: Summary) -> None:
+    for change in (lambda s: s.pop("union_heldout_loss"), lambda s: s["rounds"][0].pop("state_roots"),
+                   lambda s: s["rounds"][0].update(extra=1)):  # fmt: skip
+        broken = copy.deepcopy(summary)
+        change(broken)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(json.loads(json.dumps(broken)), SCHEMA)
+
+
+def test_the_numbers_are_those_of_the_events(summary: Summary) -> None:
+    assert summary["initial_heldout_loss"] == pytest.approx(5.3768, abs=1e-4)
+    assert summary["final_heldout_loss"] == pytest.approx(3.0155, abs=1e-4)
+    first = summary["rounds"][0]
+    assert (first["index"], first["applied"], first["included"], first["tokens"]) == (0, True, [3, 4, 5, 6], 81920)
+    assert first["nodes"]["miner-3"]["steps"] == 20 and first["nodes"]["miner-3"]["tokens"] == 40960
+    assert first["nodes"]["owner"]["steps"] is None and first["nodes"]["owner"]["seconds"]["train"] is None
+    assert set(first["state_roots"]) == set(summary["nodes"]) and len(set(first["state_roots"].values())) == 1
+    assert first["scores"]["6"]["weight"] == 0.5
+    assert set(first["scores_by_validator"]) == {"validator-0", "validator-1"}
+    assert summary["rounds"][1]["weights"]["2"]["6"] == 0.5
+    assert summary["first_common_audit"] == 0 and summary["last_scored_round"] == 1
+
+
+Break = Callable[[Summary], object]
+BREAKS: list[tuple[str, Break]] = [
+    ("rounds_applied", lambda s: s.update(rounds_wanted=4)),
+    ("same_state_root", lambda s: s["rounds"][1]["state_roots"].update(owner="00" * 32)),
+    ("same_state_root", lambda s: s["rounds"][2]["state_roots"].update({"miner-1": None})),
+    ("offline_check", lambda s: s.update(offline=None)),
+    ("offline_check", lambda s: s["offline"].update(ok=False, problems=["round 1: slice 2"])),
+    ("miners_included", lambda s: s["rounds"][1]["included"].remove(5)),
+    ("slices_counted", lambda s: s["rounds"][0].update(counted=[0, 3])),
+    ("bytes_sent", lambda s: s["rounds"][2]["nodes"]["miner-2"].update(bytes_sent=600_000)),
+    ("bytes_sent", lambda s: s["rounds"][2]["nodes"].update({"miner-2": None})),
+    ("weights_on_chain", lambda s: s["final"]["weights"].pop("2")),
+    ("incentive_sum", lambda s: s["final"]["incentive"].update({"6": 0.51})),
+    ("incentive_proportional", lambda s: s["final"]["incentive"].update({"6": 0.4, "5": 0.35})),
+    ("incentive_proportional", lambda s: s.update(first_common_audit=None)),
+    ("loss_below_solo_mean", lambda s: s.update(final_heldout_loss=3.21)),
+    ("loss_below_solo_mean", lambda s: s.update(solo_heldout_loss={})),
+    ("checkpoint_published", lambda s: s.update(checkpoints=[])),
+    ("ended_cleanly", lambda s: s["nodes"]["owner"].update(exit_code=1)),
+    ("ended_cleanly", lambda s: s["nodes"]["owner"].update(exit_code=None)),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), BREAKS)
+def test_each_check_fails_for_its_own_reason_only(summary: Summary, name: str, change: Break) -> None:
+    assert failed(summary) == set()
+    change(summary)
+    assert failed(summary) == {name}
+
+
+def test_exact_steps_are_checked_when_asked_for(summary: Summary) -> None:
+    summary["params"]["steps"] = 5
+    assert failed(summary) == set()
+    summary["rounds"][1]["nodes"]["miner-3"]["steps"] = 19
+    assert failed(summary) == {"exact_steps"}
+
+
+def with_adversary(summary: Summary) -> Summary:
+    """The fastest miner cheated, both validators found it, and it is not paid."""
+    summary["nodes"]["miner-3"]["adversary"] = "free-rider"
+    paid = {str(uid): share for uid, share in PAID.items() if uid != 6}
+    summary["final"]["incentive"] = {u: x / sum(paid.values()) for u, x in paid.items()} | {"6": 0.0}
+    audit = {"round": 0, "uid": 6, "depth": 2, "failed_step": 0, "error": 1.4, "reason": "gradient"}
+    summary["failed_audits"] = [{"validator": f"validator-{i}", **audit} for i in range(2)]
+    return summary
+
+
+ADVERSARY_BREAKS: list[tuple[str, Break]] = [
+    ("adversary_unpaid", lambda s: s["final"]["incentive"].update({"6": 0.02, "5": 0.48})),
+    ("adversary_named", lambda s: s["failed_audits"].pop()),
+    ("adversary_named", lambda s: s["failed_audits"][0].update(failed_step=None)),
+    ("adversary_took_part", lambda s: s["rounds"][0]["credit"].update({"6": 0.0})),
+    ("loss_fell", lambda s: s.update(final_heldout_loss=5.5)),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), ADVERSARY_BREAKS)
+def test_a_run_with_an_adversary_has_its_own_checks(summary: Summary, name: str, change: Break) -> None:
+    with_adversary(summary)
+    assert failed(summary) == set()
+    change(summary)
+    assert failed(summary) == {name}
+
+
+def test_honest_checks_do_not_ask_an_adversary_for_anything(summary: Summary) -> None:
+    with_adversary(summary)
+    summary["rounds"][2]["included"].remove(6)
+    summary["rounds"][2]["nodes"]["miner-3"] = dict(summary["rounds"][2]["nodes"]["miner-3"], bytes_sent=0, steps=0)
+    assert failed(summary) == set()
+
+
+def test_the_text_names_losses_pay_and_every_failed_check(summary: Summary) -> None:
+    summary["checks"]["bytes_sent"] = False
+    out = StringIO()
+    for line in result_lines(summary):
+        Console(file=out, width=200).print(line)
+    text = out.getvalue()
+    assert "together, averaged peer to peer     3.0155" in text
+    assert "one worker on all tokens            2.9000" in text
+    assert "miner-3                  60     50.00 %" in text
+    assert "FAIL bytes_sent" in text and "1 of 12 checks failed: bytes_sent" in text
+
+
+def test_the_report_is_drawn_from_whatever_was_measured(summary: Summary, tmp_path: Path) -> None:
+    write_report(tmp_path / "whole.png", summary)
+    summary |= {"rounds": [], "initial_heldout_loss": None, "solo_heldout_loss": {}}
+    summary["baseline_losses"] = {"solo": {}, "union": {}}
+    summary["final"] = {"block": None, "weights": {}, "incentive": {}}
+    write_report(tmp_path / "empty.png", summary)
+    for name in ("whole.png", "empty.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
