@@ -19,7 +19,7 @@ from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
-from distributed_training.errors import NetworkFault, PeerFault
+from distributed_training.errors import NetworkFault, PeerFault, WireError
 from distributed_training.manifest import RunManifest
 from distributed_training.network.base import Stream
 from distributed_training.rules import membership
@@ -192,9 +192,12 @@ class Butterfly:
         return {j: task.result() for j, task in tasks.items() if task not in late}
 
     async def _fetch_one(self, plan: RoundPlan, j: int, output_hash: bytes, holders: tuple[bytes, ...]) -> SliceOutput:
-        kept = gather.load_slice(plan, j, output_hash, self._manifest, self._verify, self._store)
-        if kept is not None:
-            return kept
+        try:
+            kept = gather.load_slice(plan, j, output_hash, self._manifest, self._verify, self._store)
+            if kept is not None:
+                return kept
+        except WireError as error:
+            log.warning("slice %d is damaged on our own disk, fetching it again: %s", j, error)
         while True:
             for peer_key in self._sources(plan, j, holders):
                 try:

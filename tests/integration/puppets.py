@@ -17,11 +17,12 @@ from distributed_training.averaging.codecs import INT8_CODEC
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, layout_of
 from distributed_training.errors import NetworkFault, PeerFault
+from distributed_training.manifest import RunManifest
 from distributed_training.merkle import digest, merkle_root
 from distributed_training.network.base import Transport
 from distributed_training.roles.follower import Follower
-from distributed_training.training.model import num_parameters, to_flat
-from distributed_training.training.outer import initial_state
+from distributed_training.training.model import build_model, num_parameters, to_flat
+from distributed_training.training.outer import RunState, initial_state
 from distributed_training.types import Commitment, Role, Signed, WorkRecord
 from distributed_training.wire import encode_commitment, encode_signed, encode_work, record_hash, signing_message
 
@@ -42,8 +43,14 @@ async def make_puppet(subnet: Subnet, name: str, peer_key: bytes | None = None) 
 
 
 def follower_of(node: Node) -> Follower:
-    """The public state at round 0, from which its plan follows."""
-    return Follower(node.parts, 0, initial_state(to_flat(node.engine.model), node.parts.manifest.average), trusted=True)
+    """At the start of round 0, whatever the node did since."""
+    return Follower(node.parts, 0, first_state(node.parts.manifest), trusted=True)
+
+
+def first_state(manifest: RunManifest) -> RunState:
+    """Round 0, built anew from the recipe."""
+    model = build_model(manifest.model.config, manifest.model.init_seed)
+    return initial_state(to_flat(model), manifest.average)
 
 
 async def raw(transport: Transport, target: Node, method: str, *frames: bytes) -> bytes:
