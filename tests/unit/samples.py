@@ -9,6 +9,7 @@ import numpy as np
 from tiny_training import GPT2, manifest
 
 from distributed_training.averaging.codecs import INT8_CODEC, Layout, Vector
+from distributed_training.averaging.combine import SliceOutput, reduce_slice
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, make_plan
 from distributed_training.manifest import RunManifest
@@ -127,3 +128,16 @@ def with_neuron(base: Roster, number: int, **changes: Any) -> Roster:
     return replace(
         base, neurons=tuple(replace(n, **changes) if n.public_key == key(number) else n for n in base.neurons)
     )
+
+
+SMALL = small_run()
+D = 64 * 6 + 20  # six whole chunks and a short one; blocks of 16, the last of 4
+
+
+def group(count: int = 4, seed: int = 1, run: Any = SMALL, **more: Any) -> Senders:
+    return Senders(deltas(seed, count, D), run, **more)
+
+
+def reduced(g: Senders, received: dict[bytes, dict[int, bytes]] | None = None) -> dict[int, SliceOutput]:
+    got = g.received() if received is None else received
+    return {s.index: reduce_slice(g.plan, s, got, g.works, g.run) for s in g.plan.slices}

@@ -7,20 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import BEACON, ROUND, RUN, carry_round, commitment, key, neuron, roster, with_neuron
+from samples import BEACON, ROUND, RUN, carry_round, commitment, key, neuron, roster
 
 from distributed_training.rules.membership import (
     candidates,
-    counted_slices,
-    decode_slice_map,
-    encode_slice_map,
-    majority_root,
-    output_hashes,
     reducers,
-    slice_maps,
     slices,
 )
-from distributed_training.types import Candidate, Carry, Neuron, Role, Roster
+from distributed_training.types import Candidate, Carry, Role
 
 AVERAGE = RUN.average.model_copy(update={"min_counted": 2})
 NONE = Carry(1.0, ())
@@ -149,166 +143,3 @@ def test_slices_cover_every_chunk_once(people: int, chunks: int, most: int) -> N
     assert all(s.first_chunk == s.index * chunks // n for s in specs)
     sizes = [s.last_chunk - s.first_chunk for s in specs]
     assert not sizes or 1 <= min(sizes) <= max(sizes) <= min(sizes) + 1
-
-
-# --- maps and counted slices ---------------------------------------------------------------------------
-
-
-@settings(max_examples=100)
-@given(st.lists(st.booleans(), max_size=256))
-def test_slice_map_round_trip(held: list[bool]) -> None:
-    data = encode_slice_map(held)
-    assert len(data) == 32 and decode_slice_map(data, len(held)) == tuple(held)
-    assert all(bool(data[j // 8] >> (j % 8) & 1) == bit for j, bit in enumerate(held))
-
-
-def test_a_slice_map_has_256_bits() -> None:
-    with pytest.raises(OverflowError):
-        encode_slice_map([True] * 257)
-
-
-def validators(*stakes: float) -> Roster:
-    return roster(*(neuron(i, Role.VALIDATOR, stake=s) for i, s in enumerate(stakes)))
-
-
-def count(stakes: list[float], maps: dict[int, str], outputs: str = "111", **average: Any) -> tuple[int, ...]:
-    """Counted slices; maps and outputs as strings of bits, by number of the validator."""
-    return counted_slices(
-        len(outputs),
-        {j: key(j, "output") for j, bit in enumerate(outputs) if bit == "1"},
-        {key(i): [bit == "1" for bit in text] for i, text in maps.items()},
-        validators(*stakes),
-        AVERAGE.model_copy(update=average),
-    ).slices
-
-
-def test_more_than_half_of_the_committing_stake_decides() -> None:
-    assert count([3, 2, 2], {0: "100", 1: "111", 2: "111"}) == (0, 1, 2)
-    assert count([3, 2, 2], {0: "110", 1: "011", 2: "111"}) == (0, 1, 2)
-    assert count([5, 2, 2], {0: "110", 1: "111", 2: "111"}) == (0, 1)  # one with most of the stake
-    assert count([5, 2, 2], {1: "011", 2: "011"}) == (1, 2)  # who commits no map is not asked
-    assert count([2, 2], {0: "111", 1: "110"}) == (0, 1)  # half is not more than half
-
-
-def test_a_slice_without_an_output_on_chain_does_not_count() -> None:
-    assert count([1], {0: "111"}, outputs="101") == (0, 2)
-
-
-def test_fewer_than_q_slices_discard_the_round() -> None:
-    assert count([1], {0: "110"}) == (0, 1)
-    assert count([1], {0: "110"}, min_counted=3) == ()
-    assert count([1], {0: "100"}) == ()
-    assert count([1], {0: "100"}, min_counted=1) == (0,)
-    assert count([1], {0: ""}, outputs="") == ()
-
-
-def test_too_little_stake_discards_the_round() -> None:
-    assert count([3, 7], {0: "111"}, min_map_share=0.3) == (0, 1, 2)
-    assert count([3, 7], {0: "111"}, min_map_share=0.31) == ()
-    assert count([3, 7], {}) == ()
-    assert count([0, 0], {0: "111", 1: "111"}) == ()
-
-
-def test_reasons_and_holders_are_told() -> None:
-    outputs = {0: key(0), 1: key(1)}
-    maps = {key(0): (True, True), key(1): (True, False), key(2): (True, True)}
-    counted = counted_slices(2, outputs, maps, validators(2, 1, 1), AVERAGE)
-    assert counted.reason == "applied"
-    assert counted.holders == {0: (key(0), key(1), key(2)), 1: (key(0), key(2))}
-    none = counted_slices(2, outputs, {}, validators(2), AVERAGE)
-    assert (none.slices, none.holders) == ((), {}) and "stake" in none.reason
-    few = counted_slices(2, {0: key(0)}, maps, validators(2, 1, 1), AVERAGE)
-    assert (few.slices, few.holders) == ((), {}) and few.reason == "1 of 2 slices count, 2 needed"
-
-
-@settings(max_examples=100)
-@given(st.data())
-def test_counting_does_not_depend_on_the_order_of_maps(data: st.DataObject) -> None:
-    stakes = data.draw(st.lists(st.floats(0, 1e6), min_size=1, max_size=6))
-    texts = {i: data.draw(st.text("01", min_size=3, max_size=3)) for i in range(len(stakes))}
-    mixed = dict(data.draw(st.permutations(list(texts.items()))))
-    assert count(stakes, texts, min_counted=1) == count(stakes, mixed, min_counted=1)
-
-
-def with_map(number: int, bits: list[bool], **more: Any) -> Neuron:
-    said = commitment(number, Role.VALIDATOR, second=encode_slice_map(bits))
-    return neuron(number, Role.VALIDATOR, **({"commitment": said} | more))
-
-
-def test_maps_are_those_of_permit_holders_of_the_roster() -> None:
-    before = roster(neuron(0, Role.VALIDATOR), neuron(1, Role.VALIDATOR, may_validate=False), neuron(2))
-    now = roster(*(with_map(i, [True, False]) for i in range(4)))
-    assert slice_maps(3, 2, before, now) == {key(0): (True, False)}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"registered_block": 2},
-        {"commitment": None},
-        {"commitment": commitment(0)},
-        {"commitment": commitment(0, Role.OWNER)},
-        {"commitment": commitment(0, Role.VALIDATOR, second_round=2)},
-        {"commitment": commitment(0, Role.VALIDATOR, second=None, second_round=None)},
-        {"public_key": key(5)},
-    ],
-)
-def test_maps_that_are_not_read(change: dict[str, Any]) -> None:
-    before = roster(neuron(0, Role.VALIDATOR), neuron(1, Role.VALIDATOR))
-    now = with_neuron(roster(with_map(0, [True]), with_map(1, [True])), 0, **change)
-    assert slice_maps(3, 1, before, now) == {key(1): (True,)}
-
-
-def test_output_hashes_are_those_of_the_assigned_reducers() -> None:
-    people = roster(neuron(0), neuron(1), neuron(2))
-    specs = slices(candidates(ROUND, people, people)[:2], 10, AVERAGE)
-    assert output_hashes(3, specs, people, people) == {0: key(0, "second"), 1: key(1, "second")}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"registered_block": 2},
-        {"commitment": None},
-        {"commitment": commitment(0, Role.VALIDATOR)},
-        {"commitment": commitment(0, second_round=2)},
-        {"commitment": commitment(0, second=None, second_round=None)},
-        {"public_key": key(5)},
-    ],
-)
-def test_output_hashes_that_are_not_read(change: dict[str, Any]) -> None:
-    people = roster(neuron(0), neuron(1))
-    specs = slices(candidates(ROUND, people, people), 10, AVERAGE)
-    assert output_hashes(3, specs, people, with_neuron(people, 0, **change)) == {1: key(1, "second")}
-    assert output_hashes(3, specs, roster(neuron(1)), people) == {1: key(1, "second")}
-
-
-# --- state roots -----------------------------------------------------------------------------------------
-
-
-def said_root(number: int, root: int, stake: float, **more: Any) -> Neuron:
-    said = commitment(number, Role.VALIDATOR, first=key(root, "root"), **more)
-    return neuron(number, Role.VALIDATOR, stake=stake, commitment=said)
-
-
-def root_of(*people: Neuron) -> bytes | None:
-    return majority_root(3, roster(*people), roster(*people))
-
-
-def test_the_majority_root_has_more_than_half_of_the_committing_stake() -> None:
-    assert root_of(said_root(0, 1, 3), said_root(1, 2, 2), said_root(2, 2, 2)) == key(2, "root")
-    assert root_of(said_root(0, 1, 5), said_root(1, 2, 2), said_root(2, 2, 2)) == key(1, "root")
-    assert root_of(said_root(0, 1, 2), said_root(1, 2, 2)) is None  # a tie
-    assert root_of(said_root(0, 1, 4), said_root(1, 2, 3), said_root(2, 3, 3)) is None  # only the largest part
-    assert root_of(said_root(0, 1, 0.0)) is None
-    assert root_of() is None
-
-
-def test_roots_of_others_are_not_heard() -> None:
-    lone = said_root(0, 1, 1)
-    assert root_of(lone, replace(said_root(1, 2, 9), may_validate=False)) == key(1, "root")
-    assert root_of(lone, said_root(1, 2, 9, first_round=2)) == key(1, "root")
-    assert root_of(lone, neuron(1, stake=9.0, may_validate=True)) == key(1, "root")
-    assert root_of(lone, replace(said_root(1, 2, 9), commitment=None)) == key(1, "root")
-    assert majority_root(3, roster(lone), roster(lone, said_root(1, 2, 9))) == key(1, "root")
-    assert majority_root(3, roster(lone, said_root(1, 2, 9)), roster(lone)) == key(1, "root")

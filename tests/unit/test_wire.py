@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import CARRY, OUTPUT, STEPS, WORK, commitment, key
+from samples import CARRY, OUTPUT, STEPS, WORK, key
 
 from distributed_training import wire
 from distributed_training.errors import WireError
@@ -18,10 +18,7 @@ from distributed_training.rules.membership import CARRY_ROUNDS, RECENT_INCLUDED
 from distributed_training.types import (
     Carry,
     CarryRound,
-    Commitment,
-    Field,
     OutputRecord,
-    Role,
     Signed,
     StepRecord,
     WorkRecord,
@@ -72,20 +69,6 @@ carries = st.builds(
 )
 
 
-@st.composite
-def commitments(draw: st.DrawFn) -> Commitment:
-    rounds = st.integers(0, wire.NO_ROUND - 1)
-    first = draw(st.none() | st.tuples(rounds, digests))
-    second = draw(st.none() | st.tuples(rounds, digests)) if first else None
-    return Commitment(
-        draw(st.sampled_from(Role)),
-        draw(st.booleans()),
-        draw(digests),
-        *(first or (None, None)),
-        *(second or (None, None)),
-    )
-
-
 def decode_log(data: bytes) -> tuple[StepRecord, ...]:
     return wire.decode_log(data, **SHAPE)
 
@@ -129,14 +112,6 @@ def test_signed_round_trip(body: bytes, signature: bytes) -> None:
 @given(digests, st.binary(min_size=64, max_size=64), st.binary(max_size=40))
 def test_request_round_trip(public_key: bytes, binding: bytes, payload: bytes) -> None:
     assert wire.decode_request(wire.encode_request(public_key, binding, payload)) == (public_key, binding, payload)
-
-
-@settings(max_examples=100)
-@given(commitments())
-def test_commitment_round_trip(said: Commitment) -> None:
-    fields = wire.encode_commitment(said)
-    assert wire.decode_commitment(fields) == said
-    assert len(fields[0].data) == 42 and len(fields) <= 3  # the chain's quota counts these bytes
 
 
 # --- foreign bytes: WireError or a record that encodes to the same bytes -------------------------
@@ -290,60 +265,3 @@ def test_a_declared_number_allocates_nothing(lie: str) -> None:
 
 def test_the_carry_of_the_rules_fits_the_wire() -> None:
     assert RECENT_INCLUDED < CARRY_ROUNDS == wire.MAX_CARRY_ROUNDS
-
-
-# --- commitments -----------------------------------------------------------------------------------
-
-any_field = st.builds(Field, st.sampled_from(["Raw", "Sha256", "Other"]), st.binary(max_size=48) | digests)
-
-
-@settings(max_examples=100)
-@given(st.lists(any_field, max_size=4))
-@example([])
-def test_foreign_commitments_are_none_or_canonical(fields: list[Field]) -> None:
-    said = wire.decode_commitment(fields)
-    assert said is None or list(wire.encode_commitment(said)) == fields
-
-
-@settings(max_examples=100)
-@given(st.sampled_from(Role), st.integers(0, 41), st.binary(min_size=1, max_size=1), st.data())
-def test_mutated_commitments_are_none_or_canonical(role: Role, at: int, byte: bytes, data: st.DataObject) -> None:
-    head, *rest = wire.encode_commitment(commitment(role=role))
-    count = data.draw(st.integers(0, 2))
-    fields = [Field("Raw", head.data[:at] + byte + head.data[at + 1 :]), *rest[:count]]
-    said = wire.decode_commitment(fields)
-    assert said is None or list(wire.encode_commitment(said)) == fields
-
-
-@pytest.mark.parametrize("role", Role)
-def test_malformed_commitments_are_absent(role: Role) -> None:
-    head, first, second = wire.encode_commitment(commitment(role=role))
-    other = "Sha256" if role is Role.VALIDATOR else "Raw"
-    version, flags = head.data[:1], head.data[1]
-    lies = [
-        [],
-        [head],
-        [head, first],
-        [head, first, second, second],
-        [Field("Sha256", head.data), first, second],
-        [Field("Raw", head.data + b"\0"), first, second],
-        [Field("Raw", head.data[:-1]), first, second],
-        [Field("Raw", b"\x02" + head.data[1:]), first, second],
-        [Field("Raw", version + bytes([flags | 8]) + head.data[2:]), first, second],
-        [Field("Raw", version + bytes([3]) + head.data[2:]), first, second],
-        [head, Field("Raw", first.data), second],
-        [head, Field("Sha256", first.data[:-1]), second],
-        [head, first, Field(other, second.data)],
-        [head, first, Field(second.kind, second.data + b"\0")],
-        [Field("Raw", head.data[:-8] + b"\xff" * 4 + head.data[-4:]), second],  # a second field without the first
-    ]
-    assert wire.decode_commitment([head, first, second]) == commitment(role=role)
-    assert [wire.decode_commitment(fields) for fields in lies] == [None] * len(lies)
-
-
-@pytest.mark.parametrize(
-    "change", [{"first": None}, {"second_round": None}, {"first": None, "first_round": None}, {"first_round": None}]
-)
-def test_half_a_commitment_cannot_be_written(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="a commitment"):
-        wire.encode_commitment(dataclasses.replace(commitment(), **change))
