@@ -21,7 +21,7 @@ from distributed_training.localnet.chain_view import (
 )
 from distributed_training.localnet.create import Run, open_or_create
 from distributed_training.localnet.display import Display
-from distributed_training.localnet.events import RunEvents
+from distributed_training.localnet.events import RunEvents, RunView
 from distributed_training.localnet.finish import finish, stored_result
 from distributed_training.localnet.layout import node_specs
 from distributed_training.localnet.options import Options
@@ -41,10 +41,14 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Set by a signal; the loops look at it, so that every stop takes the same orderly path."""
+    """Set by a signal; the loops look at it, so that every stop takes the same orderly path.
+
+    Until there are processes to stop (`orderly`), a signal ends the work at hand at once.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self.orderly = False
 
     def check(self) -> None:
         if self.requested:
@@ -64,6 +68,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def request(number: int, frame: object) -> None:
         stop.requested = True
+        if not stop.orderly:
+            raise Interrupted
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     former = {number: signal.signal(number, request) for number in numbers}
@@ -90,16 +96,17 @@ def run_demo(options: Options) -> int:
     """The exit code. Raises ConfigError before anything was started."""
     display = Display(plain=options.plain)
     with stop_on_signals() as stop:
-        check_ports(node_specs(options))
-        run = open_or_create(options, display.say)
-        result = stored_result(run, options.rounds)
-        if result is not None:
-            display.say(f"{run.paths.root} is complete; this is its summary")
-            return display.result(result)
         try:
+            check_ports(node_specs(options))
+            run = open_or_create(options, display.say)
+            result = stored_result(run, options.rounds)
+            if result is not None:
+                display.say(f"{run.paths.root} is complete; this is its summary")
+                return display.result(result)
+            stop.orderly = True
             return _run(run, options, display, stop)
         except Interrupted:
-            display.say(f"stopped; the same command with --run-dir {run.paths.root} goes on from here")
+            display.say(f"stopped; the same command with --run-dir {options.run_dir} goes on from here")
             return INTERRUPTED
 
 
@@ -108,31 +115,37 @@ def _run(run: Run, options: Options, display: Display, stop: StopRequest) -> int
         events = RunEvents(run.paths, run.specs)
         try:
             events.drain()
-            goes_on = run.resumed and resume_clock(run.paths)
-            rounds = rounds_to_run(run, options.rounds, len(events.view.applied())) if goes_on else options.rounds + 1
-            watch = Watch(run, rounds, processes, events, display, stop)
-            display.start(run, events.view, rounds)
-            try:
-                start_nodes(watch)
-                wait_ready(watch)
-                follow(watch)
-            finally:
-                display.end_live()
-                processes.stop()
-                events.drain()
+            if len(events.view.applied()) <= options.rounds:  # else only the comparison was not finished
+                train(Watch(run, rounds_to_run(run, options.rounds, events.view), processes, events, display, stop))
             return display.result(finish(run, options, events.view, processes, display, stop.check))
         finally:
             events.close()
 
 
-def rounds_to_run(run: Run, wanted: int, applied: int) -> int:
-    """One round more than are to be applied, counted from where the chain stands when the nodes are loaded."""
+def rounds_to_run(run: Run, wanted: int, view: RunView) -> int:
+    """One round more than are to be applied; a resumed chain goes on from where it stands when the nodes are loaded."""
+    if not (run.resumed and resume_clock(run.paths)):
+        return wanted + 1
     head = with_chain(run.paths, run.manifest, final_head)
-    return next_round(run.manifest.timing, head + LOADING_BLOCKS) + max(0, wanted - applied) + 1
+    return next_round(run.manifest.timing, head + LOADING_BLOCKS) + max(0, wanted - len(view.applied())) + 1
+
+
+def train(watch: Watch) -> None:
+    """All nodes from start to end; whatever happens, none is left."""
+    watch.display.start(watch.run, watch.events.view, watch.rounds)
+    try:
+        start_nodes(watch)
+        wait_ready(watch)
+        follow(watch)
+    finally:
+        watch.display.end_live()
+        watch.processes.stop()
+        watch.events.drain()
 
 
 def start_nodes(watch: Watch) -> None:
     for spec in watch.run.specs:
+        watch.events.view.nodes[spec.name].exit_code = None
         command = node_command(spec, watch.run.paths, watch.run.specs, watch.rounds)
         watch.processes.start(spec.name, command, watch.run.paths.node(spec.name) / "log.txt")
 

@@ -218,6 +218,8 @@ class RunEvents:
         self.view = RunView(specs)
         self._followers = {s.name: Follower(paths.node(s.name) / "events.jsonl") for s in specs}
         kept = _demo_lines(paths.events)
+        for line in kept:
+            self._recall(json.loads(line))
         self._file = paths.events.open("w", encoding="utf-8")
         self._file.writelines(kept)
 
@@ -231,6 +233,12 @@ class RunEvents:
         if fresh:
             self._file.flush()
         return fresh
+
+    def _recall(self, event: Event) -> None:
+        """What an earlier part of a resumed run noted of its nodes."""
+        node = self.view.nodes.get(str(event.get("name")))
+        if event.get("event") == "ended" and node is not None:
+            node.exit_code = event.get("code")
 
     def drain(self) -> None:
         while self.poll():

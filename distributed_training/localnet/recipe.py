@@ -90,8 +90,8 @@ LOCAL: dict[str, Any] = {
     "inner": {
         "nominal_steps": 5,
         "max_steps": 500,
-        "learning_rate": 3e-3,
-        "warmup_steps": 5,
+        "learning_rate": 4e-3,
+        "warmup_steps": 20,
         "decay_steps": 1000,
     },
     "outer": {"learning_rate": 0.7, "momentum": 0.5},
@@ -109,8 +109,8 @@ LOCAL: dict[str, Any] = {
         "transfer": 3,
     },
     "keep": {
-        "work_rounds": 16,
-        "output_rounds": 16,
+        "work_rounds": 64,
+        "output_rounds": 64,
         "snapshot_every": 1,
         "checkpoint_every": 2,
         "max_missing_rounds": 3,
