@@ -24,7 +24,7 @@ from distributed_training.roles.parts import TrainingThread
 from distributed_training.roles.service import PushedLog, ask_chunks, drawn_chunks, end_chunks
 from distributed_training.roles.work import assigned_batches, round_permutation
 from distributed_training.rules.audit_plan import AuditTask
-from distributed_training.rules.fidelity import judge, judge_vector
+from distributed_training.rules.fidelity import failing, judge, judge_vector
 from distributed_training.training.inner import InnerLoop
 from distributed_training.training.outer import RunState
 from distributed_training.training.replay import replay
@@ -125,6 +125,7 @@ class Auditor:
                 applied_rounds=state.applied,
                 sketch_seed=plan.beacon,
                 depth=depth,
+                enough=lambda r: r.step >= len(logged) or failing(logged[r.step], r, self._manifest.audit),
                 cancelled=lambda: self._training.stopping,
             )
             if batches.fault is not None:
