@@ -1,4 +1,4 @@
-"""After two rounds: fetching slices from liars, from a damaged disk, and choosing a state to start from."""
+"""After a run: fetching slices from liars, from a damaged disk, and choosing a state to start from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from puppets import first_state, follower_of
-from subnet import Node, Subnet, finished, make_subnet, running
+from subnet import Node, Subnet
 
 from distributed_training.averaging import gather
+from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import RoundStore, encode_state
+from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.errors import ConfigError, DeadlineMissed, PeerFault
 from distributed_training.network.base import Stream
 from distributed_training.network.identity import PeerIdentity
@@ -24,6 +26,7 @@ from distributed_training.training.outer import RunState
 from distributed_training.wire import decode_output, decode_signed
 
 TIMEOUT_S = 5.0
+shared = pytest.mark.asyncio(loop_scope="session")
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,21 @@ def flipped(data: bytes, at: int) -> bytes:
     return bytes(changed)
 
 
-async def test_only_what_hashes_into_the_chain_is_taken(tmp_path: Path) -> None:
-    subnet = make_subnet(tmp_path, miners=3, validators=1)
-    async with running(subnet, rounds=2):
-        await finished(subnet)
-        node = subnet.nodes["miner-0"]
-        follower = follower_of(node)
-        plan = await follower.plan(await follower.prepare())
-        wanted = await node.parts.butterfly.wanted(plan, plan.round.output_block)
-        assert sorted(wanted) == [0, 1, 2]
-        await lies_are_refused(subnet, node, plan, wanted[0])
-        await silence_costs_its_deadline(subnet, node, plan, wanted[0])
-        await damage_is_repaired(node, plan, wanted)
-        await starts(subnet)
+@dataclass(frozen=True)
+class Asker:
+    """A node that wants the slices of round 0, and the hashes that the chain holds."""
+
+    subnet: Subnet
+    node: Node
+    plan: RoundPlan
+    wanted: dict[int, bytes]
+
+
+async def asker_of(subnet: Subnet) -> Asker:
+    node = subnet.nodes["miner-0"]
+    follower = follower_of(node)
+    plan = await follower.plan(await follower.prepare())
+    return Asker(subnet, node, plan, await node.parts.butterfly.wanted(plan, plan.round.output_block))
 
 
 def honest_answer(node: Node, output_hash: bytes) -> Answer:
@@ -82,9 +87,9 @@ def honest_answer(node: Node, output_hash: bytes) -> Answer:
     return Answer(stored.record, tuple(work for work in works if work is not None), stored.chunks)
 
 
-async def fetch(subnet: Subnet, node: Node, plan: RoundPlan, output_hash: bytes, frames: list[bytes], **over: float):
+async def fetch(asker: Asker, frames: list[bytes], timeout_s: float = TIMEOUT_S) -> SliceOutput:
     """Slice 0 from a peer that answers with these frames, into an empty store."""
-    liar = MemoryTransport(subnet.switch, PeerIdentity(bytes(31) + b"L"))
+    liar = MemoryTransport(asker.subnet.switch, PeerIdentity(bytes(31) + b"L"))
 
     async def answer(stream: Stream) -> None:
         await stream.read(1 << 16, TIMEOUT_S)
@@ -94,62 +99,75 @@ async def fetch(subnet: Subnet, node: Node, plan: RoundPlan, output_hash: bytes,
 
     liar.serve(gather.METHOD, answer)
     await liar.start()
-    p, empty = node.parts, RoundStore(subnet.root / "empty")
-    timeout_s = over.get("timeout_s", TIMEOUT_S)
+    p, empty = asker.node.parts, RoundStore(asker.subnet.root / "empty")
     try:
         return await gather.fetch_slice(
-            p.peers, liar.peer_key, plan, 0, output_hash, p.manifest, p.verify, empty, timeout_s
+            p.peers, liar.peer_key, asker.plan, 0, asker.wanted[0], p.manifest, p.verify, empty, timeout_s
         )
     finally:
         await liar.stop()
         shutil.rmtree(empty.root)
 
 
-async def lies_are_refused(subnet: Subnet, node: Node, plan: RoundPlan, output_hash: bytes) -> None:
-    honest = honest_answer(node, output_hash)
-    assert len(honest.works) == 3
-    output = await fetch(subnet, node, plan, output_hash, honest.frames())
+@shared
+async def test_only_what_hashes_into_the_chain_is_taken(finished_subnet: Subnet) -> None:
+    asker = await asker_of(finished_subnet)
+    honest = honest_answer(asker.node, asker.wanted[0])
+    assert len(honest.works) == 4
+    output = await fetch(asker, honest.frames())
     assert b"".join(output.chunks) == honest.chunks
     for reason, lie in LIES:
         with pytest.raises(PeerFault, match=reason):
-            await fetch(subnet, node, plan, output_hash, lie(honest))
+            await fetch(asker, lie(honest))
 
 
-async def silence_costs_its_deadline(subnet: Subnet, node: Node, plan: RoundPlan, output_hash: bytes) -> None:
-    with pytest.raises(DeadlineMissed):
-        await fetch(subnet, node, plan, output_hash, [], timeout_s=0.1)
-    everything = honest_answer(node, output_hash).frames()
-    with pytest.raises(DeadlineMissed):
-        await fetch(subnet, node, plan, output_hash, everything[:-1], timeout_s=0.1)
+@shared
+async def test_a_silent_holder_costs_its_deadline(finished_subnet: Subnet) -> None:
+    asker = await asker_of(finished_subnet)
+    everything = honest_answer(asker.node, asker.wanted[0]).frames()
+    for frames in ([], everything[:-1]):
+        with pytest.raises(DeadlineMissed):
+            await fetch(asker, frames, timeout_s=0.1)
 
 
-async def damage_is_repaired(node: Node, plan: RoundPlan, wanted: dict[int, bytes]) -> None:
-    """Bytes that rotted on our own disk are fetched again from others."""
+@shared
+async def test_bytes_that_rot_on_our_own_disk_are_fetched_again(finished_subnet: Subnet) -> None:
+    asker = await asker_of(finished_subnet)
+    node, wanted = asker.node, asker.wanted
     path = node.parts.store.root / "rounds" / "000000" / f"output-{wanted[1].hex()}.chunks"
     whole = path.read_bytes()
     path.write_bytes(flipped(whole, -1))
-    outputs = await node.parts.butterfly.fetch(plan, wanted, TIMEOUT_S)
-    assert sorted(outputs) == [0, 1, 2]
+    outputs = await node.parts.butterfly.fetch(asker.plan, wanted, TIMEOUT_S)
+    assert sorted(outputs) == [0, 1, 2, 3]
     assert b"".join(outputs[1].chunks) == whole == path.read_bytes()
 
 
-async def starts(subnet: Subnet) -> None:
+@shared
+async def test_which_state_a_node_starts_from(finished_subnet: Subnet, tmp_path: Path) -> None:
     """The newest state whose root is the majority's, or not decided yet; never one that was decided against."""
-    p = subnet.nodes["miner-0"].parts
+    shutil.copytree(finished_subnet.root / "nodes" / "miner-0", tmp_path / "node")
+    shutil.copytree(finished_subnet.root / "checkpoints", tmp_path / "checkpoints")
+    p = replace(
+        finished_subnet.nodes["miner-0"].parts,
+        store=RoundStore(tmp_path / "node"),
+        checkpoints=LocalCheckpoints(tmp_path / "checkpoints"),
+    )
+    states = tmp_path / "node" / "state"
     found = p.store.newest_state()
-    assert found is not None and found[0] == 2
+    assert found is not None and found[0] == 3
     state = found[1]
-    start = await choose_start(p, first_state(p.manifest))
-    assert (start.index, start.trusted, start.source) == (2, False, "own snapshot")
-    (p.store.root / "state" / "000002.safetensors").unlink()
-    start = await choose_start(p, first_state(p.manifest))
-    assert (start.index, start.trusted, start.source) == (2, False, "checkpoint")
-    shutil.rmtree(subnet.root / "checkpoints")
-    start = await choose_start(p, first_state(p.manifest))
-    assert (start.index, start.trusted, start.source) == (1, True, "own snapshot")
-    forged = RunState(state.params + np.float32(1), state.momentum, 1, state.carry)
-    (p.store.root / "state" / "000001.safetensors").write_bytes(encode_state(1, forged))
-    start = await choose_start(p, first_state(p.manifest))
-    assert (start.index, start.trusted, start.source) == (0, True, "round 0")
+
+    async def chosen() -> tuple[int, bool, str]:
+        start = await choose_start(p, first_state(p.manifest))
+        return start.index, start.trusted, start.source
+
+    assert await chosen() == (3, False, "own snapshot"), "round 3 never ran, so nobody has said its root"
+    (states / "000003.safetensors").unlink()
+    assert await chosen() == (2, True, "own snapshot")
+    forged = RunState(state.params + np.float32(1), state.momentum, 2, state.carry)
+    (states / "000002.safetensors").write_bytes(encode_state(2, forged))
+    assert await chosen() == (2, True, "checkpoint")
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert await chosen() == (0, True, "round 0")
     with pytest.raises(ConfigError, match="another round 0"):
         await choose_start(p, forged)

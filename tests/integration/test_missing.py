@@ -11,6 +11,7 @@ from distributed_training.chain.local_store import block_hash
 from distributed_training.data.base import Page
 from distributed_training.data.local import LocalPages
 from distributed_training.errors import DataUnavailable
+from distributed_training.roles.miner import ExactStepsMissed
 from distributed_training.roles.work import round_permutation
 from distributed_training.rules.assignment import assignment_beacon, page_index
 
@@ -73,6 +74,18 @@ def check_short_miner(subnet: Subnet) -> None:
     claimed = subnet.nodes["validator-0"].rounds()[0]["tokens"]
     assert claimed[str(short.uid)] == train["steps"] * subnet.manifest.tokens_per_step
     assert claimed[str(subnet.nodes["miner-1"].uid)] == STEPS * subnet.manifest.tokens_per_step
+
+
+async def test_a_miner_told_to_do_exact_steps_ends_when_it_cannot(tmp_path: Path) -> None:
+    subnet = make_subnet(tmp_path, miners=1, validators=1, owner=False)
+    lacking = {page_of(subnet, "miner-0", 1)}
+    each = {"miner-0": {"exact": True, "steps": STEPS, "pages": lambda source: LackingPages(source, lacking)}}
+    async with running(subnet, each=each):
+        async with asyncio.timeout(30):
+            (result,) = await asyncio.gather(subnet.nodes["miner-0"].task, return_exceptions=True)
+        assert isinstance(result, BaseExceptionGroup)
+        assert result.subgroup(ExactStepsMissed) is not None
+        assert not subnet.nodes["miner-0"].rounds()
 
 
 async def test_a_round_without_maps_or_with_too_few_slices_is_discarded(tmp_path: Path) -> None:
