@@ -58,7 +58,7 @@ def test_vector_norm_is_exact_and_free_of_order(norms: list[float]) -> None:
 @given(st.lists(positive, min_size=1, max_size=8))
 def test_shares_sum_to_one_and_keep_the_proportions(raw: list[float]) -> None:
     found = shares(raw)
-    assert all(isinstance(s, np.float32) for s in found)
+    assert all(s.dtype == np.float32 for s in found)
     assert sum(map(float, found)) == pytest.approx(1.0, abs=1e-6)
     assert [float(s) for s in found] == pytest.approx([r / sum(raw) for r in raw], rel=1e-6, abs=2e-30)
     assert all(s == 0 or s > np.finfo(np.float32).tiny for s in found)  # never subnormal
@@ -94,7 +94,7 @@ LAYOUT = Layout(512, 512, 128)
 def mean(weights: list[float], vectors: list[Vector]) -> Vector:
     total = np.zeros(512, np.float32)
     for share, vector in zip(shares(weights), vectors, strict=True):
-        total = total + vector * share
+        total = np.add(total, vector * share, dtype=np.float32)
     return total
 
 
