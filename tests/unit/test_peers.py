@@ -101,17 +101,16 @@ async def test_a_binding_is_checked_once_per_registration() -> None:
         people = (person(1, ALICE, registered_block=registered), PEOPLE[1])
         alice.update(roster(*people))
         bob.update(roster(*people))
-        got: list[Neuron] = []
+        got: asyncio.Queue[Neuron] = asyncio.Queue()
 
-        async def handler(stream: Stream, got: list[Neuron] = got) -> None:
-            got.append((await bob.accept(stream, 1.0))[0])
+        async def handler(stream: Stream, got: asyncio.Queue[Neuron] = got) -> None:
+            got.put_nowait((await bob.accept(stream, 1.0))[0])
 
         method = f"hello {registered} {len(checked)}"
         bob.transport.serve(method, handler)
         stream = await alice.open(BOB.public_key, method, b"", 1.0)
-        await asyncio.sleep(0.01)
+        assert await asyncio.wait_for(got.get(), 2.0) == people[0]
         await stream.close()
-        assert got == [people[0]]
     await bob.transport.stop()
     assert checked == [binding_message(1, key(1), 1), binding_message(1, key(1), 7)]
 
@@ -213,19 +212,20 @@ async def test_a_proven_claim_keeps_its_address_against_an_older_thief() -> None
 async def test_a_request_that_is_not_read_in_time_is_given_up() -> None:
     switch = MemorySwitch()
     alice, bob = book(switch, 1, ALICE, *PEOPLE), MemoryTransport(switch, BOB)
-    ended: list[bytes | None] = []
+    ended: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def stalls(stream: Stream) -> None:
         await asyncio.sleep(0.1)
         try:
-            ended.append(await stream.read(1 << 20, 1.0))
+            ended.put_nowait(await stream.read(1 << 20, 1.0))
         except NetworkFault:
-            ended.append(None)
+            ended.put_nowait(None)
 
     bob.serve("hello", stalls)
     await bob.start()
     with pytest.raises(DeadlineMissed):
         await alice.open(BOB.public_key, "hello", bytes(1 << 19), 0.05)
-    await asyncio.sleep(0.15)
+    assert (
+        await asyncio.wait_for(ended.get(), 2.0) is None
+    )  # the stream was closed, nothing half sent is taken for a request
     await bob.stop()
-    assert ended == [None]  # the stream was closed, nothing half sent is taken for a request
