@@ -213,9 +213,10 @@ async def test_a_request_that_is_not_read_in_time_is_given_up() -> None:
     switch = MemorySwitch()
     alice, bob = book(switch, 1, ALICE, *PEOPLE), MemoryTransport(switch, BOB)
     ended: asyncio.Queue[bytes | None] = asyncio.Queue()
+    given_up = asyncio.Event()
 
     async def stalls(stream: Stream) -> None:
-        await asyncio.sleep(0.1)
+        await given_up.wait()
         try:
             ended.put_nowait(await stream.read(1 << 20, 1.0))
         except NetworkFault:
