@@ -34,6 +34,7 @@ from distributed_training.roles.parts import Parts, TrainingThread
 from distributed_training.roles.service import LogService, MinerService
 from distributed_training.roles.validator import Validator
 from distributed_training.roles.work import Trainer, Worker
+from distributed_training.rules.clock import bulk_timeout_s
 from distributed_training.training.export import model_files
 from distributed_training.training.model import to_flat
 from distributed_training.training.outer import initial_state
@@ -168,8 +169,16 @@ def _role(
     evaluator = Evaluator(manifest, parts.training, engine.loop, sequences, parts.metrics)
     if role is Role.OWNER:
         return Owner(parts, follower, evaluator, lambda flat: model_files(engine.model, flat))
+    probe_s = bulk_timeout_s(manifest.timing, parts.clock.block_s)
     auditor = Auditor(
-        manifest, parts.peers, parts.training, engine.loop, engine.source, engine.tokenizer, parts.signer.public_key
+        manifest,
+        parts.peers,
+        parts.training,
+        engine.loop,
+        engine.source,
+        engine.tokenizer,
+        parts.signer.public_key,
+        probe_s,
     )
     logs = LogService(manifest, parts.peers, parts.clock, len(engine.loop.groups))
     last_round = None if config.rounds is None else config.rounds - 1

@@ -11,7 +11,7 @@ from distributed_training.access import connect
 from distributed_training.config import NodeConfig
 from distributed_training.journal import Journal
 from distributed_training.manifest import load_manifest
-from distributed_training.roles.validator import scored
+from distributed_training.roles.examiner import scored
 
 
 async def print_weights(config: NodeConfig) -> int:

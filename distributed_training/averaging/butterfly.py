@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from distributed_training.averaging import gather, scatter
@@ -23,12 +23,14 @@ from distributed_training.errors import NetworkFault, PeerFault, WireError
 from distributed_training.manifest import RunManifest
 from distributed_training.network.base import Stream
 from distributed_training.rules import membership
+from distributed_training.rules.clock import bulk_timeout_s
 from distributed_training.types import Signed, SliceSpec
 from distributed_training.wire import decode_signed, encode_output, encode_signed, record_hash, signing_message
 
 log = logging.getLogger(__name__)
 
 CONTROL_TIMEOUT_S = 10.0
+MAX_SLICES_SERVED = 16  # at a time: each holds a slice in memory until its reader has taken it
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Butterfly:
     ) -> None:
         self._manifest, self._peers, self._store = manifest, peers, store
         self._chain, self._clock, self._signer, self._verify = chain, clock, signer, verify
+        self._bulk_s = bulk_timeout_s(manifest.timing, clock.block_s)
+        self._serving = asyncio.Semaphore(MAX_SLICES_SERVED)
         self._inbox: scatter.Inbox | None = None
         self._opened = asyncio.Condition()
         peers.transport.serve(scatter.METHOD, self._on_scatter)
@@ -87,7 +91,8 @@ class Butterfly:
 
     async def _on_slice(self, stream: Stream) -> None:
         _, payload = await self._peers.accept(stream, CONTROL_TIMEOUT_S)
-        await gather.serve_slice(stream, payload, self._store, CONTROL_TIMEOUT_S)
+        async with self._serving:
+            await gather.serve_slice(stream, payload, self._store, self._bulk_s)
 
     # --- scatter and reduce ---------------------------------------------------------------------------
 
@@ -151,20 +156,23 @@ class Butterfly:
 
     async def gather(self, plan: RoundPlan, until_block: int) -> dict[int, SliceOutput]:
         """Fetch slices as their hashes appear on the finalised chain, until all of s+X are held or `until_block`."""
-        held: dict[int, tuple[bytes, SliceOutput]] = {}
-        start = plan.round.commit_block + 1
-        for block in range(start, plan.round.output_block + 1):
-            if block < plan.round.output_block and self._clock.finalized > block:
-                continue  # behind: look only at the newest finalised block
-            await self._clock.final(block)
-            wanted = await self.wanted(plan, block)
-            missing = {j: h for j, h in wanted.items() if j not in held or held[j][0] != h}
-            last = block == plan.round.output_block
-            left_s = self._clock.seconds_until(until_block) if last else self._clock.block_s
-            for j, output in (await self.fetch(plan, missing, left_s)).items():
-                held[j] = (missing[j], output)
-        final = await self.wanted(plan, plan.round.output_block)
-        return {j: output for j, (output_hash, output) in held.items() if final.get(j) == output_hash}
+        tasks: dict[tuple[int, bytes], asyncio.Task[SliceOutput]] = {}
+        wanted: dict[int, bytes] = {}
+        try:
+            for block in range(plan.round.commit_block + 1, plan.round.output_block + 1):
+                if block < plan.round.output_block and self._clock.finalized > block:
+                    continue  # behind: look only at the newest finalised block
+                await self._clock.final(block)
+                wanted = await self.wanted(plan, block)
+                for key in wanted.items():
+                    if key not in tasks:
+                        tasks[key] = asyncio.create_task(self._fetch_one(plan, *key, ()), name=f"gather {key[0]}")
+            final = [tasks[key] for key in wanted.items()]
+            if final:
+                await asyncio.wait(final, timeout=max(0.05, self._clock.seconds_until(until_block)))
+            return {j: tasks[j, h].result() for j, h in wanted.items() if tasks[j, h].done()}
+        finally:
+            await _cancel(tasks.values())
 
     async def wanted(self, plan: RoundPlan, block: int) -> dict[int, bytes]:
         """Output hashes on chain as of a finalised block."""
@@ -178,18 +186,18 @@ class Butterfly:
         timeout_s: float,
         holders: Mapping[int, tuple[bytes, ...]] | None = None,
     ) -> dict[int, SliceOutput]:
-        """Slices by hash from our own store, else from the reducer, the holders, then anybody. What came in time."""
+        """Slices by hash from our own store, else from holders, the reducer, then anybody. What came in time."""
         tasks = {
             j: asyncio.create_task(self._fetch_one(plan, j, h, (holders or {}).get(j, ())), name=f"gather {j}")
             for j, h in wanted.items()
         }
         if not tasks:
             return {}
-        _, late = await asyncio.wait(tasks.values(), timeout=max(0.05, timeout_s))
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-        return {j: task.result() for j, task in tasks.items() if task not in late}
+        try:
+            await asyncio.wait(tasks.values(), timeout=max(0.05, timeout_s))
+            return {j: task.result() for j, task in tasks.items() if task.done()}
+        finally:
+            await _cancel(tasks.values())
 
     async def _fetch_one(self, plan: RoundPlan, j: int, output_hash: bytes, holders: tuple[bytes, ...]) -> SliceOutput:
         try:
@@ -203,7 +211,7 @@ class Butterfly:
                 try:
                     return await gather.fetch_slice(
                         self._peers, peer_key, plan, j, output_hash,
-                        self._manifest, self._verify, self._store, CONTROL_TIMEOUT_S,
+                        self._manifest, self._verify, self._store, self._bulk_s,
                     )  # fmt: skip
                 except (NetworkFault, PeerFault) as error:
                     log.info("slice %d from %s: %s", j, peer_key.hex()[:12], error)
@@ -214,7 +222,15 @@ class Butterfly:
         reducer = plan.slices[j].reducer
         ranked = sorted(
             (n for n in self._peers.neurons if n.commitment is not None and n.address is not None),
-            key=lambda n: (n.public_key != reducer, n.public_key not in holders, -n.stake, n.uid),
+            key=lambda n: (n.public_key not in holders, n.public_key != reducer, -n.stake, n.uid),
         )
         own = self._signer.public_key
         return [n.commitment.peer_key for n in ranked if n.commitment is not None and n.public_key != own]
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[SliceOutput]]) -> None:
+    """End what is still under way and wait until it has."""
+    pending = [task for task in tasks if not task.done()]
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)

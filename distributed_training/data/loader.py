@@ -18,6 +18,10 @@ from distributed_training.errors import ConfigError, DataUnavailable
 from distributed_training.rules.assignment import Permutation, page_index
 
 
+class PagesExhausted(DataUnavailable):
+    """The uid has no further page in this round: nobody's trouble, and no more steps than its pages hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class _TokenPage:
     digest: bytes
@@ -157,7 +161,7 @@ def _read_pages(
         page = source.fetch(index)
         yield _TokenPage(page.digest, pack(page.documents, tokenizer))
         count += 1
-    raise DataUnavailable(f"uid {uid} has used all its {count} pages of {permutation.size}")
+    raise PagesExhausted(f"uid {uid} has used all its {count} pages of {permutation.size}")
 
 
 class _Prefetch:

@@ -14,9 +14,9 @@ from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.scatter import cut_digests
 from distributed_training.data.base import PageSource
-from distributed_training.data.loader import pages_used
+from distributed_training.data.loader import PagesExhausted, pages_used
 from distributed_training.data.tokens import Tokenizer
-from distributed_training.errors import DataUnavailable, NetworkFault, PeerFault, WireError
+from distributed_training.errors import DataUnavailable, LocalFault, NetworkFault, PeerFault, WireError
 from distributed_training.manifest import RunManifest
 from distributed_training.merkle import digest, merkle_root
 from distributed_training.network.base import deadline
@@ -33,7 +33,6 @@ from distributed_training.wire import decode_log, encode_step
 
 log = logging.getLogger(__name__)
 
-PROBE_TIMEOUT_S = 10.0
 _WARM_UP_CHUNKS = 2  # slow start is not bandwidth
 
 
@@ -57,9 +56,11 @@ class Auditor:
         source: PageSource,
         tokenizer: Tokenizer,
         public_key: bytes,
+        probe_timeout_s: float,
     ) -> None:
         self._manifest, self._peers, self._training, self._loop = manifest, peers, training, loop
         self._source, self._tokenizer, self._public_key = source, tokenizer, public_key
+        self._probe_s = probe_timeout_s
 
     async def audit(
         self, plan: RoundPlan, state: RunState, task: AuditTask, record: WorkRecord, pushed: PushedLog, beacon: bytes
@@ -70,15 +71,21 @@ class Auditor:
         try:
             logged = self._decode(record, pushed.log)
             await self._training.run(lambda: self._check_pages(plan, record))
+        except PagesExhausted:
+            return _failed(task, "more steps claimed than its pages hold"), probe
         except DataUnavailable as error:
             log.warning("uid %d is not audited, a page is missing here: %s", task.uid, error)
             return None, probe
         except PeerFault as error:
             return _failed(task, str(error)), probe
-        result = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
-        if result is not None and result.verdict is Verdict.FAIL:
-            again = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
-            result = result if again is not None and again.verdict is Verdict.FAIL else again
+        try:
+            result = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
+            if result is not None and result.verdict is Verdict.FAIL:
+                again = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
+                result = result if again is not None and again.verdict is Verdict.FAIL else again
+        except (LocalFault, RuntimeError) as error:  # torch says "out of memory" with a RuntimeError
+            log.error("uid %d is not audited, the replay failed here: %s", task.uid, error)
+            return None, probe
         return result, probe
 
     def _decode(self, record: WorkRecord, data: bytes) -> tuple[StepRecord, ...]:
@@ -128,7 +135,7 @@ class Auditor:
                 enough=lambda r: r.step >= len(logged) or failing(logged[r.step], r, self._manifest.audit),
                 cancelled=lambda: self._training.stopping,
             )
-            if batches.fault is not None:
+            if batches.fault is not None and not isinstance(batches.fault, PagesExhausted):
                 return None
         result = judge(logged, replayed.steps, depth=depth, audit=self._manifest.audit)
         if result.verdict is Verdict.FAIL or not task.depth.full or probe is None:
@@ -147,17 +154,17 @@ class Auditor:
         wanted = drawn_chunks(beacon, self._public_key, record, self._manifest)
         found: dict[int, bytes] = {}
         try:
-            async with deadline(PROBE_TIMEOUT_S, "probe"):
-                stream = await ask_chunks(self._peers, candidate.peer_key, plan.round.index, PROBE_TIMEOUT_S)
+            async with deadline(self._probe_s, "probe"):
+                stream = await ask_chunks(self._peers, candidate.peer_key, plan.round.index, self._probe_s)
                 try:
                     digests = cut_digests(
-                        await stream.read(32 * plan.layout.num_chunks, PROBE_TIMEOUT_S), plan.layout.num_chunks
+                        await stream.read(32 * plan.layout.num_chunks, self._probe_s), plan.layout.num_chunks
                     )
                     if merkle_root(digests) != record.wire_root:
                         raise WireError("probe: digests do not hash into the wire root")
                     timed, began = 0, time.perf_counter()
                     for number, chunk in enumerate(wanted):
-                        data = await stream.read(plan.layout.chunk_bytes(chunk), PROBE_TIMEOUT_S)
+                        data = await stream.read(plan.layout.chunk_bytes(chunk), self._probe_s)
                         if digest(data) != digests[chunk]:
                             raise WireError(f"probe: chunk {chunk} is not the committed one")
                         found[chunk] = data
@@ -166,7 +173,7 @@ class Auditor:
                         else:
                             timed += len(data)
                     seconds = max(time.perf_counter() - began, 1e-6)
-                    await end_chunks(stream, PROBE_TIMEOUT_S)
+                    await end_chunks(stream, self._probe_s)
                 finally:
                     await stream.close()
         except (NetworkFault, PeerFault) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from distributed_training.roles.parts import Parts
 from distributed_training.rules import membership
 from distributed_training.rules.assignment import assignment_beacon
 from distributed_training.training.outer import RunState, outer_step, state_root
-from distributed_training.types import AverageOutcome, Roster, Round
+from distributed_training.types import AverageOutcome, Roster, Round, WorkRecord
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +26,12 @@ class RoundStart:
     round: Round
     roster: Roster
     beacon: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    outcome: AverageOutcome
+    works: Mapping[bytes, WorkRecord]  # public key -> record, of every slice this node saw
 
 
 class Follower:
@@ -63,7 +68,7 @@ class Follower:
             num_coords=len(self.state.params),
         )
 
-    async def settle(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> AverageOutcome:
+    async def settle(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> Settled:
         """Wait for finalised s+Y, learn what counts, take the outer step or discard the round."""
         p = self._parts
         await p.clock.final(plan.round.map_block)
@@ -73,14 +78,15 @@ class Follower:
         maps = membership.slice_maps(plan.round.index, len(plan.slices), plan.roster, at_map)
         counted = membership.counted_slices(len(plan.slices), wanted, maps, plan.roster, p.manifest.average)
         if not counted.slices:
-            outcome = discarded(plan, counted.reason)
+            outputs, outcome = dict(held), discarded(plan, counted.reason)
         else:
             outputs = await self._complete(plan, counted, wanted, held)
             outcome = await self._apply(plan, counted, outputs)
         self.index += 1
         p.store.put_state(self.index, self.state)
         p.store.prune(self.index, max(p.manifest.keep.work_rounds, p.manifest.keep.output_rounds))
-        return outcome
+        works = {key: work for output in (*held.values(), *outputs.values()) for key, work in output.works.items()}
+        return Settled(outcome, works)
 
     async def _apply(
         self, plan: RoundPlan, counted: membership.Counted, outputs: Mapping[int, SliceOutput]
@@ -101,17 +107,20 @@ class Follower:
         """Every counted slice; a node that lacks one keeps asking and sits out rounds until it has it."""
         p = self._parts
         have = {j: held[j] for j in counted.slices if j in held}
+        missing = {j: wanted[j] for j in counted.slices if j not in have}
         give_up_s = p.manifest.keep.max_missing_rounds * p.manifest.timing.length * p.clock.block_s
-        until = time.monotonic() + give_up_s
-        while len(have) < len(counted.slices):
-            await self._meet_peers()
-            missing = {j: wanted[j] for j in counted.slices if j not in have}
-            have |= await p.butterfly.fetch(plan, missing, 2 * p.clock.block_s, counted.holders)
-            if len(have) < len(counted.slices) and time.monotonic() > until:
-                raise LocalFault(
-                    f"round {plan.round.index}: slices {sorted(missing)} count but nobody gave them to us within "
-                    f"{p.manifest.keep.max_missing_rounds} rounds; start again to join from the newest checkpoint"
-                )
+        async with asyncio.TaskGroup() as tasks:
+            fetching = tasks.create_task(p.butterfly.fetch(plan, missing, give_up_s, counted.holders), name="complete")
+            while not fetching.done():  # who can be asked changes while we wait
+                await self._meet_peers()
+                await asyncio.wait({fetching}, timeout=2 * p.clock.block_s)
+        have |= fetching.result()
+        if len(have) < len(counted.slices):
+            lacking, rounds = sorted(set(counted.slices) - set(have)), p.manifest.keep.max_missing_rounds
+            raise LocalFault(
+                f"round {plan.round.index}: slices {lacking} count but nobody gave them to us within {rounds} rounds; "
+                "start again to join from the newest checkpoint"
+            )
         return have
 
     async def _meet_peers(self) -> None:

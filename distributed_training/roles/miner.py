@@ -6,6 +6,8 @@ import asyncio
 import logging
 import time
 
+import numpy as np
+
 from distributed_training.averaging.butterfly import OwnWork
 from distributed_training.averaging.codecs import INT8_CODEC
 from distributed_training.averaging.contribution import Contribution, encode_contribution
@@ -19,6 +21,7 @@ from distributed_training.roles.service import MinerService, push_log
 from distributed_training.roles.work import Worker, WorkResult, WorkTask
 from distributed_training.types import Commitment, Role, Signed, StepRecord, WorkRecord
 from distributed_training.wire import (
+    decode_signed,
     encode_commitment,
     encode_log,
     encode_signed,
@@ -59,13 +62,20 @@ class Miner:
         own = await self._train(start, report)
         plan = await self._follower.plan(start)
         report.phase("average")
-        if own is not None and plan.candidate(self._p.signer.public_key) is not None:
-            await self._average(plan, own)
-        held = await self._p.butterfly.gather(plan, plan.round.map_block)
+        async with asyncio.TaskGroup() as tasks:
+            if own is not None and self._is_committed(plan, own):
+                tasks.create_task(self._push_logs(plan), name="push logs")
+                tasks.create_task(self._reduce(plan, own), name="scatter and reduce")
+            gathering = tasks.create_task(self._p.butterfly.gather(plan, plan.round.map_block), name="gather")
         report.averaged()
         report.phase("settle")
-        outcome = await self._follower.settle(plan, held)
-        report.settled(plan, outcome, self._follower.root)
+        settled = await self._follower.settle(plan, gathering.result())
+        report.settled(plan, settled.outcome, self._follower.root)
+
+    def _is_committed(self, plan: RoundPlan, own: OwnWork) -> bool:
+        """The chain names exactly this work of ours; after a restart or a late write it may name another, or none."""
+        me = plan.candidate(self._p.signer.public_key)
+        return me is not None and me.record_hash == record_hash(decode_signed(own.signed).body)
 
     # --- train and commit -------------------------------------------------------------------------
 
@@ -117,6 +127,9 @@ class Miner:
 
     async def _commit(self, start: RoundStart, result: WorkResult) -> OwnWork | None:
         p = self._p
+        if not np.isfinite(result.delta).all():
+            log.error("round %d: training diverged, nothing is committed", start.round.index)
+            return None
         layout = layout_of(p.manifest, len(result.delta))
         contribution = await asyncio.to_thread(encode_contribution, result.delta, layout)
         record = self._record(start, result, contribution)
@@ -130,8 +143,8 @@ class Miner:
         try:
             block = await p.chain.commit(encode_commitment(self._commitment(record.round, record_hash(body))))
         except ChainFault as error:
-            log.error("round %d: the work hash could not be committed: %s", record.round, error)
-            return None
+            log.error("round %d: the work hash was not committed, as far as we know: %s", record.round, error)
+            return own
         if block > start.round.commit_block:
             log.warning("round %d: committed in block %d, too late", record.round, block)
         return own
@@ -166,13 +179,8 @@ class Miner:
 
     # --- average -----------------------------------------------------------------------------------
 
-    async def _average(self, plan: RoundPlan, own: OwnWork) -> None:
-        """Send, reduce, put our output hash on chain; meanwhile push record and log to every validator."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._push_logs(plan), name="push logs")
-            tasks.create_task(self._reduce(plan, own), name="scatter and reduce")
-
     async def _reduce(self, plan: RoundPlan, own: OwnWork) -> None:
+        """Send to every reducer, reduce our own slice if we have one, and put its output hash on chain."""
         reduced = await self._p.butterfly.contribute(plan, own)
         ourselves = plan.candidate(self._p.signer.public_key)
         if reduced is None or ourselves is None:

@@ -47,8 +47,8 @@ class Owner:
         held = await self._p.butterfly.gather(plan, plan.round.map_block)
         report.averaged()
         report.phase("settle")
-        outcome = await self._follower.settle(plan, held)
-        report.settled(plan, outcome, self._follower.root)
+        settled = await self._follower.settle(plan, held)
+        report.settled(plan, settled.outcome, self._follower.root)
         await self.evaluator.evaluate(self._follower.state, plan.round.index)
         if self._follower.index % self._p.manifest.keep.checkpoint_every == 0:
             await self._publish()

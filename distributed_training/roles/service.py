@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections import Counter
 from dataclasses import dataclass
 
 from distributed_training.averaging.butterfly import CONTROL_TIMEOUT_S, OwnWork
@@ -19,6 +20,7 @@ from distributed_training.errors import NetworkFault, PeerFault, WireError
 from distributed_training.manifest import RunManifest
 from distributed_training.network.base import Stream, deadline
 from distributed_training.rules.audit_plan import audit_beacon, audit_depth, probe_chunks
+from distributed_training.rules.clock import bulk_timeout_s
 from distributed_training.types import WorkRecord
 from distributed_training.wire import decode_signed, record_hash
 
@@ -27,6 +29,7 @@ CHUNKS_METHOD = "chunks"
 _ROUND = struct.Struct("<I")
 _ACK = b"ok"
 _KEPT_ROUNDS = 3
+MAX_PROBES = 3  # a validator restarts, or its line breaks; more would be free amplification
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,15 @@ class MinerService:
     def __init__(self, manifest: RunManifest, peers: PeerBook, chain: Chain, clock: BlockClock) -> None:
         self._manifest, self._peers, self._chain, self._clock = manifest, peers, chain, clock
         self._held: dict[int, HeldWork] = {}
+        self._answered: Counter[tuple[int, int]] = Counter()  # (round, uid of the validator)
         peers.transport.serve(CHUNKS_METHOD, self._on_chunks)
 
     def hold(self, record: WorkRecord, own: OwnWork, log: bytes) -> None:
         self._held[record.round] = HeldWork(record, own, log)
         for old in sorted(self._held)[:-_KEPT_ROUNDS]:
             del self._held[old]
+        for key in [k for k in self._answered if k[0] not in self._held]:
+            del self._answered[key]
 
     def held(self, round_index: int) -> HeldWork | None:
         return self._held.get(round_index)
@@ -63,6 +69,9 @@ class MinerService:
         if self._clock.finalized < audit_block:
             raise PeerFault("chunks asked for before the audit beacon")
         beacon = audit_beacon(await self._chain.block_hash(audit_block), held.record.round)
+        self._answered[held.record.round, neuron.uid] += 1
+        if self._answered[held.record.round, neuron.uid] > MAX_PROBES:
+            raise PeerFault(f"uid {neuron.uid} has had its chunks of round {held.record.round}")
         await stream.write(b"".join(held.own.contribution.digests), CONTROL_TIMEOUT_S)
         for chunk in drawn_chunks(beacon, neuron.public_key, held.record, self._manifest):
             await stream.write(held.own.contribution.chunks[chunk], CONTROL_TIMEOUT_S)
@@ -92,6 +101,7 @@ class LogService:
         data, audit = manifest.data, manifest.audit
         step_bytes = 16 + 2 * data.batch_size + 2 * num_groups * audit.sketch_size
         self._max_log_bytes = 4 + manifest.inner.max_steps * step_bytes
+        self._bulk_s = bulk_timeout_s(manifest.timing, clock.block_s)
         self._plan: RoundPlan | None = None
         self._logs: dict[bytes, PushedLog] = {}
         self._opened = asyncio.Condition()
@@ -116,7 +126,7 @@ class LogService:
         signed = await stream.read(4096 + 4 * plan.layout.num_chunks, CONTROL_TIMEOUT_S)
         if record_hash(decode_signed(signed).body) != candidate.record_hash:
             raise WireError("log: comes with another work record than the one on chain")
-        log = await stream.read(self._max_log_bytes, CONTROL_TIMEOUT_S)
+        log = await stream.read(self._max_log_bytes, self._bulk_s)
         if self._plan is plan:
             self._logs.setdefault(neuron.public_key, PushedLog(signed, log, self._clock.head))
         await stream.write(_ACK, CONTROL_TIMEOUT_S)

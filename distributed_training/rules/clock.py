@@ -45,3 +45,8 @@ def weights_due(head: int, last_update: int, rate_limit: int) -> bool:
     registration block, so a fresh validator waits once (facts of the chain: refusal `rate_limited`).
     """
     return last_update == 0 or head - last_update >= rate_limit
+
+
+def bulk_timeout_s(timing: TimingSection, block_s: float) -> float:
+    """How long one transfer of bulk bytes (a slice, a log, a full probe) may take: a twelfth of a round, in seconds."""
+    return timing.length * block_s / 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from math import fsum
 
 from distributed_training.manifest import AverageSection
 from distributed_training.types import Candidate, Carry, Neuron, Role, Roster, Round, SliceSpec
@@ -126,12 +127,12 @@ def counted_slices(
 ) -> Counted:
     """The counted set of protocol section 3: output on chain, and held by more than half of the committing stake."""
     stake = {n.public_key: n.stake for n in roster.neurons if n.may_validate}
-    committed = sum(stake[key] for key in sorted(maps))
-    if committed <= 0 or committed < average.min_map_share * sum(stake[key] for key in sorted(stake)):
+    committed = fsum(stake[key] for key in maps)
+    if committed <= 0 or committed < average.min_map_share * fsum(stake.values()):
         return Counted((), "too little validator stake committed a slice map", {})
     holders = {j: tuple(key for key in sorted(maps) if maps[key][j]) for j in range(num_slices)}
     chosen = tuple(
-        j for j in range(num_slices) if j in outputs and 2 * sum(stake[key] for key in holders[j]) > committed
+        j for j in range(num_slices) if j in outputs and 2 * fsum(stake[key] for key in holders[j]) > committed
     )
     if len(chosen) < average.min_counted:
         return Counted((), f"{len(chosen)} of {num_slices} slices count, {average.min_counted} needed", {})
@@ -139,16 +140,20 @@ def counted_slices(
 
 
 def majority_root(round_index: int, roster: Roster, now: Roster) -> bytes | None:
-    """The state root of `round_index` that more than half of the committing validator stake announced."""
-    support: dict[bytes, float] = {}
+    """The state root of `round_index` that more than half of ALL permit stake (roster of s-B) announced; else None.
+
+    Half of the stake that happened to commit would not do: in a round in which honest validators are late, a
+    stranger with a grain of stake would speak for everybody, and honest nodes would stop.
+    """
+    support: dict[bytes, list[float]] = {}
     for neuron in roster.neurons:
         current = now.by_public_key(neuron.public_key)
-        if not neuron.may_validate or current is None or current.commitment is None:
+        if not neuron.may_validate or current is None or not same_registration(current, neuron):
             continue
         commitment = current.commitment
-        if commitment.role is Role.VALIDATOR and commitment.first_round == round_index and commitment.first:
-            support[commitment.first] = support.get(commitment.first, 0.0) + neuron.stake
-    if not support:
-        return None
-    root, stake = max(sorted(support.items()), key=lambda item: item[1])
-    return root if 2 * stake > sum(support.values()) else None
+        if commitment is None or commitment.role is not Role.VALIDATOR or commitment.first_round != round_index:
+            continue
+        if commitment.first is not None:
+            support.setdefault(commitment.first, []).append(neuron.stake)
+    total = fsum(n.stake for n in roster.neurons if n.may_validate)
+    return next((root for root, stakes in support.items() if 2 * fsum(stakes) > total), None)

@@ -18,6 +18,8 @@ from distributed_training.types import Carry
 from distributed_training.wire import encode_carry
 
 Vector = NDArray[np.float32]
+# Momentum that fades out becomes zero before it becomes subnormal: processes may flush those, and would disagree.
+_SMALLEST = np.float32(1e-30)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +51,7 @@ def outer_step(state: RunState, average: Vector, carry: Carry, outer: OuterSecti
     """
     rate, momentum = np.float32(outer.learning_rate), np.float32(outer.momentum)
     buffer = state.momentum * momentum + average
+    buffer[np.abs(buffer) < _SMALLEST] = 0
     direction = buffer * momentum + average
     return RunState(state.params - direction * rate, buffer, state.applied + 1, carry)
 

@@ -165,7 +165,7 @@ def root_of(*people: Neuron) -> bytes | None:
     return majority_root(3, roster(*people), roster(*people))
 
 
-def test_the_majority_root_has_more_than_half_of_the_committing_stake() -> None:
+def test_the_majority_root_has_more_than_half_of_all_permit_stake() -> None:
     assert root_of(said_root(0, 1, 3), said_root(1, 2, 2), said_root(2, 2, 2)) == key(2, "root")
     assert root_of(said_root(0, 1, 5), said_root(1, 2, 2), said_root(2, 2, 2)) == key(1, "root")
     assert root_of(said_root(0, 1, 2), said_root(1, 2, 2)) is None  # a tie
@@ -174,11 +174,20 @@ def test_the_majority_root_has_more_than_half_of_the_committing_stake() -> None:
     assert root_of() is None
 
 
+def test_a_grain_of_stake_does_not_speak_for_validators_that_are_late() -> None:
+    late = said_root(0, 1, 1000, first_round=2)
+    assert root_of(late, said_root(1, 2, 0.001)) is None
+    assert root_of(late, said_root(1, 2, 1001)) == key(2, "root")
+
+
 def test_roots_of_others_are_not_heard() -> None:
-    lone = said_root(0, 1, 1)
-    assert root_of(lone, replace(said_root(1, 2, 9), may_validate=False)) == key(1, "root")
+    lone, other = said_root(0, 1, 10), said_root(1, 2, 9)
+    assert root_of(lone, replace(other, may_validate=False)) == key(1, "root")
     assert root_of(lone, said_root(1, 2, 9, first_round=2)) == key(1, "root")
     assert root_of(lone, neuron(1, stake=9.0, may_validate=True)) == key(1, "root")
-    assert root_of(lone, replace(said_root(1, 2, 9), commitment=None)) == key(1, "root")
-    assert majority_root(3, roster(lone), roster(lone, said_root(1, 2, 9))) == key(1, "root")
-    assert majority_root(3, roster(lone, said_root(1, 2, 9)), roster(lone)) == key(1, "root")
+    assert root_of(lone, replace(other, commitment=None)) == key(1, "root")
+    assert root_of(lone, replace(said_root(1, 2, 99), may_validate=False)) == key(1, "root")
+    assert majority_root(3, roster(lone), roster(lone, said_root(1, 2, 99))) == key(1, "root")
+    assert majority_root(3, roster(lone, other), roster(lone)) == key(1, "root")
+    recycled = replace(said_root(1, 2, 99), registered_block=lone.registered_block + 7)
+    assert majority_root(3, roster(lone, said_root(1, 2, 99)), roster(lone, recycled)) is None

@@ -24,6 +24,7 @@ def literal(params: Vector, momentum: Vector, average: Vector) -> tuple[list[np.
     new_params, new_momentum = [], []
     for p, m, a in zip(params, momentum, average, strict=True):
         buffer = np.float32(np.float32(m * mu) + a)
+        buffer = np.float32(0) if abs(buffer) < 1e-30 else buffer
         direction = np.float32(np.float32(buffer * mu) + a)
         new_momentum.append(buffer)
         new_params.append(np.float32(p - np.float32(direction * rate)))
@@ -40,6 +41,14 @@ def test_the_step_is_bit_exact(values: Vector) -> None:
     assert new.momentum.tobytes() == np.asarray(expected_momentum, np.float32).tobytes()
     assert (new.params.dtype, new.momentum.dtype) == (np.float32, np.float32)
     assert (new.applied, new.carry) == (5, Carry(9.0, ()))
+
+
+def test_fading_momentum_becomes_zero_before_it_becomes_subnormal() -> None:
+    state, nothing = RunState(np.zeros(3, np.float32), np.float32([1, -1, 1e-29]), 0, CARRY), np.zeros(3, np.float32)
+    for _ in range(1000):
+        state = outer_step(state, nothing, CARRY, OUTER)
+        assert ((state.momentum == 0) | (np.abs(state.momentum) >= 1e-30)).all()
+    assert state.momentum.tobytes() == nothing.tobytes()
 
 
 def test_a_fused_step_would_be_another() -> None:
