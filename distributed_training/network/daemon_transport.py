@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from distributed_training.errors import DeadlineMissed, LocalFault, NetworkFault, WireError
+from distributed_training.errors import DeadlineMissed, LocalFault, NetworkFault
 from distributed_training.network.base import StreamHandler, Traffic
 from distributed_training.network.frames import HEADER_BYTES, FrameStream
 from distributed_training.network.hints import DhtNode, HintBoard
@@ -155,15 +155,15 @@ class DaemonTransport:
         return await self._daemon.connect(peer_key, hint)
 
     async def _accept(self, peer_key: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Method names are not payload: they go past the traffic counters.
-        opening = FrameStream(peer_key, reader, writer, writer.transport.abort, Traffic())
-        try:
-            method = (await opening.read(MAX_METHOD_BYTES, METHOD_TIMEOUT_S)).decode("utf-8", "replace")
-        except (WireError, NetworkFault) as fault:
-            return self._serving.refuse(peer_key, str(fault))
-        self._meet(peer_key)
+        async def method() -> str:
+            # Method names are not payload: they go past the traffic counters.
+            opening = FrameStream(peer_key, reader, writer, writer.transport.abort, Traffic())
+            name = (await opening.read(MAX_METHOD_BYTES, METHOD_TIMEOUT_S)).decode("utf-8", "replace")
+            self._meet(peer_key)
+            return name
+
         stream = FrameStream(peer_key, reader, writer, writer.transport.abort, self._traffic)
-        return await self._serving.answer(stream, method)
+        await self._serving.answer(stream, method)
 
     async def _launch(self) -> None:
         await self._daemon.start(self._port, self._accept)

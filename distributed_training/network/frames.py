@@ -44,6 +44,7 @@ class FrameStream:
         self._abort = abort
         self._traffic = traffic
         self._closed = False
+        self.spoken = False  # the peer has sent a whole frame
 
     @property
     def peer_key(self) -> bytes:
@@ -56,6 +57,7 @@ class FrameStream:
             if size > max_bytes:
                 raise WireError(f"a frame of {size} bytes was announced, at most {max_bytes} are allowed here")
             frame = await self._reader.readexactly(size)
+        self.spoken = True
         self._traffic.received += size
         return frame
 

@@ -130,7 +130,10 @@ class MemoryTransport:
         return self._serving.track(FrameStream(peer_key, back.reader, end, end.close, self._traffic))
 
     def _accept(self, peer_key: bytes, method: str, *, reader: asyncio.StreamReader, end: _End) -> None:
+        async def named() -> str:
+            return method
+
         stream = FrameStream(peer_key, reader, end, end.close, self._traffic)
-        task = asyncio.create_task(self._serving.answer(stream, method), name=f"serve {method}")
+        task = asyncio.create_task(self._serving.answer(stream, named), name=f"serve {method}")
         self._answering.add(task)  # the loop keeps only weak references
         task.add_done_callback(self._answering.discard)

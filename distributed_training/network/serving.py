@@ -6,12 +6,17 @@ import asyncio
 import logging
 import weakref
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
 from distributed_training.errors import NetworkFault, PeerFault, WireError
 from distributed_training.network.base import StreamHandler
 from distributed_training.network.frames import EndOfStream, FrameStream
 
-MAX_STREAMS_PER_PEER = 64  # incoming, at one time: one peer cannot take all our file descriptors
+# Incoming, at one time. Peer keys cost nothing, so the streams of strangers are bounded all together too: a subnet has
+# 256 uids, and an honest peer says who it is in the same breath in which it opens the stream.
+MAX_STREAMS_PER_PEER = 64
+MAX_SILENT_STREAMS = 256
+SHOWN_CHARS = 64  # of a method name that a peer made up
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +30,7 @@ class Serving:
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams: weakref.WeakSet[FrameStream] = weakref.WeakSet()
         self._incoming: Counter[bytes] = Counter()
+        self._silent: list[FrameStream] = []  # incoming, oldest first, may hold some that have spoken since
         self._stopped = False
 
     def serve(self, method: str, handler: StreamHandler) -> None:
@@ -41,8 +47,11 @@ class Serving:
         self.refusals += 1
         log.info("refused a stream from %s: %s", peer_key.hex()[:12], reason)
 
-    async def answer(self, stream: FrameStream, method: str) -> None:
-        """Run the handler of `method` on `stream` in the current task; returns when the stream is closed."""
+    async def answer(self, stream: FrameStream, method: Callable[[], Awaitable[str]]) -> None:
+        """Ask for the method and run its handler on `stream` in the current task; returns when the stream is closed.
+
+        The stream counts from here on, whether it ever names a method or not.
+        """
         task = asyncio.current_task()
         assert task is not None
         peer = stream.peer_key
@@ -56,26 +65,39 @@ class Serving:
             self._incoming[peer] -= 1
             if not self._incoming[peer]:
                 del self._incoming[peer]
+            stream.spoken = True  # nobody waits for it any more
             await stream.close()
 
-    async def _handle(self, stream: FrameStream, method: str) -> None:
-        peer = stream.peer_key
-        handler = self._handlers.get(method)
+    async def _handle(self, stream: FrameStream, method: Callable[[], Awaitable[str]]) -> None:
+        peer, shown = stream.peer_key, "unnamed"
         if self._stopped:
             return
         try:
-            if handler is None:
-                raise WireError(f"nobody serves {method[:64]!r}")
             if self._incoming[peer] > MAX_STREAMS_PER_PEER:
                 raise PeerFault(f"more than {MAX_STREAMS_PER_PEER} streams at one time")
+            self._make_room(stream)
+            name = await method()
+            shown = repr(name)[:SHOWN_CHARS]
+            handler = self._handlers.get(name)
+            if handler is None:
+                raise WireError(f"nobody serves {shown}")
             await handler(stream)
         except EndOfStream:
-            log.debug("%s: %s closed the stream", method, peer.hex()[:12])
+            log.debug("%s: %s closed the stream", shown, peer.hex()[:12])
         except (PeerFault, NetworkFault) as fault:
-            self.refuse(peer, f"{method[:64]}: {fault}")
+            self.refuse(peer, f"{shown}: {fault}")
         except Exception:
             self.refusals += 1
-            log.exception("the handler of %s failed for %s", method, peer.hex()[:12])
+            log.exception("the handler of %s failed for %s", shown, peer.hex()[:12])
+
+    def _make_room(self, newcomer: FrameStream) -> None:
+        """The oldest stream that has said nothing yet gives way: refusing newcomers would let strangers lock us."""
+        self._silent = [stream for stream in self._silent if not stream.spoken]
+        if len(self._silent) >= MAX_SILENT_STREAMS:
+            oldest = self._silent.pop(0)
+            oldest.abort()
+            self.refuse(oldest.peer_key, f"said nothing while {MAX_SILENT_STREAMS} other streams were opened")
+        self._silent.append(newcomer)
 
     async def stop(self, budget_s: float) -> None:
         """Cancel the handlers, wait for them at most `budget_s`, end every stream. Idempotent."""
