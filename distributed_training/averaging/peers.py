@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from distributed_training.errors import PeerFault
-from distributed_training.network.base import MAX_CONTROL_BYTES, Stream, Transport
+from distributed_training.network.base import Stream, Transport
 from distributed_training.types import Neuron, Roster
 from distributed_training.wire import binding_message, decode_request, encode_request
+
+MAX_REQUEST_BYTES = 4096  # a first frame, read before anybody is known: hotkey, binding and a payload of some bytes
 
 VerifyPeer = Callable[[bytes, bytes, bytes], bool]
 
@@ -65,7 +67,7 @@ class PeerBook:
 
     async def accept(self, stream: Stream, timeout_s: float) -> tuple[Neuron, bytes]:
         """Read the first frame of a stream; the neuron behind it and its payload. Raises PeerFault otherwise."""
-        public_key, binding, payload = decode_request(await stream.read(MAX_CONTROL_BYTES, timeout_s))
+        public_key, binding, payload = decode_request(await stream.read(MAX_REQUEST_BYTES, timeout_s))
         neuron = self._roster.by_public_key(public_key) if self._roster else None
         if neuron is None or neuron.commitment is None:
             raise PeerFault(f"hotkey {public_key.hex()[:12]} is not on the roster")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from samples import commitment, key, neuron, roster
 
-from distributed_training.averaging.peers import PeerBook
-from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault
+from distributed_training.averaging.peers import MAX_REQUEST_BYTES, PeerBook
+from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault, WireError
 from distributed_training.network.base import Stream
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
@@ -154,6 +154,18 @@ async def test_a_malformed_first_frame_is_the_peers_fault(frame: bytes) -> None:
     switch = MemorySwitch()
     outcome = await answer(book(switch, 1, ALICE, *PEOPLE), book(switch, 2, BOB, *PEOPLE), raw(frame))
     assert isinstance(outcome, PeerFault)
+
+
+async def test_a_stranger_cannot_have_more_read_than_a_request_holds() -> None:
+    switch = MemorySwitch()
+    longest = raw(encode_request(key(1), ALICE.sign(binding_message(1, key(1), 1)), b"").ljust(MAX_REQUEST_BYTES, b"x"))
+    known = await answer(book(switch, 1, ALICE, *PEOPLE), book(switch, 2, BOB, *PEOPLE), longest)
+    assert isinstance(known, tuple) and known[0] == PEOPLE[0]
+    switch = MemorySwitch()
+    outcome = await answer(
+        book(switch, 1, ALICE, *PEOPLE), book(switch, 2, BOB, *PEOPLE), raw(bytes(MAX_REQUEST_BYTES + 1))
+    )
+    assert isinstance(outcome, WireError) and f"at most {MAX_REQUEST_BYTES}" in str(outcome)
 
 
 async def test_nobody_is_known_before_the_first_roster() -> None:
