@@ -49,7 +49,7 @@ def test_what_makes_a_run_leaves_out_how_it_is_shown_and_how_long_it_goes_on(tmp
         (["--round", "3"], "unknown option --round; did you mean --rounds?"),
         (
             ["--adversary", "freerider"],
-            "expected one of copycat, free-rider, not 'freerider'; did you mean free-rider?",
+            "not 'freerider'; did you mean free-rider?",
         ),
         (["--adversary", "copycat:4"], "argument --adversary: expected a count from 1 to 3, not '4'"),
     ],
