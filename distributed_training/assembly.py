@@ -137,10 +137,14 @@ async def _follow(
     parts.metrics.emit(
         "ready", hotkey=parts.signer.hotkey, peer_key=parts.peer_key, state_root=follower.root, block=head
     )
-    while config.rounds is None or follower.index < config.rounds:
-        await node.run_round()
-    if isinstance(node, Validator):
-        await node.finish_audits()
+    try:
+        while config.rounds is None or follower.index < config.rounds:
+            await node.run_round()
+        if isinstance(node, Validator):
+            await node.finish_audits()
+    finally:
+        if isinstance(node, Validator):
+            await node.cancel_audits()
     parts.metrics.emit("stopped", reason="rounds done")
 
 

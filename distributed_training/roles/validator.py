@@ -98,6 +98,13 @@ class Validator:
             await self._audits
             self._audits = None
 
+    async def cancel_audits(self) -> None:
+        """Leave no task behind; half an audit is no observation. Idempotent."""
+        if self._audits is not None:
+            self._audits.cancel()
+            await asyncio.gather(self._audits, return_exceptions=True)
+            self._audits = None
+
     async def _commit_map(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> None:
         p, round_index = self._p, plan.round.index
         if p.clock.head >= plan.round.map_block:
