@@ -14,6 +14,7 @@ INCENTIVE_SUM_TOLERANCE = 1e-3
 PROPORTION_TOLERANCE = 0.15
 ADVERSARY_SHARE = 0.05
 MIN_REDUCERS = 3
+REPLAY_REASONS = ("gradient", "norm", "loss")
 
 Summary = Mapping[str, Any]
 Outcome = tuple[bool, str]
@@ -188,18 +189,25 @@ def adversary_took_part(summary: Summary) -> Outcome:
 
 
 def adversary_named(summary: Summary) -> Outcome:
-    """Every validator's failed audit says at which step and by how much."""
+    """Every validator's failed audit says at which step and by how much, or what of the claim is impossible."""
     found: list[str] = []
+    wanted = {name for name, node in summary["nodes"].items() if node["role"] == "validator"}
     for uid in miners(summary, honest=False).values():
-        failed = [a for a in summary["failed_audits"] if a["uid"] == uid and a["error"] is not None]
-        failed = [a for a in failed if a["failed_step"] is not None]
-        validators = {a["validator"] for a in failed}
-        if len(validators) < sum(node["role"] == "validator" for node in summary["nodes"].values()):
-            return False, f"uid {uid}: failed audits by {', '.join(sorted(validators)) or 'nobody'}"
-        found.append(
-            f"uid {uid} {failed[0]['reason']} at step {failed[0]['failed_step']}, error {failed[0]['error']:.3g}"
-        )
+        failed = [a for a in summary["failed_audits"] if a["uid"] == uid and says_why(a)]
+        missing = sorted(wanted - {a["validator"] for a in failed})
+        if missing:
+            return False, f"uid {uid}: no failed audit with its reason by {', '.join(missing)}"
+        first = failed[0]
+        where = "" if first["failed_step"] is None else f" at step {first['failed_step']}, error {first['error']:.3g}"
+        found.append(f"uid {uid}: {first['reason']}{where}")
     return True, "; ".join(found)
+
+
+def says_why(audit: Mapping[str, Any]) -> bool:
+    """A replay has to name step and error; a claim that was refused without one, its reason."""
+    if audit["reason"] in REPLAY_REASONS:
+        return audit["failed_step"] is not None and audit["error"] is not None
+    return bool(audit["reason"])
 
 
 Function = Callable[[Summary], Outcome]
