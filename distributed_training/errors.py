@@ -29,6 +29,10 @@ class ChainFault(LocalFault):
     """The chain could not be reached or answered something we cannot read."""
 
 
+class ChainUnreachable(ChainFault):
+    """Nobody answered: an outage, which ends. The same call may work later."""
+
+
 class ChainRefused(ChainFault):
     """The chain refused a write; `code` is the SDK's error code value (`rate_limited`, `not_registered`...)."""
 

@@ -12,8 +12,9 @@ import torch
 
 from distributed_training.access import connect
 from distributed_training.assembly import Adapters, MakeWorker, honest_worker, live, make_parts
-from distributed_training.chain.client import BittensorChain
+from distributed_training.chain.base import Chain
 from distributed_training.chain.keys import LocalKey, verify
+from distributed_training.chain.patient import PatientChain
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.config import NodeConfig
 from distributed_training.dry_run import print_weights
@@ -84,7 +85,8 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker) -> None
         manifest = load_manifest(config.manifest)
         if manifest.netuid != config.netuid:
             raise ConfigError(f"the manifest is for netuid {manifest.netuid}, --netuid says {config.netuid}")
-        chain, signer, me = await connect(config, stack)
+        client, signer, me = await connect(config, stack)
+        chain = PatientChain(client, (await client.params()).block_s)  # from here on an outage is waited for
         engine = load_engine(config, manifest)
         metrics = Metrics([JsonlSink(config.node_dir / "events.jsonl")], role=role.name.lower(), uid=me.uid)
         stack.callback(metrics.close)
@@ -98,7 +100,7 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker) -> None
         await live(role, config, parts, engine, me, make_worker)
 
 
-async def _adapters(config: NodeConfig, chain: BittensorChain, signer: LocalKey, stack: AsyncExitStack) -> Adapters:
+async def _adapters(config: NodeConfig, chain: Chain, signer: LocalKey, stack: AsyncExitStack) -> Adapters:
     identity_path = config.node_dir / "identity.key"
     identity = PeerIdentity.load_or_create(identity_path)
     transport = Libp2pTransport(identity_path, config.axon.ip, config.axon.port, config.announced)

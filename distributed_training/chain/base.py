@@ -37,7 +37,8 @@ class Chain(Protocol):
     """Reads are of past blocks, which never change; all are idempotent and may be retried and cancelled.
 
     Writes return when included in a block and raise ChainRefused with the SDK's code otherwise. A cancelled write
-    may or may not have happened. Everything raises ChainFault when the chain cannot be reached.
+    may or may not have happened. Everything raises ChainUnreachable when nobody answers, ChainFault for an answer that
+    makes no sense.
     """
 
     async def head(self) -> Head: ...

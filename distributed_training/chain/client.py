@@ -15,7 +15,7 @@ import bittensor as bt
 from distributed_training.chain.base import Head
 from distributed_training.chain.keys import LocalKey, hotkey_public_key
 from distributed_training.chain.substrate_local import LocalSubstrate
-from distributed_training.errors import ChainFault, ChainRefused, ConfigError
+from distributed_training.errors import ChainFault, ChainRefused, ChainUnreachable, ConfigError
 from distributed_training.types import BlockRef, Field, Neuron, Roster, SubnetParams
 from distributed_training.wire import decode_commitment
 
@@ -24,6 +24,7 @@ READ_TIMEOUT_S = 60.0
 WRITE_TIMEOUT_S = 180.0
 MAX_FIELDS = 3
 MAX_RAW_BYTES = 128
+HANDSHAKE_REFUSED = "rejected the WebSocket handshake"
 RAW_KIND = re.compile(r"Raw([0-9]{1,3})")
 
 
@@ -49,7 +50,7 @@ class BittensorChain:
         """Open the connection. `endpoint` (ws://...) wins over `network`; `local_chain` wins over both.
 
         The SDK keeps its caches in `cache_dir` instead of the user's home. ConfigError for a network name it does not
-        know, ChainFault when nobody answers.
+        know, ChainUnreachable when nobody answers.
         """
         os.environ.setdefault("BTCLI_TOKEN_SYMBOLS_CACHE", str(cache_dir / "token_symbols.json"))
         os.environ.setdefault("BITTENSOR_RUNTIME_CACHE_DIR", str(cache_dir / "runtime"))
@@ -166,6 +167,8 @@ class BittensorChain:
         """The block a write got into. The SDK raises what it finds out itself and returns what the chain says."""
         try:
             result = await guarded(submission, WRITE_TIMEOUT_S)
+        except ChainUnreachable:
+            raise
         except ChainFault as fault:
             cause = fault.__cause__
             if isinstance(cause, bt.ChainError):
@@ -191,9 +194,13 @@ async def guarded(work: Awaitable[T], timeout_s: float) -> T:
     except (ChainFault, ConfigError):
         raise
     except TimeoutError as error:
-        raise ChainFault(f"the chain did not answer within {timeout_s:.0f} s") from error
+        raise ChainUnreachable(f"the chain did not answer within {timeout_s:.0f} s") from error
+    except (bt.RpcConnectionError, OSError) as error:
+        raise ChainUnreachable(f"{type(error).__name__}: {error}") from error
     except bt.ChainError as error:
-        raise ChainFault(str(error)) from error
+        # A proxy whose node is down answers the handshake with HTTP 502; the SDK calls that an error of the chain.
+        fault = ChainUnreachable if HANDSHAKE_REFUSED in str(error) else ChainFault
+        raise fault(str(error)) from error
     except Exception as error:
         raise ChainFault(f"{type(error).__name__}: {error}") from error
 

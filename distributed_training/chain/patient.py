@@ -1,0 +1,75 @@
+"""A chain that is waited for: what keeps a running node alive while nobody answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+from distributed_training.chain.base import Chain, Head
+from distributed_training.errors import ChainUnreachable
+from distributed_training.types import Field, Roster, SubnetParams
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class PatientChain:
+    """`chain.base.Chain` whose reads are asked again, once a block, until somebody answers.
+
+    Only an outage is waited for: other faults, such as a block that does not exist, go up at once. Writes pass through:
+    each has a block after which it is worth nothing, and whether a lost one happened is not known.
+    """
+
+    def __init__(self, chain: Chain, block_s: float) -> None:
+        self._chain, self._pause_s = chain, block_s
+        self._out_since: float | None = None
+
+    async def head(self) -> Head:
+        return await self._patiently(self._chain.head)
+
+    async def block_hash(self, number: int) -> bytes:
+        return await self._patiently(lambda: self._chain.block_hash(number))
+
+    async def roster(self, block: int) -> Roster:
+        return await self._patiently(lambda: self._chain.roster(block))
+
+    async def params(self) -> SubnetParams:
+        return await self._patiently(self._chain.params)
+
+    async def weights(self, block: int) -> dict[int, dict[int, float]]:
+        return await self._patiently(lambda: self._chain.weights(block))
+
+    async def commit(self, fields: Sequence[Field]) -> int:
+        return await self._chain.commit(fields)
+
+    async def serve(self, ip: str, port: int) -> None:
+        await self._chain.serve(ip, port)
+
+    async def set_weights(self, weights: Mapping[int, float], version_key: int) -> int:
+        return await self._chain.set_weights(weights, version_key)
+
+    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                answer = await read()
+            except ChainUnreachable as fault:
+                self._lost(fault)
+                await asyncio.sleep(self._pause_s)
+            else:
+                self._found()
+                return answer
+
+    def _lost(self, fault: ChainUnreachable) -> None:
+        """One line per outage, however many reads meet it."""
+        if self._out_since is None:
+            self._out_since = time.monotonic()
+            log.warning("the chain cannot be reached, asking again every %.3g s: %s", self._pause_s, fault)
+
+    def _found(self) -> None:
+        if self._out_since is not None:
+            log.info("the chain answers again after %.0f s", time.monotonic() - self._out_since)
+            self._out_since = None
