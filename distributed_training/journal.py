@@ -72,6 +72,26 @@ class NodeLock:
         self.release()
 
 
+def claim_folder(folder: Path, run_sha256: str) -> None:
+    """A node's folder belongs to the run whose manifest has this sha256, from the first start on.
+
+    Snapshots and score cards do not say of which run they are. Raises ConfigError for a folder of another run.
+    """
+    path = folder / "manifest.sha256"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        owner = path.read_text(encoding="ascii").strip() if path.exists() else ""
+        if not owner:
+            path.write_text(run_sha256 + "\n", encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot use {path}: {error}") from None
+    if owner and owner != run_sha256:
+        raise ConfigError(
+            f"{folder} holds the node of another run (manifest {owner[:16]}, this one is {run_sha256[:16]}); "
+            "give this run its own --run-dir, or move that folder away"
+        )
+
+
 class Journal:
     """See the module's docstring. `path` is created, and brought to the newest schema, if needed."""
 

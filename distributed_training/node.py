@@ -20,7 +20,7 @@ from distributed_training.config import NodeConfig
 from distributed_training.dry_run import print_weights
 from distributed_training.engine import load_engine
 from distributed_training.errors import ConfigError
-from distributed_training.journal import Journal, NodeLock
+from distributed_training.journal import Journal, NodeLock, claim_folder
 from distributed_training.logs import bind, setup_logging
 from distributed_training.manifest import load_manifest
 from distributed_training.metrics.base import JsonlSink, Metrics
@@ -88,6 +88,7 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker) -> None
         client, signer, me = await connect(config, stack)
         chain = PatientChain(client, (await client.params()).block_s)  # from here on an outage is waited for
         engine = load_engine(config, manifest)
+        claim_folder(config.node_dir, manifest.sha256)
         metrics = Metrics([JsonlSink(config.node_dir / "events.jsonl")], role=role.name.lower(), uid=me.uid)
         stack.callback(metrics.close)
         journal = Journal(config.node_dir / "journal.sqlite")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from distributed_training.errors import ConfigError, LocalFault
-from distributed_training.journal import MIGRATIONS, Journal, NodeLock
+from distributed_training.journal import MIGRATIONS, Journal, NodeLock, claim_folder
 from distributed_training.types import ScoreCard
 
 CARD = ScoreCard(
@@ -150,3 +150,28 @@ def test_a_directory_that_cannot_be_made_is_the_operators_error(tmp_path: Path) 
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write"):
         NodeLock(tmp_path / "file" / "lock")
+
+
+def test_a_folder_belongs_to_the_run_that_used_it_first(tmp_path: Path) -> None:
+    folder = tmp_path / "nodes" / "miner-0"
+    for _ in range(2):
+        claim_folder(folder, "ab" * 32)
+    with pytest.raises(ConfigError, match="another run") as caught:
+        claim_folder(folder, "cd" * 32)
+    message = str(caught.value)
+    assert str(folder) in message and "--run-dir" in message and "\n" not in message
+    claim_folder(folder, "ab" * 32)  # the refusal changed nothing
+
+
+@pytest.mark.parametrize("cut_off", [b"", b"\n"])
+def test_a_claim_that_was_cut_off_is_made_again(tmp_path: Path, cut_off: bytes) -> None:
+    (tmp_path / "manifest.sha256").write_bytes(cut_off)
+    claim_folder(tmp_path, "ab" * 32)
+    with pytest.raises(ConfigError, match="another run"):
+        claim_folder(tmp_path, "cd" * 32)
+
+
+def test_a_claim_that_cannot_be_read_is_the_operators_error(tmp_path: Path) -> None:
+    (tmp_path / "manifest.sha256").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"manifest\.sha256"):
+        claim_folder(tmp_path, "ab" * 32)
