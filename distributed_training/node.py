@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 from contextlib import AsyncExitStack
 
 import torch
@@ -28,11 +26,11 @@ from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.libp2p import Libp2pTransport
 from distributed_training.roles.miner import ExactStepsMissed
 from distributed_training.roles.parts import TrainingThread
+from distributed_training.shutdown import run_until_stopped
 from distributed_training.types import Role
 
 log = logging.getLogger(__name__)
 
-SHUTDOWN_S = 8.0
 EXIT_LOCAL_FAULT = 1
 EXIT_STEPS_MISSED = 4
 
@@ -46,22 +44,7 @@ def main(role: Role, config: NodeConfig, make_worker: MakeWorker = honest_worker
     if config.dry_run:
         return asyncio.run(print_weights(config))
     with NodeLock(config.node_dir / "lock"):
-        return asyncio.run(_run(role, config, make_worker))
-
-
-async def _run(role: Role, config: NodeConfig, make_worker: MakeWorker) -> int:
-    stopping, loop = asyncio.Event(), asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stopping.set)
-    node = asyncio.create_task(_live(role, config, make_worker), name="node")
-    stop = asyncio.create_task(stopping.wait(), name="signals")
-    await asyncio.wait({node, stop}, return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    if not node.done():
-        log.info("stopping on request")
-        node.cancel()
-        loop.call_later(SHUTDOWN_S, os._exit, EXIT_LOCAL_FAULT)  # whatever hangs, hangs no longer than this
-    return _exit_code((await asyncio.gather(node, return_exceptions=True))[0])
+        return _exit_code(run_until_stopped(_live(role, config, make_worker)))
 
 
 def _exit_code(result: BaseException | None) -> int:

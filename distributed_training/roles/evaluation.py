@@ -26,6 +26,12 @@ class Evaluator:
 
     async def evaluate(self, state: RunState, round_index: int) -> float:
         """Loss in nats per token of the state after `round_index` (-1: the initial state)."""
-        loss = await self._training.run(lambda: self._loop.evaluate(state.params, self._sequences, self._batch_size))
+
+        def work() -> float:
+            return self._loop.evaluate(
+                state.params, self._sequences, self._batch_size, should_stop=lambda: self._training.stopping
+            )
+
+        loss = await self._training.run(work)
         self._metrics.emit("evaluation", round=round_index, heldout_loss=loss)
         return loss

@@ -102,13 +102,20 @@ class InnerLoop:
                 on_step(record, time.perf_counter() - began)
         return InnerResult(to_flat(self._model), tuple(records))
 
-    def evaluate(self, flat: Flat, sequences: Tokens, batch_size: int) -> float:
-        """Mean loss of the parameters `flat` over int64 sequences [n, T], nats per token."""
+    def evaluate(
+        self, flat: Flat, sequences: Tokens, batch_size: int, should_stop: Callable[[], bool] = lambda: False
+    ) -> float:
+        """Mean loss of the parameters `flat` over int64 sequences [n, T], nats per token.
+
+        Raises LocalFault when `should_stop()` turns true between two batches: part of a mean is not measured.
+        """
         load_flat(self._model, flat)
         self._model.eval()
         total = 0.0
         with torch.no_grad(), self._precision():
             for first in range(0, len(sequences), batch_size):
+                if should_stop():
+                    raise LocalFault("the evaluation was stopped")
                 losses = loss_per_sequence(self._model, self._tokens(sequences[first : first + batch_size]))
                 total += float(losses.double().sum())
         return total / len(sequences)

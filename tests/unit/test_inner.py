@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import itertools
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +12,13 @@ import torch
 from tiny_training import GPT2, INNER, LLAMA, batches, loop, manifest, train
 
 from distributed_training.errors import DataUnavailable, LocalFault
+from distributed_training.metrics.base import JsonlSink, Metrics
+from distributed_training.roles.evaluation import Evaluator
+from distributed_training.roles.parts import TrainingThread
 from distributed_training.rules.schedules import RAMP_STEPS
 from distributed_training.training.inner import InnerLoop
 from distributed_training.training.model import build_model, loss_per_sequence, to_flat
+from distributed_training.training.outer import initial_state
 from distributed_training.training.replay import replay
 from distributed_training.types import StepRecord
 
@@ -179,6 +186,29 @@ def test_evaluate_is_the_plain_mean_and_does_not_depend_on_the_batch_size() -> N
         expected = float(loss_per_sequence(model, torch.from_numpy(sequences)).mean())
     assert inner.evaluate(START, sequences, 13) == pytest.approx(expected, rel=1e-6)
     assert inner.evaluate(START, sequences, 4) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_stopped_evaluation_measures_nothing() -> None:
+    asked = itertools.count()
+    with pytest.raises(LocalFault, match="stopped"):
+        loop(GPT2).evaluate(START, np.zeros((40, 32), np.int64), 4, should_stop=lambda: next(asked) == 3)
+    assert next(asked) == 4, "it ends at the first batch that finds it stopped"
+
+
+async def test_a_long_evaluation_does_not_hold_up_the_end_of_the_node(tmp_path: Path) -> None:
+    run, training, events = manifest(GPT2), TrainingThread(), tmp_path / "events.jsonl"
+    sequences = np.zeros((500_000, 32), np.int64)  # minutes
+    metrics = Metrics([JsonlSink(events)], role="owner", uid=0)
+    evaluator = Evaluator(run, training, loop(GPT2), sequences, metrics)
+    task = asyncio.create_task(evaluator.evaluate(initial_state(START, run.average), 3))
+    await asyncio.sleep(0.2)
+    assert not task.done()
+    task.cancel()
+    began = time.monotonic()
+    training.close()
+    assert time.monotonic() - began < 5
+    metrics.close()
+    assert not events.exists() or not events.read_text()
 
 
 def test_a_micro_batch_of_nothing_is_refused() -> None:
