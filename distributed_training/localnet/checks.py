@@ -180,12 +180,19 @@ def adversary_unpaid(summary: Summary) -> Outcome:
 
 
 def adversary_took_part(summary: Summary) -> Outcome:
-    """Its record was on chain and its chunks are in a counted slice of its first round."""
+    """Its record was on chain, and its chunks are in a counted slice of the first round it had a record in.
+
+    That is not round 0 for everybody: a copycat has nothing to copy before a round is over.
+    """
+    found: list[str] = []
     for uid in miners(summary, honest=False).values():
-        credits = [r["credit"].get(str(uid), 0.0) for r in applied_rounds(summary)[:1]]
-        if not credits or credits[0] <= 0:
-            return False, f"uid {uid} is in no counted slice of the first applied round"
-    return True, "in the counted slices of the first applied round"
+        first = next((r for r in applied_rounds(summary) if str(uid) in r["credit"]), None)
+        if first is None:
+            return False, f"uid {uid} never had a record on chain"
+        if first["credit"][str(uid)] <= 0:
+            return False, f"uid {uid} is in no counted slice of its first round, {first['index']}"
+        found.append(f"uid {uid} is in the counted slices of its first round, {first['index']}")
+    return True, "; ".join(found)
 
 
 def adversary_named(summary: Summary) -> Outcome:
