@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from subnet import WALLET, Node, Subnet, finished, make_subnet, running, seen, settled, start_node
@@ -50,6 +51,17 @@ async def test_nodes_join_and_return_while_the_run_goes_on(tmp_path: Path) -> No
         assert started_from(late)[1] == 2, "from the checkpoint, not from round 0"
         assert late.uid in subnet.nodes["owner"].rounds()[3]["included"]
         check_cards(old, validator)
+
+
+async def test_a_validator_that_is_stopped_in_its_audits_leaves_no_task_behind(tmp_path: Path) -> None:
+    subnet = make_subnet(tmp_path, miners=2, validators=1, owner=False)
+    async with running(subnet):
+        validator = subnet.nodes["validator-0"]
+        await seen(validator, "phase", phase="audit", timeout_s=60)
+        assert "audits" in {task.get_name() for task in asyncio.all_tasks()}
+        await validator.stop()
+        assert "audits" not in {task.get_name() for task in asyncio.all_tasks()}
+        assert not validator.all("scores"), "half an audit is no observation"
 
 
 def check_same_states(subnet: Subnet) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -128,6 +129,15 @@ async def test_a_silent_holder_costs_its_deadline(finished_subnet: Subnet) -> No
     for frames in ([], everything[:-1]):
         with pytest.raises(DeadlineMissed):
             await fetch(asker, frames, timeout_s=0.1)
+
+
+@shared
+async def test_a_fetch_that_is_cancelled_leaves_no_task_behind(finished_subnet: Subnet) -> None:
+    asker = await asker_of(finished_subnet)
+    unknown = asker.node.parts.butterfly.fetch(asker.plan, {0: bytes(32)}, TIMEOUT_S)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(unknown, 0.1)
+    assert "gather 0" not in {task.get_name() for task in asyncio.all_tasks()}
 
 
 @shared
