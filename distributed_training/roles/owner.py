@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -88,4 +87,4 @@ class Owner:
             second_round=ref.round,
             second=ref.digest,
         )
-        await asyncio.wait_for(p.chain.commit(encode_commitment(commitment)), 10 * p.clock.block_s + 10)
+        await p.chain.commit(encode_commitment(commitment))
