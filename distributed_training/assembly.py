@@ -127,7 +127,7 @@ async def _follow(
     start = await choose_start(parts, initial)
     log.info("starting at round %d from %s", start.index, start.source)
     follower = Follower(parts, start.index, start.state, trusted=start.trusted)
-    parts.store.put_state(follower.index, follower.state)
+    await follower.save()
     node = _role(role, config, parts, engine, me, follower, make_worker)
     if isinstance(node, Owner):
         await node.begin()
@@ -140,6 +140,7 @@ async def _follow(
     try:
         while config.rounds is None or follower.index < config.rounds:
             await node.run_round()
+        await follower.save()  # the last round's state, whatever the manifest's interval of snapshots
         if isinstance(node, Validator):
             await node.finish_audits()
     finally:

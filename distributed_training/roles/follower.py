@@ -41,6 +41,7 @@ class Follower:
         """trusted: the state's root is known to be the majority's; until then the node contributes nothing."""
         self._parts = parts
         self.index, self.state, self.trusted = index, state, trusted
+        self._saved: int | None = None
         self.root = state_root(state, parts.manifest.average.chunk_coords)
 
     async def prepare(self) -> RoundStart:
@@ -83,10 +84,17 @@ class Follower:
             outputs = await self._complete(plan, counted, wanted, held)
             outcome = await self._apply(plan, counted, outputs)
         self.index += 1
-        p.store.put_state(self.index, self.state)
+        if self.index % p.manifest.keep.snapshot_every == 0:
+            await self.save()
         p.store.prune(self.index, max(p.manifest.keep.work_rounds, p.manifest.keep.output_rounds))
         works = {key: work for output in (*held.values(), *outputs.values()) for key, work in output.works.items()}
         return Settled(outcome, works)
+
+    async def save(self) -> None:
+        """Write the state as a snapshot from which the node can start again. Idempotent."""
+        if self._saved != self.index:
+            await asyncio.to_thread(self._parts.store.put_state, self.index, self.state)
+            self._saved = self.index
 
     async def _apply(
         self, plan: RoundPlan, counted: membership.Counted, outputs: Mapping[int, SliceOutput]
