@@ -1,4 +1,4 @@
-"""A node's own SQLite file: what it read from the chain, its rounds, observations and score cards.
+"""A node's own SQLite file: its rounds, observations and score cards.
 
 One writer process per file, guarded by `NodeLock`. Every method is one transaction: after a crash the journal holds
 all of it or nothing. Values are small JSON documents; bytes go in as hex. Raises LocalFault for every trouble with the
@@ -23,7 +23,6 @@ from distributed_training.types import ScoreCard
 # Migration i brings the file from version i to i + 1. Never edit one that was released: append.
 MIGRATIONS = (
     """
-    CREATE TABLE docs (kind TEXT NOT NULL, key TEXT NOT NULL, doc TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
     CREATE TABLE rounds (round INTEGER PRIMARY KEY, doc TEXT NOT NULL);
     CREATE TABLE observations (round INTEGER NOT NULL, hotkey TEXT NOT NULL, doc TEXT NOT NULL,
         PRIMARY KEY (round, hotkey)) WITHOUT ROWID;
@@ -108,22 +107,6 @@ class Journal:
     def close(self) -> None:
         self._db.close()
 
-    def remember(self, kind: str, key: str | int, doc: Any) -> None:
-        """Store a small JSON document, replacing what was there: chain reads, checkpoints, anything by (kind, key)."""
-        self._write(("INSERT OR REPLACE INTO docs VALUES (?, ?, ?)", (kind, str(key), _dump(doc))))
-
-    def recall(self, kind: str, key: str | int) -> Any | None:
-        """The document at (kind, key), or None."""
-        return self._one("SELECT doc FROM docs WHERE kind = ? AND key = ?", (kind, str(key)))
-
-    def recall_all(self, kind: str) -> dict[str, Any]:
-        """Every document of a kind by key, sorted as text."""
-        rows = self._rows("SELECT key, doc FROM docs WHERE kind = ? ORDER BY key", (kind,))
-        return {key: json.loads(doc) for key, doc in rows}
-
-    def forget(self, kind: str, key: str | int) -> None:
-        self._write(("DELETE FROM docs WHERE kind = ? AND key = ?", (kind, str(key))))
-
     def save_round(self, round: int, doc: Any) -> None:
         """How a round went on this node; a second call replaces the first."""
         self._write(("INSERT OR REPLACE INTO rounds VALUES (?, ?)", (round, _dump(doc))))
@@ -135,9 +118,6 @@ class Journal:
         """The highest round saved and its document."""
         rows = self._rows("SELECT round, doc FROM rounds ORDER BY round DESC LIMIT 1", ())
         return (rows[0][0], json.loads(rows[0][1])) if rows else None
-
-    def save_observation(self, round: int, hotkey: str, doc: Any) -> None:
-        self._write(("INSERT OR REPLACE INTO observations VALUES (?, ?, ?)", (round, hotkey, _dump(doc))))
 
     def load_observations(self, round: int) -> dict[str, Any]:
         """hotkey -> document, of one round."""

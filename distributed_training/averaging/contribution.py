@@ -28,10 +28,6 @@ class Contribution:
     def wire_root(self) -> bytes:
         return merkle_root(self.digests)
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(len(c) for c in self.chunks)
-
 
 def encode_contribution(delta: Vector, layout: Layout) -> Contribution:
     """delta: fp32 [d], theta_r - theta_{r,H}. Raises ValueError for a non-finite number."""

@@ -1,10 +1,10 @@
-"""A node's kept bytes, by round: work records, own wire bytes and log, outputs, pushed logs, state snapshots.
+"""A node's kept bytes, by round: work records, own wire bytes and log, outputs, state snapshots.
 
 Plain files under the node's folder, written atomically, named by content where others may ask for them:
 
     rounds/000003/work-<hash>   signed work record        rounds/000003/wire, log   our own
-    rounds/000003/log-<hotkey>  a miner's pushed log      state/000004.safetensors  state at the start of round 4
     rounds/000003/output-<hash>.record, .chunks           a slice we reduced or gathered
+    state/000004.safetensors                              state at the start of round 4
 """
 
 from __future__ import annotations
@@ -57,12 +57,6 @@ class RoundStore:
 
     def own_log(self, round_index: int) -> bytes | None:
         return self._read(self._round(round_index) / "log")
-
-    def put_log(self, round_index: int, public_key: bytes, log: bytes) -> None:
-        self._write(self._round(round_index) / f"log-{public_key.hex()}", log)
-
-    def log(self, round_index: int, public_key: bytes) -> bytes | None:
-        return self._read(self._round(round_index) / f"log-{public_key.hex()}")
 
     def put_output(self, round_index: int, record_hash: bytes, output: StoredOutput) -> None:
         base = self._round(round_index) / f"output-{record_hash.hex()}"

@@ -14,8 +14,6 @@ from typing import Protocol
 
 from distributed_training.errors import DeadlineMissed
 
-MAX_CONTROL_BYTES = 1 << 20
-
 
 class Stream(Protocol):
     """One bidirectional stream of length-prefixed frames. One reader task and one writer task at a time.
@@ -76,18 +74,6 @@ class Transport(Protocol):
     async def open(self, peer_key: bytes, method: str, timeout_s: float) -> Stream:
         """Open a stream, dialling the peer first if needed. Raises NetworkFault or DeadlineMissed."""
         ...
-
-
-async def ask(
-    transport: Transport, peer_key: bytes, method: str, request: bytes, *, max_bytes: int, timeout_s: float
-) -> bytes:
-    """One request frame, one answer frame of at most `max_bytes`, then the stream is closed."""
-    stream = await transport.open(peer_key, method, timeout_s)
-    try:
-        await stream.write(request, timeout_s)
-        return await stream.read(max_bytes, timeout_s)
-    finally:
-        await stream.close()
 
 
 @asynccontextmanager

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from asking import ask
 
 from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault, WireError
-from distributed_training.network.base import MAX_CONTROL_BYTES, Stream, ask
+from distributed_training.network.base import Stream
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.libp2p import Libp2pTransport
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
@@ -78,7 +79,7 @@ async def test_frames_of_all_sizes_come_back_unchanged(network: Network) -> None
 async def test_ask_is_one_request_and_one_answer(network: Network) -> None:
     a, b = await network(2)
     b.serve("echo", echo)
-    assert await ask(a, b.peer_key, "echo", b"hello", max_bytes=MAX_CONTROL_BYTES, timeout_s=WAIT_S) == b"hello"
+    assert await ask(a, b.peer_key, "echo", b"hello", max_bytes=5, timeout_s=WAIT_S) == b"hello"
 
 
 async def test_a_method_can_be_served_after_start_and_only_once(network: Network) -> None:

@@ -29,9 +29,10 @@ from subnet import OVERRIDES, Node, Subnet, make_subnet, running, seen
 
 from distributed_training.averaging.butterfly import OwnWork
 from distributed_training.averaging.contribution import Contribution
+from distributed_training.averaging.peers import MAX_REQUEST_BYTES
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.scatter import send_slice
-from distributed_training.network.base import MAX_CONTROL_BYTES, Transport
+from distributed_training.network.base import Transport
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.memory import MemoryTransport
 from distributed_training.roles.service import push_log
@@ -118,7 +119,7 @@ async def lie_about_names(subnet: Subnet, refused: Refused, target: Node) -> Non
         await refused(at, "the peer key did not sign this registration", raw(ours, at, method, unsigned))
         await refused(at, f"uid {thief.uid} names another peer key on chain", asked(thief, at, method, ROUND_0))
         await refused(at, "request: 96 bytes expected, 5 left", raw(ours, at, method, b"short"))
-        oversized = bytes(MAX_CONTROL_BYTES + 1)
+        oversized = bytes(MAX_REQUEST_BYTES + 1)
         await refused(at, f"a frame of {len(oversized)} bytes was announced", raw(ours, at, method, oversized))
 
 

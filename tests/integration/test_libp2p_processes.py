@@ -15,9 +15,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from asking import ask
 
 from distributed_training.errors import ConfigError, NetworkFault
-from distributed_training.network.base import ask
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.libp2p import Libp2pTransport
 

@@ -60,19 +60,6 @@ def test_a_failure_in_the_middle_of_saving_cards_changes_nothing(tmp_path: Path)
     journal.save_round(2, {})  # the connection is usable afterwards
 
 
-def test_documents_by_kind_and_key(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j")
-    assert journal.recall("chain", 7) is None
-    journal.remember("chain", 7, {"hash": "ab", "n": [1, 2.5, None]})
-    journal.remember("chain", 7, {"hash": "cd"})
-    journal.remember("chain", "8", 3)
-    journal.remember("other", 7, "x")
-    assert journal.recall("chain", "7") == {"hash": "cd"}
-    assert journal.recall_all("chain") == {"7": {"hash": "cd"}, "8": 3}
-    journal.forget("chain", 7)
-    assert journal.recall_all("chain") == {"8": 3}
-
-
 def test_rounds_and_observations(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     assert journal.last_round() is None and journal.load_round(0) is None
@@ -81,16 +68,16 @@ def test_rounds_and_observations(tmp_path: Path) -> None:
     journal.save_round(10, {"applied": True})
     assert journal.last_round() == (10, {"applied": True})
     assert journal.load_round(9) == {"applied": True}
-    journal.save_observation(9, "5F", {"duty": None})
-    journal.save_observation(10, "5F", {"duty": 1.0})
+    journal.save_cards(9, {}, {"5F": {"duty": None}})
+    journal.save_cards(10, {}, {"5F": {"duty": 1.0}})
     assert journal.load_observations(9) == {"5F": {"duty": None}}
 
 
 def test_values_that_json_cannot_hold_are_refused_not_stored(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     with pytest.raises(ValueError, match="JSON"):
-        journal.remember("x", 1, float("nan"))
-    assert journal.recall("x", 1) is None
+        journal.save_round(1, {"loss": float("nan")})
+    assert journal.load_round(1) is None
 
 
 def test_a_file_of_an_older_schema_is_brought_forward_and_a_newer_one_refused(tmp_path: Path) -> None:

@@ -33,18 +33,16 @@ def store(tmp_path: Path) -> RoundStore:
 def test_what_is_put_is_there_after_a_restart(store: RoundStore) -> None:
     store.put_work(3, key(1), b"work")
     store.put_own(3, b"wire", b"own log")
-    store.put_log(3, key(2), b"log")
     store.put_output(3, key(4), StoredOutput(b"record", b"chunks"))
     again = RoundStore(store.root)
     assert again.work(3, key(1)) == b"work"
     assert (again.own_wire(3), again.own_log(3)) == (b"wire", b"own log")
-    assert again.log(3, key(2)) == b"log"
     assert again.output(3, key(4)) == StoredOutput(b"record", b"chunks")
 
 
 def test_what_was_not_put_is_none(store: RoundStore) -> None:
     store.put_work(3, key(1), b"work")
-    assert store.work(4, key(1)) is store.work(3, key(2)) is store.log(3, key(1)) is None
+    assert store.work(4, key(1)) is store.work(3, key(2)) is None
     assert store.own_wire(3) is store.own_log(3) is store.output(3, key(1)) is store.newest_state() is None
 
 
