@@ -50,10 +50,11 @@ def outer_step(state: RunState, average: Vector, carry: Carry, outer: OuterSecti
     average: fp32 [d], the weighted mean of theta_r - theta_{r,H}.
     """
     rate, momentum = np.float32(outer.learning_rate), np.float32(outer.momentum)
-    buffer = state.momentum * momentum + average
+    buffer = np.add(state.momentum * momentum, average, dtype=np.float32)
     buffer[np.abs(buffer) < _SMALLEST] = 0
     direction = buffer * momentum + average
-    return RunState(state.params - direction * rate, buffer, state.applied + 1, carry)
+    params = np.subtract(state.params, direction * rate, dtype=np.float32)
+    return RunState(params, buffer, state.applied + 1, carry)
 
 
 def _chunks(vector: Vector, chunk_coords: int) -> list[bytes]:

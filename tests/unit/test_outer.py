@@ -44,7 +44,8 @@ def test_the_step_is_bit_exact(values: Vector) -> None:
 
 
 def test_fading_momentum_becomes_zero_before_it_becomes_subnormal() -> None:
-    state, nothing = RunState(np.zeros(3, np.float32), np.float32([1, -1, 1e-29]), 0, CARRY), np.zeros(3, np.float32)
+    nothing = np.zeros(3, np.float32)
+    state = RunState(nothing, np.array([1, -1, 1e-29], np.float32), 0, CARRY)
     for _ in range(1000):
         state = outer_step(state, nothing, CARRY, OUTER)
         assert ((state.momentum == 0) | (np.abs(state.momentum) >= 1e-30)).all()
