@@ -182,7 +182,7 @@ def adversary_unpaid(summary: Summary) -> Outcome:
 def adversary_took_part(summary: Summary) -> Outcome:
     """Its record was on chain, and its chunks are in a counted slice of the first round it had a record in.
 
-    That is not round 0 for everybody: a copycat has nothing to copy before a round is over.
+    That is not round 0 for everybody: who copies former rounds has nothing before one is over.
     """
     found: list[str] = []
     for uid in miners(summary, honest=False).values():
