@@ -8,7 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from distributed_training.errors import NetworkFault, PeerFault, WireError
+from distributed_training.errors import NetworkFault, PeerFault
 from distributed_training.network.base import StreamHandler
 from distributed_training.network.frames import EndOfStream, FrameStream
 
@@ -80,8 +80,9 @@ class Serving:
             shown = repr(name)[:SHOWN_CHARS]
             handler = self._handlers.get(name)
             if handler is None:
-                raise WireError(f"nobody serves {shown}")
-            await handler(stream)
+                self.refuse(peer, f"nobody serves {shown}")
+            else:
+                await handler(stream)
         except EndOfStream:
             log.debug("%s: %s closed the stream", shown, peer.hex()[:12])
         except (PeerFault, NetworkFault) as fault:
