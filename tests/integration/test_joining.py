@@ -32,7 +32,7 @@ def started_from(node: Node) -> tuple[str, int]:
 
 
 async def test_nodes_join_and_return_while_the_run_goes_on(tmp_path: Path) -> None:
-    subnet = make_subnet(tmp_path, miners=3)
+    subnet = make_subnet(tmp_path, miners=3, slower=1.5)  # nodes load while the others' round goes on
     async with running(subnet, rounds=ROUNDS):
         await settled(subnet, 0)
         first_root = subnet.nodes["owner"].rounds()[0]["state_root"]

@@ -77,26 +77,29 @@ async def test_every_audit_passes_with_no_error(finished_subnet: Subnet) -> None
                 assert event["goodput_bytes_per_s"] > 0 and event["duty"] == 1.0
 
 
-async def paid_head(subnet: Subnet, chain: Chain) -> int:
-    """The head once an epoch has ended after every validator's last weights; the chain's clock goes on by itself."""
+async def paid_block(subnet: Subnet, chain: Chain) -> int:
+    """A block by which an epoch has ended after every validator's last weights, and none of them is inactive yet.
+
+    The chain's clock goes on while other tests look at this run, and validators that stopped fall inactive.
+    """
     validators, tempo = [v.uid for v in subnet.validators()], (await chain.params()).tempo
+    neurons = (await chain.roster((await chain.head()).number)).neurons
+    block = max(n.last_update for n in neurons if n.uid in validators) + tempo
     async with asyncio.timeout(60):
-        while True:
-            head = (await chain.head()).number
-            if head > max(n.last_update for n in (await chain.roster(head)).neurons if n.uid in validators) + tempo:
-                return head
+        while (await chain.head()).number < block:
             await asyncio.sleep(0.1)
+    return block
 
 
 @shared
 async def test_weights_and_incentive_go_to_the_miners_in_equal_parts(finished_subnet: Subnet) -> None:
     subnet, chain = finished_subnet, await connect(finished_subnet, "owner")
     miners = [node.uid for node in subnet.miners()]
-    head = await paid_head(subnet, chain)
-    weights = await chain.weights(head)
+    block = await paid_block(subnet, chain)
+    weights = await chain.weights(block)
     for validator in subnet.validators():
         assert weights[validator.uid] == pytest.approx(dict.fromkeys(miners, 0.25), abs=0.01)
-    incentive = {n.uid: n.incentive for n in (await chain.roster(head)).neurons if n.incentive > 0}
+    incentive = {n.uid: n.incentive for n in (await chain.roster(block)).neurons if n.incentive > 0}
     assert incentive == pytest.approx(dict.fromkeys(miners, 0.25), abs=0.01)
     await chain.close()
 
