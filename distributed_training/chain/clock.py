@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from distributed_training.chain.base import Chain, Head
 from distributed_training.errors import ChainFault
 
 
 class BlockClock:
-    """The chain's head as this node last saw it. `run` polls; a chain that cannot be reached is waited for."""
+    """The chain's head as this node last saw it, on the event loop's clock. `run` polls; an outage is waited for."""
 
     def __init__(self, chain: Chain, block_s: float) -> None:
         self.block_s = block_s
         self._chain = chain
         self._head = Head(0, 0)
-        self._seen_at = time.monotonic()
+        self._seen_at: float | None = None  # loop time; None: no block seen yet
         self._moved = asyncio.Condition()
 
     @property
@@ -37,7 +36,7 @@ class BlockClock:
                 continue
             if head != self._head:
                 if head.number != self._head.number:
-                    self._seen_at = time.monotonic()
+                    self._seen_at = asyncio.get_running_loop().time()
                 async with self._moved:
                     self._head = head
                     self._moved.notify_all()
@@ -55,5 +54,6 @@ class BlockClock:
 
     def seconds_until(self, block: int) -> float:
         """Estimated time until the head reaches `block`; 0 when it has."""
-        left = (block - self._head.number) * self.block_s - (time.monotonic() - self._seen_at)
+        now = asyncio.get_running_loop().time()
+        left = (block - self._head.number) * self.block_s - (0.0 if self._seen_at is None else now - self._seen_at)
         return max(0.0, left) if block > self._head.number else 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -66,10 +65,10 @@ class PatientChain:
     def _lost(self, fault: ChainUnreachable) -> None:
         """One line per outage, however many reads meet it."""
         if self._out_since is None:
-            self._out_since = time.monotonic()
+            self._out_since = asyncio.get_running_loop().time()
             log.warning("the chain cannot be reached, asking again every %.3g s: %s", self._pause_s, fault)
 
     def _found(self) -> None:
         if self._out_since is not None:
-            log.info("the chain answers again after %.0f s", time.monotonic() - self._out_since)
+            log.info("the chain answers again after %.0f s", asyncio.get_running_loop().time() - self._out_since)
             self._out_since = None

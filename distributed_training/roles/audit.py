@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -162,17 +162,17 @@ class Auditor:
                     )
                     if merkle_root(digests) != record.wire_root:
                         raise WireError("probe: digests do not hash into the wire root")
-                    timed, began = 0, time.perf_counter()
+                    timed, began = 0, asyncio.get_running_loop().time()
                     for number, chunk in enumerate(wanted):
                         data = await stream.read(plan.layout.chunk_bytes(chunk), self._probe_s)
                         if digest(data) != digests[chunk]:
                             raise WireError(f"probe: chunk {chunk} is not the committed one")
                         found[chunk] = data
                         if number < _WARM_UP_CHUNKS and len(wanted) > _WARM_UP_CHUNKS:
-                            began = time.perf_counter()
+                            began = asyncio.get_running_loop().time()
                         else:
                             timed += len(data)
-                    seconds = max(time.perf_counter() - began, 1e-6)
+                    seconds = max(asyncio.get_running_loop().time() - began, 1e-6)
                     await end_chunks(stream, self._probe_s)
                 finally:
                     await stream.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 
 import numpy as np
 
@@ -102,8 +101,8 @@ class Miner:
         return await self._commit(start, result)
 
     async def _work(self, start: RoundStart, report: RoundReport) -> WorkResult:
-        p, began = self._p, time.perf_counter()
-        loop, tokens = asyncio.get_running_loop(), p.manifest.tokens_per_step
+        p, loop = self._p, asyncio.get_running_loop()
+        began, tokens = loop.time(), p.manifest.tokens_per_step
 
         def on_step(step: StepRecord, seconds: float) -> None:
             loss = sum(step.losses) / len(step.losses)
@@ -122,7 +121,7 @@ class Miner:
         result = await p.training.run(lambda: self._worker.work(task))
         if result.fault is not None:
             p.metrics.emit("fault", round=start.round.index, what="data", detail=str(result.fault))
-        log.info("round %d: %d steps in %.1f s", task.round, len(result.steps), time.perf_counter() - began)
+        log.info("round %d: %d steps in %.1f s", task.round, len(result.steps), loop.time() - began)
         return result
 
     async def _commit(self, start: RoundStart, result: WorkResult) -> OwnWork | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Sequence
 
 from distributed_training.averaging.plan import RoundPlan
@@ -17,13 +17,13 @@ class RoundReport:
         self._p, self._round = parts, round_
         traffic = parts.peers.transport.traffic
         self._sent, self._received = traffic.sent, traffic.received
-        self._mark = time.perf_counter()
+        self._mark = asyncio.get_running_loop().time()
         self._seconds: dict[str, float | None] = {"train": None, "average": None, "settle": None}
         self._steps: int | None = None
         self._tokens: int | None = None
 
     def phase(self, name: str) -> None:
-        self._mark = time.perf_counter()
+        self._mark = asyncio.get_running_loop().time()
         self._p.metrics.emit("phase", round=self._round.index, phase=name)
 
     def step(self, step: int, loss: float, tokens_per_s: float) -> None:
@@ -31,7 +31,7 @@ class RoundReport:
 
     def trained(self, steps: Sequence[StepRecord], tokens: int) -> None:
         self._steps, self._tokens = len(steps), tokens
-        self._seconds["train"] = time.perf_counter() - self._mark
+        self._seconds["train"] = asyncio.get_running_loop().time() - self._mark
         losses = [sum(s.losses) / len(s.losses) for s in steps]
         self._p.metrics.emit(
             "train",
@@ -44,12 +44,12 @@ class RoundReport:
         )
 
     def averaged(self) -> None:
-        self._seconds["average"] = time.perf_counter() - self._mark
+        self._seconds["average"] = asyncio.get_running_loop().time() - self._mark
 
     def settled(
         self, plan: RoundPlan, outcome: AverageOutcome, root: bytes, tokens: dict[int, int] | None = None
     ) -> None:
-        self._seconds["settle"] = time.perf_counter() - self._mark
+        self._seconds["settle"] = asyncio.get_running_loop().time() - self._mark
         uids = {c.public_key: c.uid for c in plan.candidates}
         traffic = self._p.peers.transport.traffic
         fields = {
