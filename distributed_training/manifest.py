@@ -211,10 +211,11 @@ def _relation_problems(manifest: RunManifest) -> list[str]:
 
 
 def quota_problem(manifest: RunManifest, tempo: int) -> str | None:
-    """Two writes a round must fit the chain's commitment quota of 3,100 bytes per hotkey and epoch."""
+    """Three writes a round (work, output, output again as a backup) must fit the chain's commitment quota of 3,100
+    bytes per hotkey and epoch."""
     bytes_per_write = max(100, 42 + 32 + 32)
     rounds_per_epoch = -(-tempo // manifest.timing.length) + 1
-    needed = 2 * bytes_per_write * rounds_per_epoch
+    needed = 3 * bytes_per_write * rounds_per_epoch
     if needed > 3100:
         return (
             f"timing.length {manifest.timing.length} needs {needed} commitment bytes per epoch of {tempo} blocks; "

@@ -95,6 +95,20 @@ def chunk_norm(data: bytes, layout: Layout, chunk: int) -> float:
     return float(np.float32(math.sqrt(math.fsum(squares.tolist()))))
 
 
+def rounding_norm(data: bytes, layout: Layout, chunk: int) -> float:
+    """How far, at most, encoding moved the vector: L2 norm of half a scale in every coordinate, in float64.
+
+    `encode_chunk` rounds each coordinate to the nearest multiple of its block's scale; saturation and blocks that are
+    encoded as zero only shorten. With b coordinates in a block at most sqrt(b) / 254 of the chunk's own norm, because
+    every block that is not zero has a code of 127.
+    """
+    scales, codes = _parts(data, layout, chunk)
+    sizes = np.full(len(scales), layout.block_coords, np.float64)
+    sizes[-1] = len(codes) - layout.block_coords * (len(scales) - 1)
+    halves = scales.astype(np.float64) / 2
+    return math.sqrt(math.fsum((halves * halves * sizes).tolist()))
+
+
 def _parts(data: bytes, layout: Layout, chunk: int) -> tuple[Vector, NDArray[np.int8]]:
     if len(data) != layout.chunk_bytes(chunk):
         raise WireError(f"chunk {chunk}: {len(data)} bytes, {layout.chunk_bytes(chunk)} expected")

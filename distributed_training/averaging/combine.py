@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distributed_training.averaging.codecs import Vector, chunk_norm, decode_chunk, encode_chunk
+from distributed_training.averaging.codecs import Vector, chunk_norm, decode_chunk, encode_chunk, rounding_norm
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import WireError
 from distributed_training.manifest import AverageSection, RunManifest
@@ -130,7 +130,8 @@ def combine(
             pairs = [(sender_weight(w, plan, manifest.average), w.chunk_norms[chunk]) for w in senders]
             missing = int((expected & ~row).sum())
             norm = chunk_norm(data, plan.layout, chunk)
-            if weighting.passes_gate(norm, pairs, int(expected.sum()), missing, manifest.average):
+            slack = rounding_norm(data, plan.layout, chunk)
+            if weighting.passes_gate(norm, slack, pairs, int(expected.sum()), missing, manifest.average):
                 average[slice(*plan.layout.coords(chunk))] = decode_chunk(data, plan.layout, chunk)
     included = tuple(key for key, bit in zip(keys, expected, strict=True) if bit)
     everything = np.concatenate([bits[j] for j in counted.slices])

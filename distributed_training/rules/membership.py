@@ -21,6 +21,7 @@ def encode_slice_map(held: Sequence[bool]) -> bytes:
 
 
 def decode_slice_map(data: bytes, num_slices: int) -> tuple[bool, ...]:
+    """Bits of the round's slices. Bits beyond `num_slices` name nothing and are ignored."""
     value = int.from_bytes(data, "little")
     return tuple(bool(value >> j & 1) for j in range(num_slices))
 

@@ -47,6 +47,7 @@ def shares(raw: Sequence[float]) -> tuple[np.float32, ...]:
 
 def passes_gate(
     output_norm: float,
+    rounding_norm: float,
     included: Sequence[tuple[float, float]],
     num_expected: int,
     num_missing: int,
@@ -54,7 +55,8 @@ def passes_gate(
 ) -> bool:
     """False: the chunk is replaced by zero.
 
-    included: (raw weight, declared chunk norm) of every sender in the chunk. `num_expected` senders are included by
+    `rounding_norm`: how far the output's encoding may have moved it, from its own scales; at most a small share of its
+    norm, so a liar gains little. included: (raw weight, declared chunk norm) of every sender in the chunk. `num_expected` senders are included by
     at least half of the counted slices; `num_missing` of those are missing here. An honest weighted mean obeys the
     triangle inequality; a chunk that lost too many senders would tilt the update.
     """
@@ -64,4 +66,4 @@ def passes_gate(
         return False
     total = math.fsum(a for a, _ in included)
     bound = math.fsum(a / total * norm for a, norm in included)
-    return output_norm <= average.gate_factor * bound
+    return output_norm <= average.gate_factor * bound + rounding_norm

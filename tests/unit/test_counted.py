@@ -32,6 +32,13 @@ def test_slice_map_round_trip(held: list[bool]) -> None:
     assert all(bool(data[j // 8] >> (j % 8) & 1) == bit for j, bit in enumerate(held))
 
 
+@given(st.lists(st.booleans(), max_size=20), st.binary(min_size=32, max_size=32))
+def test_bits_beyond_the_slices_of_a_round_are_ignored(held: list[bool], noise: bytes) -> None:
+    low = int.from_bytes(encode_slice_map(held), "little")
+    high = int.from_bytes(noise, "little") >> len(held) << len(held)
+    assert decode_slice_map((low | high).to_bytes(32, "little"), len(held)) == tuple(held)
+
+
 def test_a_slice_map_has_256_bits() -> None:
     with pytest.raises(OverflowError):
         encode_slice_map([True] * 257)

@@ -242,15 +242,15 @@ def test_all_problems_are_told_at_once() -> None:
     [
         (54, 54, True),
         (125, 360, True),
-        (27, 360, False),
-        (28, 360, True),
+        (40, 360, False),
+        (45, 360, True),
         (54, 108, True),
-        (10, 100, True),
-        (2, 100, False),
+        (13, 100, True),
+        (12, 100, False),
     ],
 )
-def test_two_writes_a_round_must_fit_the_quota(length: int, tempo: int, fits: bool) -> None:
-    writes = 2 * (-(-tempo // length) + 1)
+def test_three_writes_a_round_must_fit_the_quota(length: int, tempo: int, fits: bool) -> None:
+    writes = 3 * (-(-tempo // length) + 1)
     assert (writes * 106 <= 3100) is fits
     problem = quota_problem(timing(length=length), tempo)
     assert (problem is None) is fits
