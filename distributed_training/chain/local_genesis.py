@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distributed_training.chain.local_epoch import RAO, NeuronRow, empty_epoch, run_due_epochs, write_epoch
-from distributed_training.chain.local_store import ChainParams, LocalStore, Rows, create_file
+from distributed_training.chain.local_store import ChainParams, FileRows, LocalStore, Rows, create_file
 from distributed_training.errors import ConfigError
 
 REGISTRATION_RAO = RAO // 10
@@ -61,7 +61,9 @@ def create_chain(
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     connection = create_file(draft, params)
     try:
-        write_genesis(Rows(connection, 0), neurons)
+        connection.execute("begin")
+        write_genesis(FileRows(connection, 0), neurons)
+        connection.execute("commit")
     finally:
         connection.close()
     if path.exists():
@@ -71,14 +73,13 @@ def create_chain(
 
 
 def write_genesis(rows: Rows, neurons: Sequence[GenesisNeuron]) -> None:
-    rows.connection.execute("begin")
+    """Registrations, stakes and permits, at the block of `rows`."""
     for uid, neuron in enumerate(neurons):
         rows.put("uid", neuron.hotkey, uid)
         rows.put("neuron", str(uid), asdict(NeuronRow(uid, neuron.hotkey, neuron.coldkey, 0)))
         rows.put("stake", neuron.hotkey, round(neuron.stake * RAO))
         rows.put("last_update", str(uid), 0)
     write_epoch(rows, empty_epoch([neuron.permit for neuron in neurons]))
-    rows.connection.execute("commit")
 
 
 def start_clock(path: Path) -> float:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from distributed_training.errors import ConfigError, LocalFault
 
@@ -54,15 +54,35 @@ class ChainParams:
     owner_coldkey: str
 
 
+class Rows(Protocol):
+    """State as of one block; the rules of the chain (epochs, calls) know nothing else. Values are JSON values."""
+
+    @property
+    def block(self) -> int: ...
+
+    def get(self, item: str, key: str, default: Any = None) -> Any:
+        """Newest value at or before the block; `default` when there is none or it was removed."""
+        ...
+
+    def scan(self, item: str) -> dict[str, Any]:
+        """All keys of one item with their newest values, in key order; removed ones are left out."""
+        ...
+
+    def put(self, item: str, key: str, value: Any) -> None:
+        """Write at exactly this block; None removes."""
+        ...
+
+    def as_of(self, block: int) -> Rows: ...
+
+
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """State as of one block, inside one connection; `put` writes at exactly this block."""
+class FileRows:
+    """Rows of the chain file, inside one connection."""
 
     connection: sqlite3.Connection
     block: int
 
     def get(self, item: str, key: str, default: Any = None) -> Any:
-        """Newest value at or before the block; `default` when there is none or it was removed."""
         row = self.connection.execute(
             "select value from state where item = ? and key = ? and block <= ? order by block desc limit 1",
             (item, key, self.block),
@@ -71,7 +91,6 @@ class Rows:
         return default if value is None else value
 
     def scan(self, item: str) -> dict[str, Any]:
-        """All keys of one item with their newest values, in key order; removed ones are left out."""
         rows = self.connection.execute(
             "select key, value, max(block) from state where item = ? and block <= ? group by key", (item, self.block)
         ).fetchall()
@@ -79,13 +98,12 @@ class Rows:
         return {key: value for key, value in values.items() if value is not None}
 
     def put(self, item: str, key: str, value: Any) -> None:
-        """Write at this block; None removes."""
         self.connection.execute(
             "insert or replace into state values (?, ?, ?, ?)", (item, key, self.block, json.dumps(value))
         )
 
-    def as_of(self, block: int) -> Rows:
-        return Rows(self.connection, block)
+    def as_of(self, block: int) -> FileRows:
+        return FileRows(self.connection, block)
 
 
 RunDueEpochs = Callable[[Rows, ChainParams], None]
@@ -165,14 +183,14 @@ class LocalStore:
         with self.transaction():
             pass
 
-    def rows(self, block: int) -> Rows:
+    def rows(self, block: int) -> FileRows:
         """State as of a closed block."""
         if not self.is_closed(block):
             raise LocalFault(f"block {block} of the local chain is read before it is closed")
-        return Rows(self.connection(), block)
+        return FileRows(self.connection(), block)
 
     @contextmanager
-    def transaction(self) -> Iterator[Rows]:
+    def transaction(self) -> Iterator[FileRows]:
         """Rows of the next block under the write lock: committed at the end, rolled back if the body raises.
 
         All blocks up to the head are closed first, and epochs due up to the next block run.
@@ -184,7 +202,7 @@ class LocalStore:
                 self._closed = max(self._closed, self._meta("closed"))
                 closed = self.head()
                 connection.execute("update meta set value = ? where name = 'closed'", (json.dumps(closed),))
-                rows = Rows(connection, closed + 1)
+                rows = FileRows(connection, closed + 1)
                 self._run_due_epochs(rows, self.params)
                 yield rows
                 connection.execute("commit")
@@ -194,7 +212,7 @@ class LocalStore:
                 raise
             self._closed = max(self._closed, closed)
 
-    def record_extrinsic(self, rows: Rows, signer: str, call: dict[str, Any]) -> str:
+    def record_extrinsic(self, rows: FileRows, signer: str, call: dict[str, Any]) -> str:
         """Append to the block's list; returns the extrinsic id `<block>-<index>`."""
         (count,) = rows.connection.execute("select count(*) from extrinsics where block = ?", (rows.block,)).fetchone()
         rows.connection.execute(

@@ -1,14 +1,31 @@
-"""The Chain protocol through the real SDK over the local chain: every operation, and what the chain refuses."""
+"""The Chain protocol, through the real SDK over the local chain and in memory: every operation, and what is refused."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 import time
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from chain_rig import COLDKEY, NAMES, NETUID, SEED, VERSION_KEY, Rig, connect, key, make_chain, reach, rig
+from chain_rig import (
+    COLDKEY,
+    NAMES,
+    NETUID,
+    SEED,
+    VERSION_KEY,
+    AnyChain,
+    Rig,
+    World,
+    connect,
+    key,
+    make_chain,
+    memory_rig,
+    reach,
+    rig,
+)
 
 from distributed_training.chain.base import Head
 from distributed_training.chain.client import BittensorChain
@@ -18,11 +35,24 @@ from distributed_training.errors import ChainFault, ChainRefused, ConfigError
 from distributed_training.types import Commitment, Field, Role
 from distributed_training.wire import encode_commitment
 
+
+@pytest.fixture(params=["file", "memory"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    """Makes a chain, by the arguments of `make_chain`, and clients of it: the SDK over a file, or the one in memory."""
+
+    def make(**changes: Any) -> AbstractAsyncContextManager[Rig]:
+        if request.param == "memory":
+            return memory_rig(**changes)
+        return rig(make_chain(tmp_path / "chain.sqlite", **changes))
+
+    return make
+
+
 MINER = Commitment(Role.MINER, True, b"p" * 32, 4, b"w" * 32, 4, b"o" * 32)
 
 
-async def test_before_the_clock_starts_writes_return_at_once_and_show_in_block_one(tmp_path: Path) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.2)) as r:
+async def test_before_the_clock_starts_writes_return_at_once_and_show_in_block_one(world: World) -> None:
+    async with world(block_s=0.2) as r:
         miner = await r.client("miner-0")
         assert await miner.head() == Head(0, 0)
         async with asyncio.timeout(10):  # a wait for block 1 would never end
@@ -34,7 +64,7 @@ async def test_before_the_clock_starts_writes_return_at_once_and_show_in_block_o
         with pytest.raises(ChainFault):
             await miner.roster(1)
 
-        start_clock(r.path)
+        r.start_clock()
         await reach(miner, 1)
         shown = (await miner.roster(1)).by_hotkey(key("miner-0").hotkey)
         assert shown is not None and shown.commitment == MINER and shown.commitment_block == 1
@@ -83,9 +113,10 @@ async def test_a_cancelled_write_does_not_break_the_close(tmp_path: Path) -> Non
 
 
 async def test_blocks_come_by_the_clock_and_two_behind_is_final(tmp_path: Path) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+    path = make_chain(tmp_path / "chain.sqlite", block_s=0.05)
+    async with rig(path) as r:
         chain = await r.client("miner-0")
-        began = start_clock(r.path)
+        began = start_clock(path)
         heads = []
         while not heads or heads[-1].number < 6:
             heads.append(await chain.head())
@@ -96,10 +127,10 @@ async def test_blocks_come_by_the_clock_and_two_behind_is_final(tmp_path: Path) 
         assert earliest <= (await chain.head()).number <= int((time.time() - began) / 0.05)
 
 
-async def test_block_hashes_depend_on_seed_and_number_only(tmp_path: Path) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+async def test_block_hashes_depend_on_seed_and_number_only(world: World) -> None:
+    async with world(block_s=0.05) as r:
         chain = await r.client("miner-0")
-        start_clock(r.path)
+        r.start_clock()
         await reach(chain, 2)
         assert await chain.block_hash(2) == block_hash(SEED, 2) != block_hash(SEED + 1, 2)
         assert len({await chain.block_hash(n) for n in range(3)}) == 3
@@ -112,8 +143,8 @@ async def test_block_hashes_depend_on_seed_and_number_only(tmp_path: Path) -> No
                 await chain.weights(missing)
 
 
-async def test_params_and_roster_tell_what_genesis_said(tmp_path: Path) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", tempo=77, rate_limit=5)) as r:
+async def test_params_and_roster_tell_what_genesis_said(world: World) -> None:
+    async with world(tempo=77, rate_limit=5) as r:
         chain = await r.client("miner-0")
         params = await chain.params()
         assert (params.netuid, params.tempo, params.weights_rate_limit, params.block_s) == (NETUID, 77, 5, 0.1)
@@ -128,15 +159,15 @@ async def test_params_and_roster_tell_what_genesis_said(tmp_path: Path) -> None:
         assert {n.registered_block for n in roster.neurons} == {0}
 
 
-async def test_a_commitment_is_replaced_and_old_blocks_keep_the_old_one(tmp_path: Path) -> None:
+async def test_a_commitment_is_replaced_and_old_blocks_keep_the_old_one(world: World) -> None:
     roles = [
         MINER,
         Commitment(Role.MINER, False, b"q" * 32, None, None, None, None),
         Commitment(Role.VALIDATOR, False, b"v" * 32, 5, b"r" * 32, 5, b"m" * 32),
     ]
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+    async with world(block_s=0.05) as r:
         chain = await r.client("miner-1")
-        start_clock(r.path)
+        r.start_clock()
         blocks = [await chain.commit(encode_commitment(role)) for role in roles]
         assert blocks == sorted(set(blocks)) and (await chain.head()).number >= blocks[-1]
         for block, role in zip(blocks, roles, strict=True):
@@ -148,10 +179,10 @@ async def test_a_commitment_is_replaced_and_old_blocks_keep_the_old_one(tmp_path
 @pytest.mark.parametrize(
     "fields", [[Field("Raw", b"")], [Field("Raw", b"x" * 42)], [Field("Sha256", b"x" * 32)], [Field("Raw", b"{}")] * 3]
 )
-async def test_foreign_commitments_are_absent(tmp_path: Path, fields: list[Field]) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+async def test_foreign_commitments_are_absent(world: World, fields: list[Field]) -> None:
+    async with world(block_s=0.05) as r:
         chain = await r.client("miner-0")
-        start_clock(r.path)
+        r.start_clock()
         block = await chain.commit(fields)
         neuron = (await chain.roster(block)).neurons[3]
         assert neuron.commitment is None and neuron.commitment_block == block
@@ -161,15 +192,15 @@ async def test_foreign_commitments_are_absent(tmp_path: Path, fields: list[Field
     "fields",
     [[Field("Raw", b"x" * 129)], [Field("Raw", b"x")] * 4, [Field("Sha256", b"x" * 31)], [Field("BigRaw", b"x")]],
 )
-async def test_commitments_the_codec_cannot_hold_are_refused(tmp_path: Path, fields: list[Field]) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite")) as r:
+async def test_commitments_the_codec_cannot_hold_are_refused(world: World, fields: list[Field]) -> None:
+    async with world() as r:
         with pytest.raises(ChainRefused) as refusal:
             await (await r.client("miner-0")).commit(fields)
         assert refusal.value.code == "invalid_argument"
 
 
-async def test_commitments_are_paid_from_a_quota_per_hotkey_and_epoch(tmp_path: Path) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05, tempo=4)) as r:
+async def test_commitments_are_paid_from_a_quota_per_hotkey_and_epoch(world: World) -> None:
+    async with world(block_s=0.05, tempo=4) as r:
         miner, other = await r.client("miner-0"), await r.client("miner-1")
         for _ in range(29):  # 29 x 106 bytes <= 3100
             await miner.commit(encode_commitment(MINER))
@@ -180,40 +211,41 @@ async def test_commitments_are_paid_from_a_quota_per_hotkey_and_epoch(tmp_path: 
             await other.commit([Field("Raw", b"x")])
         with pytest.raises(ChainRefused):
             await other.commit([Field("Raw", b"x")])
-        start_clock(r.path)
+        r.start_clock()
         await reach(miner, 4)
         assert await miner.commit(encode_commitment(MINER)) >= 5
 
 
-async def test_serve_writes_only_a_new_address_and_never_the_unroutable_one(tmp_path: Path) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+async def test_serve_writes_only_a_new_address_and_never_the_unroutable_one(world: World) -> None:
+    async with world(block_s=0.05) as r:
         chain = await r.client("miner-0")
-        start_clock(r.path)
+        r.start_clock()
         await chain.serve("127.0.0.2", 9000)
         await chain.serve("127.0.0.2", 9000)
         await chain.serve("10.1.2.3", 9001)
         assert (await chain.roster((await chain.head()).number)).neurons[3].address == ("10.1.2.3", 9001)
-        with sqlite3.connect(r.path) as connection:
-            assert connection.execute("select count(*) from extrinsics").fetchone() == (2,)
+        if r.path is not None:
+            with sqlite3.connect(r.path) as connection:
+                assert connection.execute("select count(*) from extrinsics").fetchone() == (2,)
         with pytest.raises(ChainRefused) as refusal:
             await chain.serve("127.0.0.1", 9000)
         assert refusal.value.code == "invalid_argument"
 
 
-async def test_serving_has_a_rate_limit(tmp_path: Path) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05, serving_rate_limit=1000)) as r:
+async def test_serving_has_a_rate_limit(world: World) -> None:
+    async with world(block_s=0.05, serving_rate_limit=1000) as r:
         chain = await r.client("miner-0")
-        start_clock(r.path)
+        r.start_clock()
         await chain.serve("127.0.0.2", 9000)
         with pytest.raises(ChainRefused) as refusal:
             await chain.serve("127.0.0.2", 9001)
         assert refusal.value.code == "rate_limited"
 
 
-async def test_weights_are_shares_and_past_ones_stay(tmp_path: Path) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+async def test_weights_are_shares_and_past_ones_stay(world: World) -> None:
+    async with world(block_s=0.05) as r:
         validator = await r.client("validator-0")
-        start_clock(r.path)
+        r.start_clock()
         first = await validator.set_weights({3: 1.0, 4: 3.0}, VERSION_KEY)
         await reach(validator, first + 3)
         second = await validator.set_weights({3: 2.0}, VERSION_KEY + 1)
@@ -223,11 +255,11 @@ async def test_weights_are_shares_and_past_ones_stay(tmp_path: Path) -> None:
         assert (await validator.roster(second)).neurons[1].last_update == second
 
 
-async def test_weights_have_a_rate_limit(tmp_path: Path) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05, rate_limit=1000)) as r:
+async def test_weights_have_a_rate_limit(world: World) -> None:
+    async with world(block_s=0.05, rate_limit=1000) as r:
         validator = await r.client("validator-0")
         await validator.set_weights({3: 1.0}, VERSION_KEY)
-        start_clock(r.path)
+        r.start_clock()
         await reach(validator, 2)
         with pytest.raises(ChainRefused) as refusal:
             await validator.set_weights({4: 1.0}, VERSION_KEY)
@@ -246,10 +278,10 @@ async def test_weights_have_a_rate_limit(tmp_path: Path) -> None:
     ],
 )
 async def test_weights_the_chain_refuses(
-    tmp_path: Path, name: str, weights: dict[int, float], version_key: int, code: str
+    world: World, name: str, weights: dict[int, float], version_key: int, code: str
 ) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
-        start_clock(r.path)
+    async with world(block_s=0.05) as r:
+        r.start_clock()
         chain = await r.client(name)
         with pytest.raises(ChainRefused) as refusal:
             await chain.set_weights(weights, version_key)
@@ -257,8 +289,8 @@ async def test_weights_the_chain_refuses(
         assert await chain.weights((await chain.head()).number) == {}
 
 
-async def test_a_stranger_may_not_commit_or_serve(tmp_path: Path) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite")) as r:
+async def test_a_stranger_may_not_commit_or_serve(world: World) -> None:
+    async with world() as r:
         chain = await r.client("stranger")
         with pytest.raises(ChainRefused) as commit:
             await chain.commit([Field("Raw", b"x")])
@@ -267,16 +299,16 @@ async def test_a_stranger_may_not_commit_or_serve(tmp_path: Path) -> None:
         assert (commit.value.code, serve.value.code) == ("not_authorized", "not_registered")
 
 
-async def pay_miners(r: Rig) -> BittensorChain:
+async def pay_miners(r: Rig) -> AnyChain:
     """Both validators set weights in block 1; the clock is started."""
     await (await r.client("validator-0")).set_weights({3: 1.0, 4: 3.0}, VERSION_KEY)
     await (await r.client("validator-1")).set_weights({3: 1.0, 4: 3.0}, VERSION_KEY)
-    start_clock(r.path)
+    r.start_clock()
     return await r.client("miner-0")
 
 
-async def test_a_mere_reader_runs_the_epoch(tmp_path: Path) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05, tempo=4)) as r:
+async def test_a_mere_reader_runs_the_epoch(world: World) -> None:
+    async with world(block_s=0.05, tempo=4) as r:
         reader = await pay_miners(r)
         await reach(reader, 9)
         assert {n.incentive for n in (await reader.roster(3)).neurons} == {0.0}
@@ -311,11 +343,12 @@ async def test_the_epoch_is_the_same_whoever_runs_it_and_when(tmp_path: Path) ->
 
 
 async def test_a_slow_writer_does_not_stop_the_event_loop(tmp_path: Path) -> None:
-    async with rig(make_chain(tmp_path / "chain.sqlite", block_s=0.05)) as r:
+    path = make_chain(tmp_path / "chain.sqlite", block_s=0.05)
+    async with rig(path) as r:
         chain = await r.client("miner-0")
-        start_clock(r.path)
+        start_clock(path)
         await reach(chain, 1)
-        blocker = sqlite3.connect(r.path, isolation_level=None)
+        blocker = sqlite3.connect(path, isolation_level=None)
         blocker.execute("begin immediate")
         held = asyncio.get_running_loop().time()
         work = [asyncio.create_task(chain.commit([Field("Raw", b"x")])), asyncio.create_task(chain.roster(1))]
