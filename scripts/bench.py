@@ -1,0 +1,91 @@
+"""Run one benchmark: print a readable table and, with --json FILE, write one JSON object.
+
+    python scripts/bench.py                     the benchmarks there are
+    python scripts/bench.py NAME --help         what one measures, and its options
+    python scripts/bench.py NAME --json FILE    machine facts, every row, what was wrong
+
+Exit code 1 when the benchmark found what must not be (its `failures`), 2 for a wrong option.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ lies beside scripts/
+
+from benchmarks.table import Stopwatch, show
+from distributed_training.config import run_main
+from distributed_training.errors import ConfigError
+
+BENCHMARKS = {
+    "faults": "kill, freeze, slow, cut, lie at every point of a round, on real processes: no hang, all identical",
+    "churn": "thirty rounds on real processes, a node killed or added in every one",
+    "sync": "fetching a 124 M-parameter state from one and from several donors over shaped links",
+    "simulate": "round time, messages and bytes per node from 4 to 256 nodes on a virtual clock",
+}
+
+
+def names() -> str:
+    return "\n".join(f"  {name:<10}{line}" for name, line in BENCHMARKS.items())
+
+
+def load(name: str) -> ModuleType:
+    """The module of one benchmark. Raises ConfigError for a name that is not known or not there."""
+    if name not in BENCHMARKS:
+        raise ConfigError(f"no benchmark {name!r}; there are:\n{names()}")
+    try:
+        return import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"benchmarks.{name}":
+            raise
+        raise ConfigError(f"benchmark {name!r} is not part of this copy (benchmarks/{name}.py is missing)") from None
+
+
+def parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog=f"bench.py {name}",
+        description=module.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here; replaced if it exists")
+    module.add_arguments(made)
+    return made
+
+
+def report(result: dict[str, Any], target: Path | None) -> int:
+    """Print the rows and what was wrong; write the JSON. Returns the exit code."""
+    machine = result["machine"]
+    show(result["rows"], title=f"{result['name']} ({machine['cores']} cores, {machine['seconds']:.0f} s)")
+    for failure in result.get("failures", ()):
+        print(f"FAILED: {failure}")
+    if target is not None:
+        partial = target.with_name(target.name + ".part")
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+        partial.replace(target)
+    return 1 if result.get("failures") else 0
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("list", "-h", "--help"):
+        print(__doc__ if argv and argv[0] != "list" else "benchmarks (python scripts/bench.py NAME --help):")
+        print(names())
+        return 0
+    module = load(argv[0])
+    args = parser(argv[0], module).parse_args(argv[1:])
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ConfigError(f"--json {args.json}: the folder does not exist")
+    stopwatch = Stopwatch()
+    result = module.run(args)
+    return report(result | {"machine": stopwatch.machine()}, args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(lambda: main(sys.argv[1:])))
