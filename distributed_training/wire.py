@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ _OUTPUT = struct.Struct("<4s32sIH32s32sHI")
 _OUTPUT_TAG = b"DTO1"
 _STEP = struct.Struct("<IfHBB")
 _REQUEST = struct.Struct("<32s64s")
+_SMALLEST_NORMAL, _INFINITY = 0x00800000, 0x7F800000  # bit patterns of fp32
 
 
 class _Reader:
@@ -64,7 +66,14 @@ class _Reader:
         values = np.frombuffer(self.take(count * width), dtype).astype(np.float64)
         if not np.isfinite(values).all():
             raise WireError(f"{self._what}: non-finite number")
-        return tuple(float(v) for v in values)
+        return tuple(values.tolist())
+
+    def norms(self, count: int) -> tuple[float, ...]:
+        """fp32 norms: +0 or a normal positive number. Subnormals are zero on some machines: nodes would disagree."""
+        bits = np.frombuffer(self.take(count * 4), "<u4")
+        if not ((bits == 0) | ((bits >= _SMALLEST_NORMAL) & (bits < _INFINITY))).all():
+            raise WireError(f"{self._what}: a norm is negative, subnormal or not finite")
+        return tuple(bits.view("<f4").tolist())
 
     def end(self) -> None:
         if self._at != len(self._data):
@@ -182,10 +191,8 @@ def decode_work(data: bytes) -> WorkRecord:
     )
     if tag != _WORK_TAG or chunks > MAX_CHUNKS:
         raise WireError("work record: wrong tag or too many chunks")
-    norms = reader.floats(chunks, "<f4")
+    norms = reader.norms(chunks)
     reader.end()
-    if any(n < 0 for n in norms):
-        raise WireError("work record: negative norm")
     return WorkRecord(
         manifest=manifest, round=round_index, uid=uid, public_key=public_key, state_root=state_root, steps=steps,
         tokens=tokens, pages_root=pages, log_root=log, wire_root=wire, codec=codec, chunk_norms=norms,
@@ -216,7 +223,7 @@ def decode_log(
         number, grad_norm, losses, rows, columns = reader.unpack(_STEP)
         if (number, losses, rows, columns) != (expected, batch_size, groups, sketch_size):
             raise WireError(f"step log: step {expected} has the wrong number or shape")
-        if not math.isfinite(grad_norm) or grad_norm < 0:
+        if not math.isfinite(grad_norm) or math.copysign(1, grad_norm) < 0:
             raise WireError(f"step log: step {expected} has a bad gradient norm")
         loss = reader.floats(batch_size, "<f2")
         flat = reader.floats(groups * sketch_size, "<f2")
@@ -271,7 +278,7 @@ def encode_carry(carry: Carry) -> bytes:
 def decode_carry(data: bytes) -> Carry:
     reader = _Reader(data, "carry")
     tau, count = reader.unpack(struct.Struct("<dB"))
-    if not math.isfinite(tau) or tau <= 0:
+    if not sys.float_info.min <= tau <= sys.float_info.max:
         raise WireError("carry: bad clip threshold")
     if count > MAX_CARRY_ROUNDS:
         raise WireError(f"carry: {count} rounds, at most {MAX_CARRY_ROUNDS} expected")

@@ -118,6 +118,8 @@ def _parts(data: bytes, layout: Layout, chunk: int) -> tuple[Vector, NDArray[np.
     zero = scales.view(np.uint32) == 0  # by its bits: -0.0 is refused
     if not (zero | ((scales >= _SMALLEST_SCALE) & (scales <= _LARGEST_SCALE))).all():
         raise WireError(f"chunk {chunk}: a scale is negative, too small, too large or not finite")
+    if (scales * np.float32(127) / np.float32(127) != scales).any():  # all quotients absmax / 127 pass, no others do
+        raise WireError(f"chunk {chunk}: a scale that no block has")
     if (codes == -128).any():
         raise WireError(f"chunk {chunk}: code -128")
     peaks = np.maximum.reduceat(np.abs(codes), np.arange(0, len(codes), layout.block_coords))

@@ -9,20 +9,14 @@ Plain files under the node's folder, written atomically, named by content where 
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
-
+from distributed_training.averaging.statefile import decode_state as decode_state
+from distributed_training.averaging.statefile import encode_state as encode_state
 from distributed_training.errors import LocalFault, WireError
 from distributed_training.training.outer import RunState
-from distributed_training.wire import decode_carry, encode_carry
-
-_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +102,3 @@ class RoundStore:
             partial.replace(path)
         except OSError as error:
             raise LocalFault(f"cannot write {path}: {error.strerror}") from None
-
-
-def encode_state(round_index: int, state: RunState) -> bytes:
-    """safetensors bytes of the state at the start of `round_index`."""
-    meta = {"round": str(round_index), "applied": str(state.applied), "carry": encode_carry(state.carry).hex()}
-    return save_tensors({"params": state.params, "momentum": state.momentum}, metadata=meta)
-
-
-def decode_state(data: bytes) -> tuple[int, RunState]:
-    """Raises WireError for anything `encode_state` did not write; the root is the caller's check."""
-    try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        meta, tensors = header["__metadata__"], load_tensors(data)
-        carry = decode_carry(bytes.fromhex(meta["carry"]))
-        params, momentum = tensors["params"].copy(), tensors["momentum"].copy()
-        if params.ndim != 1 or params.shape != momentum.shape or {params.dtype, momentum.dtype} != {_FLOAT32}:
-            raise ValueError("two float32 vectors of one length expected")
-        round_index, applied = int(meta["round"]), int(meta["applied"])
-        if round_index < 0 or applied < 0:
-            raise ValueError("a negative count")
-        return round_index, RunState(params, momentum, applied, carry)
-    except Exception as error:  # safetensors raises its own class, derived from Exception alone
-        raise WireError(f"state snapshot: {error}") from None

@@ -25,7 +25,9 @@ WRITE_TIMEOUT_S = 180.0
 MAX_FIELDS = 3
 MAX_RAW_BYTES = 128
 HANDSHAKE_REFUSED = "rejected the WebSocket handshake"
-RAW_KIND = re.compile(r"Raw([0-9]{1,3})")
+RAW_KIND = re.compile(r"Raw(0|[1-9][0-9]{0,2})")
+PORT = re.compile(r"[1-9][0-9]{0,4}")
+HEX = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
 
 
 class BittensorChain:
@@ -232,18 +234,20 @@ def parse_field(entry: Any) -> Field | None:
     ((kind, value),) = entry.items()
     raw = RAW_KIND.fullmatch(str(kind))
     size = 32 if kind == "Sha256" else int(raw[1]) if raw else None
-    data = payload_bytes(value)
-    if size is None or data is None or len(data) != size:
+    data = None if size is None or size > MAX_RAW_BYTES else payload_bytes(value, size)
+    if data is None:
         return None
     return Field("Sha256" if kind == "Sha256" else "Raw", data)
 
 
-def payload_bytes(value: Any) -> bytes | None:
-    """Hex text, bytes or a list of byte values; None for anything else."""
+def payload_bytes(value: Any, size: int) -> bytes | None:
+    """`size` bytes from hex text, bytes or a list of byte values; None for anything else. Bounded before it is read."""
+    if isinstance(value, str):
+        return bytes.fromhex(value[2:]) if len(value) == 2 + 2 * size and HEX.fullmatch(value) else None
+    if not isinstance(value, bytes | bytearray | list | tuple) or len(value) != size:
+        return None
     try:
-        if isinstance(value, str):
-            return bytes.fromhex(value[2:]) if value.startswith("0x") else None
-        return bytes(value) if isinstance(value, bytes | bytearray | list | tuple) else None
+        return bytes(value)
     except (ValueError, TypeError):
         return None
 
@@ -253,8 +257,10 @@ def parse_address(axon: str | None) -> tuple[str, int] | None:
     if axon is None:
         return None
     host, _, port = axon.rpartition(":")
+    if PORT.fullmatch(port) is None or "%" in host:  # a scope names an interface of somebody's machine
+        return None
     try:
-        ip, number = str(ipaddress.ip_address(host.strip("[]"))), int(port)
+        ip, number = str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))), int(port)
     except ValueError:
         return None
-    return (ip, number) if 0 < number < 65536 else None
+    return (ip, number) if number < 65536 else None

@@ -47,7 +47,7 @@ class LocalCheckpoints:
         data = self._bytes(Path(ref.location) / name)
         try:
             expected = json.loads(state)["files"][name]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise WireError(f"checkpoint {ref.location}: {STATE_FILE} does not name {name}") from None
         if hashlib.sha256(data).hexdigest() != expected:
             raise WireError(f"checkpoint {ref.location}: {name} does not have the sha256 of {STATE_FILE}")

@@ -124,7 +124,8 @@ class HintBoard:
         try:
             async with asyncio.timeout(HINT_TIMEOUT_S):
                 record = await self._node.get(peer_key)
-            return decode_hint(record, time.time()).address if record else None
+            hint = decode_hint(record, time.time()) if record else None
+            return hint.address if hint is not None and hint.peer_key == peer_key else None
         except Exception as error:
             log.debug("no hint for %s: %r", peer_key.hex()[:12], error)
             return None

@@ -219,3 +219,15 @@ def test_wire_bytes_are_cut_where_they_were_joined() -> None:
     for other in (data[:-1], data + b"\0", b""):
         with pytest.raises(WireError, match="132 expected"):
             split_wire(other, LAYOUT)
+
+
+def test_exactly_the_scales_that_some_block_has_are_taken() -> None:
+    """All 2^23 mantissas: a quotient absmax / 127 survives times 127, over 127; the other scales do not."""
+    peaks = np.arange(1 << 23, dtype=np.uint32) + np.uint32(0x3F800000)
+    scales = peaks.view(np.float32) / np.float32(127)
+    assert (scales * np.float32(127) / np.float32(127) == scales).all()
+    some = np.uint32(0x3F800000 + 0x10).view(np.float32)
+    while some * np.float32(127) / np.float32(127) == some:
+        some = np.nextafter(some, np.float32(2))
+    with pytest.raises(WireError, match="a scale that no block has"):
+        decode_chunk(np.full(3, some).astype("<f4").tobytes() + bytes([127]) * 40, ONE, 0)

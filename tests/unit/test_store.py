@@ -8,7 +8,7 @@ import pytest
 from frozen import known_vector
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 from samples import CARRY, key
 
 from distributed_training.averaging.store import RoundStore, StoredOutput, decode_state, encode_state
@@ -149,3 +149,21 @@ def test_mutated_snapshots_raise_nothing_else(at: int, patch: bytes, insert: boo
     except WireError:
         return
     assert read.params.dtype == read.momentum.dtype == np.float32 and read.params.shape == read.momentum.shape
+
+
+def test_a_snapshot_has_one_spelling_and_finite_numbers() -> None:
+    good = encode_state(7, state())
+    header = good[8 : 8 + int.from_bytes(good[:8], "little")]
+    for other in (header.replace(b'"7"', b'"07"'), header.replace(b":{", b": {", 1), header + b" " * 8):
+        with pytest.raises(WireError, match="state snapshot"):
+            decode_state(len(other).to_bytes(8, "little") + other + good[8 + len(header) :])
+    for bad in (np.nan, np.inf):
+        with pytest.raises(WireError, match="non-finite"):
+            decode_state(good[:-4] + np.float32(bad).tobytes())
+    with pytest.raises(WireError, match="state snapshot"):
+        decode_state(good + b"\0")
+
+
+def test_snapshots_are_plain_safetensors() -> None:
+    read = load(encode_state(7, state()))
+    assert read["params"].tobytes() == state().params.tobytes() and set(read) == {"params", "momentum"}

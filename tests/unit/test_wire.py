@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -31,7 +32,8 @@ u16, u32, u64 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF), st.integers(
 halves = st.builds(
     lambda m, s: float(np.uint16(m | s << 15).view(np.float16)), st.integers(0, 0x7BFF), st.integers(0, 1)
 )
-norms = st.integers(0, 0x7F7FFFFF).map(lambda bits: float(np.uint32(bits).view(np.float32)))
+positives = st.integers(0, 0x7F7FFFFF).map(lambda bits: float(np.uint32(bits).view(np.float32)))
+norms = st.just(0.0) | st.integers(0x00800000, 0x7F7FFFFF).map(lambda bits: float(np.uint32(bits).view(np.float32)))
 
 works = st.builds(
     WorkRecord, manifest=digests, round=u32, uid=u16, public_key=digests, state_root=digests, steps=u32, tokens=u64,
@@ -56,7 +58,7 @@ def logs(draw: st.DrawFn) -> tuple[StepRecord, ...]:
         return tuple(draw(st.lists(halves, min_size=count, max_size=count)))
 
     return tuple(
-        StepRecord(i, halfs(2), draw(norms), (halfs(3), halfs(3)))
+        StepRecord(i, halfs(2), draw(positives), (halfs(3), halfs(3)))
         for i in range(draw(st.integers(0, SHAPE["max_steps"])))
     )
 
@@ -265,3 +267,17 @@ def test_a_declared_number_allocates_nothing(lie: str) -> None:
 
 def test_the_carry_of_the_rules_fits_the_wire() -> None:
     assert RECENT_INCLUDED < CARRY_ROUNDS == wire.MAX_CARRY_ROUNDS
+
+
+@pytest.mark.parametrize("bits", [0x80000000, 0x00000001, 0x007FFFFF, 0x7F800000, 0x7FC00000, 0xBF800000])
+def test_a_norm_is_zero_or_normal_and_positive(bits: int) -> None:
+    good = wire.encode_work(WORK)
+    with pytest.raises(WireError, match="a norm is negative, subnormal or not finite"):
+        wire.decode_work(good[:-4] + bits.to_bytes(4, "little"))
+
+
+@pytest.mark.parametrize("number", [-0.0, -1.0, math.inf, math.nan])
+def test_a_gradient_norm_carries_no_sign(number: float) -> None:
+    step = wire.encode_step(dataclasses.replace(STEPS[0], grad_norm=number))
+    with pytest.raises(WireError, match="bad gradient norm"):
+        wire.decode_log(struct.pack("<I", 1) + step, max_steps=4, batch_size=2, groups=2, sketch_size=3)
