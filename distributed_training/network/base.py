@@ -35,10 +35,12 @@ class Stream(Protocol):
 
 @dataclass(slots=True)
 class Traffic:
-    """Payload bytes in frames since the transport started, both roles together."""
+    """Payload bytes in frames, and frames, since the transport started, both roles together."""
 
     sent: int = 0
     received: int = 0
+    frames_sent: int = 0
+    frames_received: int = 0
 
 
 StreamHandler = Callable[[Stream], Awaitable[None]]

@@ -59,6 +59,7 @@ class FrameStream:
             frame = await self._reader.readexactly(size)
         self.spoken = True
         self._traffic.received += size
+        self._traffic.frames_received += 1
         return frame
 
     async def _header(self) -> bytes:
@@ -83,6 +84,7 @@ class FrameStream:
                 self._writer.write(view[offset : offset + CHUNK_BYTES])
                 await self._writer.drain()
         self._traffic.sent += len(frame)
+        self._traffic.frames_sent += 1
 
     async def close(self) -> None:
         """End the stream; what was written is still sent, for at most FLUSH_S seconds."""

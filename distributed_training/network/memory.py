@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from distributed_training.errors import NetworkFault
 from distributed_training.network.base import StreamHandler, Traffic
@@ -15,10 +15,10 @@ BUFFER_BYTES = 64 * 1024  # a reader that holds twice this many unread bytes sto
 STOP_S = 5.0
 
 
-class _Pipe:
+class Pipe:
     """One direction of a stream: bytes wait in `reader`, whose flow control stops the writer of the other side.
 
-    A model of the link (latency, loss, bandwidth, partitions) belongs in `write` and `drain`: every byte passes here.
+    A model of the link (`links.LinkPipe`) has its own `write`, `drain` and ends: every byte passes there.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class _Pipe:
         self.reader.set_transport(cast(Any, self))  # it calls pause_reading and resume_reading, nothing else
         self._room = asyncio.Event()
         self._room.set()
-        self._closed = False
+        self.closed = False
 
     def pause_reading(self) -> None:
         self._room.clear()
@@ -35,26 +35,30 @@ class _Pipe:
         self._room.set()
 
     def write(self, data: bytes | memoryview) -> None:
-        if self._closed:
+        if self.closed:
             raise ConnectionResetError("closed by the peer")
         self.reader.feed_data(data)
 
     async def drain(self) -> None:
         await self._room.wait()
-        if self._closed:
+        if self.closed:
             raise ConnectionResetError("closed by the peer")
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             self.reader.feed_eof()
             self._room.set()
+
+    def hang_up(self) -> None:
+        """The reader's side ends it."""
+        self.close()
 
 
 class _End:
     """The writer of one side. Closing it ends both directions, as closing a libp2p stream does."""
 
-    def __init__(self, outgoing: _Pipe, incoming: _Pipe) -> None:
+    def __init__(self, outgoing: Pipe, incoming: Pipe) -> None:
         self._outgoing = outgoing
         self._incoming = incoming
         self.write = outgoing.write
@@ -62,13 +66,34 @@ class _End:
 
     def close(self) -> None:
         self._outgoing.close()
-        self._incoming.close()
+        self._incoming.hang_up()
+
+
+class Wire(Protocol):
+    """What lies between two transports of a switch."""
+
+    async def dial(self, source: bytes, target: bytes, timeout_s: float) -> None:
+        """What opening a stream takes. Raises NetworkFault or DeadlineMissed."""
+        ...
+
+    def pipe(self, source: bytes, target: bytes) -> Pipe: ...
+
+
+class _NoDistance:
+    """Nothing lies between them: bytes are there when they are written."""
+
+    async def dial(self, source: bytes, target: bytes, timeout_s: float) -> None:
+        await asyncio.sleep(0)  # as on a real network, opening gives the other tasks a turn
+
+    def pipe(self, source: bytes, target: bytes) -> Pipe:
+        return Pipe()
 
 
 class MemorySwitch:
     """The network that joins the transports of one process and one event loop: started transports by peer key."""
 
-    def __init__(self) -> None:
+    def __init__(self, wire: Wire | None = None) -> None:
+        self.wire: Wire = wire or _NoDistance()
         self._transports: dict[bytes, MemoryTransport] = {}
 
     def plug(self, transport: MemoryTransport) -> None:
@@ -122,9 +147,10 @@ class MemoryTransport:
         """Nothing to remember: the switch knows every peer."""
 
     async def open(self, peer_key: bytes, method: str, timeout_s: float) -> FrameStream:
-        await asyncio.sleep(0)  # as on a real network, opening gives the other tasks a turn
+        wire = self._switch.wire
+        await wire.dial(self._peer_key, peer_key, timeout_s)
         peer = self._switch.find(peer_key)
-        there, back = _Pipe(), _Pipe()
+        there, back = wire.pipe(self._peer_key, peer_key), wire.pipe(peer_key, self._peer_key)
         peer._accept(self._peer_key, method, reader=there.reader, end=_End(back, there))
         end = _End(there, back)
         return self._serving.track(FrameStream(peer_key, back.reader, end, end.close, self._traffic))

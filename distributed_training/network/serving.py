@@ -28,7 +28,9 @@ class Serving:
         self.refusals = 0
         self._handlers: dict[str, StreamHandler] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._streams: weakref.WeakSet[FrameStream] = weakref.WeakSet()
+        # By number, so that `stop` ends them in the order in which they were opened, in every process alike.
+        self._streams: weakref.WeakValueDictionary[int, FrameStream] = weakref.WeakValueDictionary()
+        self._opened = 0
         self._incoming: Counter[bytes] = Counter()
         self._silent: list[FrameStream] = []  # incoming, oldest first, may hold some that have spoken since
         self._stopped = False
@@ -40,7 +42,8 @@ class Serving:
 
     def track(self, stream: FrameStream) -> FrameStream:
         """Remember `stream`, so that `stop` ends it."""
-        self._streams.add(stream)
+        self._opened += 1
+        self._streams[self._opened] = stream
         return stream
 
     def refuse(self, peer_key: bytes, reason: str) -> None:
@@ -108,5 +111,5 @@ class Serving:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=budget_s)
-        for stream in list(self._streams):
+        for stream in list(self._streams.values()):
             stream.abort()

@@ -14,24 +14,26 @@ from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault,
 from distributed_training.network.base import Stream
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.libp2p import Libp2pTransport
+from distributed_training.network.links import LinkProfile, Links
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
 
 AnyTransport = MemoryTransport | Libp2pTransport
 Network = Callable[[int], Awaitable[list[AnyTransport]]]
 
 WAIT_S = 10.0  # for what must work; generous, since the machine may be busy
+FAST_LINKS = LinkProfile(up_bytes_s=(5e7, 1e8), down_bytes_s=(5e7, 1e8), latency_s=(1e-4, 1e-3))
 SHORT_S = 0.3  # for what must fail
 
 
-@pytest.fixture(params=["memory", "libp2p"])
+@pytest.fixture(params=["memory", "links", "libp2p"])
 async def network(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Network]:
     """Makes started transports that know each other's addresses."""
-    switch = MemorySwitch()
+    switch = MemorySwitch(Links(1, FAST_LINKS) if request.param == "links" else None)
     made: list[AnyTransport] = []
 
     def make(index: int) -> AnyTransport:
         path = tmp_path / f"{index}.key"
-        if request.param == "memory":
+        if request.param != "libp2p":
             return MemoryTransport(switch, PeerIdentity.load_or_create(path))
         return Libp2pTransport(path, hints=False)
 
