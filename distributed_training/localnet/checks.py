@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Any
 
+from distributed_training.localnet import fault_checks
+from distributed_training.localnet.fault_checks import absent, ever_killed
+
 INCENTIVE_SUM_TOLERANCE = 1e-3
 PROPORTION_TOLERANCE = 0.15
 ADVERSARY_SHARE = 0.05
 MIN_REDUCERS = 3
+LOST_TO_KILLS = 2  # rounds that may be missing when kills were asked for
 REPLAY_REASONS = ("gradient", "norm", "loss")
 
 Summary = Mapping[str, Any]
@@ -34,6 +38,8 @@ def run_checks(summary: Summary) -> list[Check]:
         wanted |= WITH_ADVERSARY
     else:
         wanted |= HONEST_ONLY
+    if summary["params"].get("kill"):
+        wanted |= WITH_KILLS
     if summary["params"]["steps"] is not None:
         wanted["exact_steps"] = exact_steps
     return [Check(name, *check(summary)) for name, check in wanted.items()]
@@ -54,47 +60,60 @@ def applied_rounds(summary: Summary) -> list[Mapping[str, Any]]:
 
 def rounds_applied(summary: Summary) -> Outcome:
     found, wanted = len(applied_rounds(summary)), summary["rounds_wanted"]
+    needed = wanted - LOST_TO_KILLS if summary["params"].get("kill") else wanted
     reasons = sorted({str(r["reason"]) for r in summary["rounds"] if not r["applied"]})
-    return found >= wanted, f"{found} applied, {wanted} wanted" + (f"; others: {'; '.join(reasons)}" if reasons else "")
+    return found >= needed, f"{found} applied, {wanted} wanted" + (f"; others: {'; '.join(reasons)}" if reasons else "")
 
 
 def same_state_root(summary: Summary) -> Outcome:
-    """All nodes hold the same root after every round; a node that has none breaks it."""
+    """All nodes hold the same root after every round; a node that has none breaks it, unless it was killed."""
     for r in summary["rounds"]:
-        missing = [name for name, root in r["state_roots"].items() if root is None]
+        missing = {name for name, root in r["state_roots"].items() if root is None} - absent(summary, r["index"])
         if missing:
-            return False, f"round {r['index']}: no root from {', '.join(missing)}"
-        if len(set(r["state_roots"].values())) != 1:
-            return False, f"round {r['index']}: {len(set(r['state_roots'].values()))} different roots"
+            return False, f"round {r['index']}: no root from {', '.join(sorted(missing))}"
+        roots = {root for root in r["state_roots"].values() if root is not None}
+        if len(roots) != 1:
+            return False, f"round {r['index']}: {len(roots)} different roots"
     return bool(summary["rounds"]), f"{len(summary['nodes'])} nodes, {len(summary['rounds'])} rounds"
 
 
 def miners_included(summary: Summary) -> Outcome:
-    wanted = set(miners(summary, honest=True).values())
+    names, excused = miners(summary, honest=True), 0
     for r in applied_rounds(summary):
+        dead = absent(summary, r["index"])
+        excused += len(dead & set(names))
+        wanted = {uid for name, uid in names.items() if name not in dead}
         if not wanted <= set(r["included"]):
             return False, f"round {r['index']} left out uid {sorted(wanted - set(r['included']))}"
-    return bool(applied_rounds(summary)), f"all {len(wanted)} in every applied round"
+    shown = f", but for {excused} rounds of one that had been killed" if excused else ""
+    return bool(applied_rounds(summary)), f"all {len(names)} in every applied round{shown}"
 
 
 def slices_counted(summary: Summary) -> Outcome:
-    numbers = [(len(r["counted"]), r["num_slices"]) for r in applied_rounds(summary)]
-    ok = bool(numbers) and all(counted >= min(MIN_REDUCERS, total) for counted, total in numbers)
-    return ok, "counted of all by round: " + ", ".join(f"{c}/{n}" for c, n in numbers)
+    """A slice whose reducer was killed may be missing."""
+    numbers = [(len(r["counted"]), r["num_slices"], len(dead_miners(summary, r))) for r in applied_rounds(summary)]
+    ok = bool(numbers) and all(counted >= min(MIN_REDUCERS, total - dead) for counted, total, dead in numbers)
+    return ok, "counted of all by round: " + ", ".join(f"{c}/{n}" for c, n, _ in numbers)
 
 
 def bytes_sent(summary: Summary) -> Outcome:
-    """At least (n-1)/n of the wire bytes per honest miner and applied round, n slices."""
+    """At least (n-1)/n of the wire bytes per honest miner and applied round, n slices; a dead reducer gets nothing."""
     shares: list[float] = []
     for r in applied_rounds(summary):
-        needed = summary["wire_bytes"] * (r["num_slices"] - 1) / max(1, r["num_slices"])
-        for name in miners(summary, honest=True):
+        dead = dead_miners(summary, r)
+        receivers = max(0, r["num_slices"] - 1 - len(dead))
+        needed = summary["wire_bytes"] * receivers / max(1, r["num_slices"])
+        for name in sorted(set(miners(summary, honest=True)) - dead):
             node = r["nodes"][name]
             if node is None or node["bytes_sent"] is None:
                 return False, f"round {r['index']}: not measured for {name}"
             shares.append(node["bytes_sent"] / needed if needed else 1.0)
     low = min(shares, default=0.0)
     return low >= 1.0, f"least sent is {low:.2f} x (n-1)/n of {summary['wire_bytes']} bytes"
+
+
+def dead_miners(summary: Summary, r: Mapping[str, Any]) -> set[str]:
+    return {name for name in absent(summary, r["index"]) if summary["nodes"][name]["role"] == "miner"}
 
 
 def loss_below_solo_mean(summary: Summary) -> Outcome:
@@ -126,11 +145,12 @@ def incentive_sum(summary: Summary) -> Outcome:
 
 def incentive_proportional(summary: Summary) -> Outcome:
     """Incentive against credited tokens, both as shares, over the rounds from the first common audit to the last
-    one scored."""
+    one scored, among the miners that were never killed."""
     first, last = summary["first_common_audit"], summary["last_scored_round"]
     if first is None or last is None:
         return False, "no round in which all validators audited all miners"
-    uids = [str(uid) for uid in miners(summary, honest=True).values()]
+    killed = ever_killed(summary)
+    uids = [str(uid) for name, uid in miners(summary, honest=True).items() if name not in killed]
     rounds = [r for r in applied_rounds(summary) if first <= r["index"] <= last]
     tokens = {uid: fsum(r["credited_tokens"].get(uid) or 0.0 for r in rounds) for uid in uids}
     total, paid = fsum(tokens.values()), {uid: summary["final"]["incentive"].get(uid, 0.0) for uid in uids}
@@ -223,6 +243,7 @@ ALWAYS: dict[str, Function] = {
     "same_state_root": same_state_root,
     "offline_check": offline_check,
     "miners_included": miners_included,
+    "nobody_hung": fault_checks.nobody_hung,
     "slices_counted": slices_counted,
     "bytes_sent": bytes_sent,
     "weights_on_chain": weights_on_chain,
@@ -239,4 +260,9 @@ WITH_ADVERSARY: dict[str, Function] = {
     "adversary_took_part": adversary_took_part,
     "adversary_named": adversary_named,
     "adversary_unpaid": adversary_unpaid,
+}
+WITH_KILLS: dict[str, Function] = {
+    "kills_done": fault_checks.kills_done,
+    "rejoined_within_2_rounds": fault_checks.rejoined,
+    "no_survivors": fault_checks.no_survivors,
 }

@@ -8,17 +8,17 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from distributed_training.chain.keys import derive_coldkey, derive_keypair, write_wallet
 from distributed_training.chain.local_genesis import GenesisNeuron, create_chain
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.errors import ConfigError
+from distributed_training.localnet.kills import Kill, plan_kills
 from distributed_training.localnet.layout import SPARE_HOTKEY, WALLET, NodeSpec, RunPaths, node_specs
 from distributed_training.localnet.options import Options
 from distributed_training.localnet.recipe import (
-    BLOCK_S,
     LOCAL,
     TEMPO,
     TINY_GPT2,
@@ -46,6 +46,8 @@ class Run:
     seed: int
     params: dict[str, Any]
     resumed: bool
+    kills: tuple[Kill, ...] = ()
+    block_s: float = 1.0
 
 
 def open_or_create(options: Options, say: Say) -> Run:
@@ -64,7 +66,8 @@ def _open(options: Options, paths: RunPaths) -> Run:
     try:
         stored = json.loads(paths.run.read_text())
         params, digest = stored["params"], stored["manifest_sha256"]
-    except (OSError, ValueError, KeyError):
+        kills = tuple(Kill(**kill) for kill in stored.get("kills", []))
+    except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{paths.run} cannot be read; expected a run made by this command") from None
     wanted = options.params()
     other = [name for name in wanted if wanted[name] != params.get(name)]
@@ -76,7 +79,7 @@ def _open(options: Options, paths: RunPaths) -> Run:
     manifest = load_manifest(paths.manifest)
     if manifest.sha256 != digest:
         raise ConfigError(f"{paths.manifest} has sha256 {manifest.sha256[:16]}..., run.json says {digest[:16]}...")
-    return Run(paths, manifest, node_specs(options), options.seed, params, resumed=True)
+    return Run(paths, manifest, node_specs(options), options.seed, params, True, kills, options.block_s)
 
 
 def _create(options: Options, paths: RunPaths, say: Say) -> Run:
@@ -84,6 +87,7 @@ def _create(options: Options, paths: RunPaths, say: Say) -> Run:
     scratch = RunPaths(paths.root.with_name(f".{paths.root.name}.{os.getpid()}"))
     model = TINY_GPT2 if options.model is None else read_model(options.model)
     specs = node_specs(options)
+    kills = planned(options, specs)
     try:
         scratch.root.mkdir(parents=True)
         say("building the data pages" if options.text is None else f"building pages from {options.text}")
@@ -92,9 +96,11 @@ def _create(options: Options, paths: RunPaths, say: Say) -> Run:
         scratch.manifest.write_bytes(manifest.canonical())
         say("writing wallets and the chain at block 0")
         _wallets(scratch, specs, options.seed)
-        _chain(scratch, specs, manifest, options.seed)
+        _chain(scratch, specs, manifest, options.seed, options.block_s)
         run = {"version": 1, "seed": options.seed, "params": options.params(), "manifest_sha256": manifest.sha256}
-        scratch.run.write_text(json.dumps(run | {"nodes": describe(specs)}, indent=2) + "\n")
+        scratch.run.write_text(
+            json.dumps(run | {"nodes": describe(specs), "kills": [asdict(k) for k in kills]}, indent=2) + "\n"
+        )
         if paths.root.exists():
             paths.root.rmdir()
         scratch.root.rename(paths.root)
@@ -102,7 +108,14 @@ def _create(options: Options, paths: RunPaths, say: Say) -> Run:
         raise ConfigError(f"--run-dir {paths.root} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(scratch.root, ignore_errors=True)
-    return Run(paths, manifest, specs, options.seed, options.params(), resumed=False)
+    return Run(paths, manifest, specs, options.seed, options.params(), False, kills, options.block_s)
+
+
+def planned(options: Options, specs: Sequence[NodeSpec]) -> tuple[Kill, ...]:
+    """The kills of this run; adversaries are left to themselves unless named. Raises ConfigError."""
+    named = {request.name for request in options.kills}
+    nodes = {s.name: s.role.name.lower() for s in specs if s.adversary is None or s.name in named}
+    return plan_kills(options.kills, nodes, options.rounds, options.seed)
 
 
 def local_manifest(options: Options, model: dict[str, Any], pages: LocalPages) -> RunManifest:
@@ -119,7 +132,13 @@ def local_manifest(options: Options, model: dict[str, Any], pages: LocalPages) -
         "average": {"token_cap": max(64, 4 * options.steps_at_speed_1, fastest) * tokens_per_step},
     }
     manifest = make_manifest(
-        "local", model, pages, init_seed=options.seed, overrides=overrides, expected_reducers=options.miners
+        "local",
+        model,
+        pages,
+        init_seed=options.seed,
+        overrides=overrides,
+        expected_reducers=options.miners,
+        block_s=options.block_s,
     )
     check_timing(manifest, TEMPO["local"])
     return manifest
@@ -164,13 +183,13 @@ def _wallets(paths: RunPaths, specs: Sequence[NodeSpec], seed: int) -> None:
         PeerIdentity.load_or_create(paths.node(spec.name) / "identity.key", peer_seed)
 
 
-def _chain(paths: RunPaths, specs: Sequence[NodeSpec], manifest: RunManifest, seed: int) -> None:
+def _chain(paths: RunPaths, specs: Sequence[NodeSpec], manifest: RunManifest, seed: int, block_s: float) -> None:
     coldkey = derive_coldkey(seed, WALLET).ss58_address
     hotkeys = {spec.name: derive_keypair(seed, spec.name).ss58_address for spec in specs}
     create_chain(
         paths.chain,
         seed=seed,
-        block_s=BLOCK_S["local"],
+        block_s=block_s,
         netuid=manifest.netuid,
         tempo=TEMPO["local"],
         weights_rate_limit=WEIGHTS_RATE_LIMIT,

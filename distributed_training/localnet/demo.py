@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.local_genesis import start_clock
 from distributed_training.errors import ChainFault, ConfigError
+from distributed_training.localnet import watcher
 from distributed_training.localnet.chain_view import (
     Shares,
     final_head,
@@ -21,18 +24,20 @@ from distributed_training.localnet.chain_view import (
 )
 from distributed_training.localnet.create import Run, open_or_create
 from distributed_training.localnet.display import Display
-from distributed_training.localnet.events import RunEvents, RunView
+from distributed_training.localnet.events import DEMO, RunEvents, RunView
+from distributed_training.localnet.faults import Killer, Start
 from distributed_training.localnet.finish import finish, stored_result
 from distributed_training.localnet.layout import node_specs
 from distributed_training.localnet.options import Options
 from distributed_training.localnet.processes import NodeProcesses, check_ports, node_command
-from distributed_training.localnet.recipe import BLOCK_S, TEMPO
+from distributed_training.localnet.recipe import TEMPO
 from distributed_training.rules.clock import next_round
 
 READY_TIMEOUT_S = 300.0
 END_GRACE_S = 60.0  # after the last round's end: audits, weights, a clean shutdown
 LOADING_BLOCKS = 40  # blocks that pass on a resumed chain until its nodes are loaded
 POLL_S = 0.2
+WATCHER = "watcher"
 INTERRUPTED = 130
 
 
@@ -90,6 +95,8 @@ class Watch:
     events: RunEvents
     display: Display
     stop: StopRequest
+    killer: Killer
+    starts: Mapping[str, Start]
 
 
 def run_demo(options: Options) -> int:
@@ -116,10 +123,33 @@ def _run(run: Run, options: Options, display: Display, stop: StopRequest) -> int
         try:
             events.drain()
             if len(events.view.applied()) <= options.rounds:  # else only the comparison was not finished
-                train(Watch(run, rounds_to_run(run, options.rounds, events.view), processes, events, display, stop))
-            return display.result(finish(run, options, events.view, processes, display, stop.check))
+                train(
+                    make_watch(run, rounds_to_run(run, options.rounds, events.view), processes, events, display, stop)
+                )
+            return display.result(finish(run, options, events, processes, display, stop.check))
         finally:
             events.close()
+
+
+def make_watch(
+    run: Run, rounds: int, processes: NodeProcesses, events: RunEvents, display: Display, stop: StopRequest
+) -> Watch:
+    """With a killer for the planned kills that no earlier part of the run carried out."""
+
+    def note(event: dict[str, Any]) -> None:
+        told = {"time": time.time(), **event}
+        events.note(told)
+        display.event(DEMO, told)
+
+    kills = list(run.kills)
+    for done in (e for e in events.notes if e["event"] == "killed"):
+        kills.remove(next(k for k in kills if (k.name, k.phase) == (done["name"], done["phase"])))
+    starts = {
+        spec.name: Start(node_command(spec, run.paths, run.specs, rounds), run.paths.node(spec.name) / "log.txt")
+        for spec in run.specs
+    }
+    killer = Killer(kills, processes, starts, note, lambda: display.block)
+    return Watch(run, rounds, processes, events, display, stop, killer, starts)
 
 
 def rounds_to_run(run: Run, wanted: int, view: RunView) -> int:
@@ -144,10 +174,13 @@ def train(watch: Watch) -> None:
 
 
 def start_nodes(watch: Watch) -> None:
-    for spec in watch.run.specs:
-        watch.events.view.nodes[spec.name].exit_code = None
-        command = node_command(spec, watch.run.paths, watch.run.specs, watch.rounds)
-        watch.processes.start(spec.name, command, watch.run.paths.node(spec.name) / "log.txt")
+    """And the outside watcher, which counts as none of them."""
+    root = watch.run.paths.root
+    for name, start in watch.starts.items():
+        node = watch.events.view.nodes[name]
+        node.exit_code, node.killed = None, False
+        watch.processes.start(name, start.command, start.log)
+    watch.processes.start(WATCHER, [sys.executable, "-m", watcher.__name__, str(root)], root / "watcher.txt")
 
 
 def wait_ready(watch: Watch) -> None:
@@ -182,9 +215,9 @@ def enough(watch: Watch, roles: list[str]) -> None:
 def follow(watch: Watch) -> None:
     """Until every node ended, or the last round is over for a while."""
     last = watch.run.manifest.round(watch.rounds - 1)
-    end = (genesis_time(watch.run.paths) or time.time()) + last.end_block * BLOCK_S["local"] + END_GRACE_S
+    end = (genesis_time(watch.run.paths) or time.time()) + last.end_block * watch.run.block_s + END_GRACE_S
     epoch = 0
-    while watch.processes.running() and time.time() < end:
+    while (watch.killer.busy or set(watch.processes.running()) - {WATCHER}) and time.time() < end:
         tick(watch)
         final = (watch.display.block or 0) - watch.run.manifest.timing.finality - 1
         if final // TEMPO["local"] > epoch:
@@ -211,8 +244,14 @@ def tick(watch: Watch) -> None:
     watch.stop.check()
     for name, event in watch.events.poll():
         watch.display.event(name, event)
+        watch.killer.saw(name, event)
+    watch.killer.tick()
     for ended in watch.processes.newly_ended():
-        watch.events.view.nodes[ended.name].exit_code = ended.code
+        node = watch.events.view.nodes.get(ended.name)
+        if node is None:  # the watcher
+            watch.display.ended(ended)
+            continue
+        node.exit_code = ended.code
         watch.events.note(
             {"time": time.time(), "event": "ended", "round": None, "name": ended.name, "code": ended.code}
         )

@@ -14,7 +14,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from distributed_training.localnet.create import Run
 from distributed_training.localnet.events import Event, RunView
 from distributed_training.localnet.processes import Ended
-from distributed_training.localnet.recipe import BLOCK_S
 from distributed_training.localnet.result_text import result_lines
 from distributed_training.localnet.table import Clock, event_line, render
 
@@ -42,6 +41,7 @@ class Display:
         self._run: Run | None = None
         self._view: RunView | None = None
         self._rounds = 0
+        self._block_s = 1.0
         self._began = time.monotonic()
         self._genesis: float | None = None
         self._drawn = 0.0
@@ -51,8 +51,10 @@ class Display:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def start(self, run: Run, view: RunView, rounds: int) -> None:
-        self._run, self._view, self._rounds = run, view, rounds
+        self._run, self._view, self._rounds, self._block_s = run, view, rounds, run.block_s
         self.say(f"run {run.paths.root}{' (resumed)' if run.resumed else ''}, seed {run.seed}, {rounds} rounds to run")
+        for kill in run.kills:
+            self.say(f"  will kill {kill.name} in round {kill.round} at its phase event {kill.phase!r}")
         if not self.plain:
             self._live = Live(console=self.console, auto_refresh=False, vertical_overflow="visible")
             self._live.start()
@@ -65,7 +67,7 @@ class Display:
 
     @property
     def block(self) -> int | None:
-        return None if self._genesis is None else max(0, int((time.time() - self._genesis) / BLOCK_S["local"]))
+        return None if self._genesis is None else max(0, int((time.time() - self._genesis) / self._block_s))
 
     def event(self, name: str, event: Event) -> None:
         line = event_line(name, event) if self.plain else None

@@ -63,6 +63,7 @@ class NodeView:
     role: str
     uid: int
     ready: Event | None = None
+    readies: list[Event] = field(default_factory=list)  # one of each start
     round: int | None = None
     phase: str = ""
     step: int | None = None
@@ -72,6 +73,7 @@ class NodeView:
     trouble: str = ""  # last fault, or why it stopped
     refused: int = 0
     exit_code: int | None = None
+    killed: bool = False  # by the demo, and not started again yet
     rounds: dict[int, Event] = field(default_factory=dict)
     trains: dict[int, Event] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)  # held-out loss after round; -1 is the initial state
@@ -135,6 +137,7 @@ def shares_of(event: Event) -> dict[int, float]:
 
 def _ready(node: NodeView, event: Event) -> None:
     node.ready = event
+    node.readies.append(event)
     node.state_root = event["state_root"]
     node.trouble = ""
 
@@ -217,6 +220,7 @@ class RunEvents:
     def __init__(self, paths: RunPaths, specs: Sequence[NodeSpec]) -> None:
         self.view = RunView(specs)
         self._followers = {s.name: Follower(paths.node(s.name) / "events.jsonl") for s in specs}
+        self.notes: list[Event] = []  # the demo's own events, those of earlier parts of a resumed run first
         kept = _demo_lines(paths.events)
         for line in kept:
             self._recall(json.loads(line))
@@ -235,10 +239,17 @@ class RunEvents:
         return fresh
 
     def _recall(self, event: Event) -> None:
-        """What an earlier part of a resumed run noted of its nodes."""
+        """What the demo noted of a node."""
+        self.notes.append(event)
         node = self.view.nodes.get(str(event.get("name")))
-        if event.get("event") == "ended" and node is not None:
+        if node is None:
+            return
+        if event.get("event") == "ended":
             node.exit_code = event.get("code")
+        if event.get("event") == "killed":
+            node.killed, node.phase = True, ""
+        if event.get("event") == "restarted":
+            node.killed, node.ready, node.exit_code = False, None, None
 
     def drain(self) -> None:
         while self.poll():
@@ -246,6 +257,7 @@ class RunEvents:
 
     def note(self, event: Event) -> None:
         """An event of the demo itself."""
+        self._recall(event)
         self._file.write(json.dumps({"node": DEMO, **event}, separators=(",", ":")) + "\n")
         self._file.flush()
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from distributed_training.averaging.plan import layout_of
 from distributed_training.errors import ChainFault
-from distributed_training.localnet import baselines, offline
+from distributed_training.localnet import baselines, offline, watcher
 from distributed_training.localnet.create import Run
 from distributed_training.localnet.display import Display
-from distributed_training.localnet.events import RunView
+from distributed_training.localnet.events import RunEvents, RunView
+from distributed_training.localnet.fault_summary import fault_rows, watch_rows
 from distributed_training.localnet.layout import RunPaths, miners
 from distributed_training.localnet.options import Options
 from distributed_training.localnet.processes import NodeProcesses
@@ -48,12 +49,13 @@ def stored_result(run: Run, rounds_wanted: int) -> dict[str, Any] | None:
 def finish(
     run: Run,
     options: Options,
-    view: RunView,
+    events: RunEvents,
     processes: NodeProcesses,
     display: Display,
     check_stop: Callable[[], None],
 ) -> dict[str, Any]:
     """Runs both helpers, writes summary.json and report.png, returns the summary."""
+    view = events.view
     rounds = rounds_seen(view)
     try:
         chain = read_chain(run, rounds)
@@ -69,6 +71,8 @@ def finish(
         wire_bytes=layout_of(run.manifest, model_size(run.manifest.model.config)).wire_bytes,
         baselines=found,
         offline=read_json(run.paths.root / offline.RESULT) if rounds else None,
+        faults=fault_rows(run, view, events.notes, max(rounds, default=-1)),
+        watch=watch_rows(read_json(run.paths.root / watcher.RESULT)),
     )
     write_summary(run.paths.summary, summary)
     write_report(run.paths.report, summary)

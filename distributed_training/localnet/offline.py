@@ -23,7 +23,8 @@ from rich.table import Table
 
 from distributed_training.averaging.combine import combine
 from distributed_training.averaging.plan import RoundPlan, make_plan
-from distributed_training.averaging.store import RoundStore, decode_state
+from distributed_training.averaging.states import decode_state
+from distributed_training.averaging.store import RoundStore
 from distributed_training.config import run_main
 from distributed_training.errors import DistributedTrainingError, WireError
 from distributed_training.localnet.chain_view import with_chain
@@ -122,14 +123,14 @@ def check_round(
     check = RoundCheck(reads.round.index)
     root = state_root(state, chunk_coords)
     plan = plan_of(manifest, reads, state, root)
-    hashes = membership.output_hashes(check.index, plan.slices, plan.roster, reads.at_output)
+    claims = membership.output_claims(check.index, plan.slices, plan.roster, reads.at_output)
     maps = membership.slice_maps(check.index, len(plan.slices), plan.roster, reads.at_map)
-    counted = membership.counted_slices(len(plan.slices), hashes, maps, plan.roster, average)
+    counted = membership.counted_slices(len(plan.slices), claims, maps, plan.roster, average)
     check.applied, check.reason = bool(counted.slices), counted.reason
     check.slices, check.counted = len(plan.slices), len(counted.slices)
     check_committed(check, reads, root)
     if counted.slices:
-        outputs, same, problems = counted_outputs(plan, {j: hashes[j] for j in counted.slices}, stores, manifest)
+        outputs, same, problems = counted_outputs(plan, {j: claims[j] for j in counted.slices}, stores, manifest)
         check.recomputed = same
         check.problems += problems
         if len(outputs) == len(counted.slices):

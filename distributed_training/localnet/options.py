@@ -12,8 +12,10 @@ from typing import Any, NoReturn
 
 from distributed_training.config_flags import nearest
 from distributed_training.errors import ConfigError
+from distributed_training.localnet.kills import PHASES, KillRequest, parse_kill
 
 STEPS_AT_SPEED_1 = 5
+DEFAULT_BLOCK_S = 1.0
 MAX_MINERS = 12
 MAX_VALIDATORS = 3
 ADVERSARIES_DIR = Path(__file__).resolve().parents[2] / "adversaries"
@@ -31,6 +33,7 @@ examples:
   bash scripts/demo.sh                              4 equal miners, 2 validators, 5 rounds: about 8 minutes
   bash scripts/demo.sh --speeds 1,1,2,4             miners of different speed: more steps, more pay
   bash scripts/demo.sh --adversary free-rider --rounds 8
+  bash scripts/demo.sh --kill miner@train --kill miner@average --kill validator@average --kill owner@train --rounds 8
   bash scripts/demo.sh --model my_config.json --text ~/my_texts
   bash scripts/demo.sh --seed 7 --steps 20          repeatable: the same final state root every time
 
@@ -66,6 +69,8 @@ class Options:
     run_dir: Path
     port_base: int
     plain: bool
+    kills: tuple[KillRequest, ...] = ()
+    block_s: float = DEFAULT_BLOCK_S
 
     @property
     def steps_at_speed_1(self) -> int:
@@ -87,6 +92,8 @@ class Options:
             "adversary": None if self.adversary is None else f"{self.adversary.name}:{self.adversary.count}",
             "model": None if self.model is None else str(self.model),
             "text": None if self.text is None else str(self.text),
+            "kill": [str(kill) for kill in self.kills] or None,
+            "block_s": None if self.block_s == DEFAULT_BLOCK_S else self.block_s,
         }
 
 
@@ -109,6 +116,8 @@ def parse_options(argv: Sequence[str], *, adversaries_dir: Path = ADVERSARIES_DI
         run_dir=run_dir.expanduser().absolute(),
         port_base=_port_base(args.port_base, 1 + args.validators + miners),
         plain=args.plain,
+        kills=_kills(args, miners),
+        block_s=args.block_seconds,
     )
 
 
@@ -132,6 +141,25 @@ def _whole(low: int, high: int, what: str) -> Any:
         return value
 
     return convert
+
+
+def _block_seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.25 <= value <= 12.0:
+        raise argparse.ArgumentTypeError(f"expected seconds from 0.25 to 12, not {text!r}")
+    return value
+
+
+def _kills(args: argparse.Namespace, miners: int) -> tuple[KillRequest, ...]:
+    """Each on its own; whether there is room for all of them is the plan's question."""
+    if args.kill and args.steps is not None:
+        raise ConfigError("argument --kill: a killed miner cannot do exactly N steps; leave out --steps")
+    nodes = {"owner": "owner"} | {f"validator-{i}": "validator" for i in range(args.validators)}
+    nodes |= {f"miner-{i}": "miner" for i in range(miners)}
+    return tuple(parse_kill(text, nodes) for text in args.kill)
 
 
 def _parser() -> _Parser:
@@ -171,13 +199,34 @@ def _parser() -> _Parser:
         type=_whole(1, 200, "inner steps"),
         help="exactly N inner steps a round at speed 1; a miner that misses them fails the run",
     )
+    _add_kill(parser)
     add("--adversary", metavar="NAME[:COUNT]", help="the last COUNT miners (default 1) run adversaries/NAME.py")
     add("--model", metavar="FILE", type=Path, help="JSON or TOML transformers config of another causal model")
     add("--text", metavar="DIR", type=Path, help="directory of text files; default: Python's own library")
     add("--run-dir", metavar="DIR", type=Path, help="default runs/DATE-TIME; a run that is there already is resumed")
     add("--port-base", metavar="N", type=_whole(1024, 65000, "a port"), default=9100, help="first port; default 9100")
+    add(
+        "--block-seconds",
+        metavar="S",
+        type=_block_seconds,
+        default=DEFAULT_BLOCK_S,
+        help="length of a block; default 1. Shorter blocks make shorter rounds, for faster machines and smaller models",
+    )
     add("--plain", action="store_true", help="one line per event instead of the live table")
     return parser
+
+
+def _add_kill(parser: argparse.ArgumentParser) -> None:
+    phases = "; ".join(f"{', '.join(names)} of a {role}" for role, names in PHASES.items())
+    parser.add_argument(
+        "--kill",
+        metavar="ROLE@PHASE[:ROUND]",
+        action="append",
+        default=[],
+        help="kill -9 a node when it says that this phase begins, and start it again 10 s later; repeatable. ROLE: "
+        f"miner, validator, owner, or a node like miner-2. PHASE: {phases}. Without ROUND the kills are spread over "
+        "the rounds by the seed, each of another node",
+    )
 
 
 def _speeds(text: str | None, miners: int | None) -> tuple[int, ...]:

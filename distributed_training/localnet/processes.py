@@ -61,7 +61,12 @@ class NodeProcesses:
         )
 
     def start(self, name: str, command: Sequence[str], log: Path) -> None:
-        """Output is appended to `log`. Raises ConfigError when the log cannot be written."""
+        """Output is appended to `log`. Whatever an earlier process of this name left is ended first.
+
+        Raises ConfigError when the log cannot be written.
+        """
+        if name in self._processes:
+            self._sweep(self._processes[name])
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as output:
@@ -81,6 +86,22 @@ class NodeProcesses:
             cwd=REPOSITORY,
             env=self._environment,
         )
+
+    def pid(self, name: str) -> int | None:
+        """None when it does not run."""
+        process = self._processes.get(name)
+        return process.popen.pid if process is not None and process.popen.poll() is None else None
+
+    def last_pid(self, name: str) -> int:
+        """Of its newest process, over or not. Raises KeyError for a name that was never started."""
+        return self._processes[name].popen.pid
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to this process alone, not to its helpers; its end is not reported by `newly_ended`."""
+        process = self._processes[name]
+        process.reported = True
+        process.popen.kill()
+        process.popen.wait()
 
     def running(self) -> tuple[str, ...]:
         return tuple(name for name, process in self._processes.items() if process.popen.poll() is None)

@@ -202,8 +202,12 @@ def make_manifest(
     init_seed: int,
     overrides: Mapping[str, Any] | None = None,
     expected_reducers: int = 4,
+    block_s: float | None = None,
 ) -> RunManifest:
-    """The manifest of a run over `pages`. Raises ConfigError for whatever cannot be run, in one line."""
+    """The manifest of a run over `pages`. Raises ConfigError for whatever cannot be run, in one line.
+
+    `block_s`: seconds per block; None: the base's.
+    """
     fields = merged(_COMMON, BASES[base], overrides or {})
     kind = fields["data"].get("tokenizer") or choose_tokenizer(model)
     tokenizer = load_tokenizer(kind)
@@ -221,7 +225,7 @@ def make_manifest(
     root = state_root(initial_state(params, draft.average), draft.average.chunk_coords)
     fields["model"]["initial_root"] = root.hex()
     if "goodput_required" not in (overrides or {}).get("scoring", {}):
-        fields["scoring"]["goodput_required"] = goodput(draft, len(params), expected_reducers, BLOCK_S[base])
+        fields["scoring"]["goodput_required"] = goodput(draft, len(params), expected_reducers, block_s or BLOCK_S[base])
     heldout_sequences(pages, tokenizer, draft.data.sequence_length, draft.data.heldout_sequences)
     return validated(fields)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from distributed_training.averaging.codecs import Layout
 from distributed_training.averaging.combine import SliceOutput, check_output, reduce_slice
@@ -12,6 +13,7 @@ from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.chain.keys import verify
 from distributed_training.errors import WireError
 from distributed_training.manifest import RunManifest
+from distributed_training.rules.membership import Claim
 from distributed_training.types import Candidate, OutputRecord, SliceSpec, WorkRecord
 from distributed_training.wire import decode_output, decode_signed, record_hash, signing_message
 
@@ -20,19 +22,20 @@ Chunks = tuple[bytes, ...]
 
 
 def counted_outputs(
-    plan: RoundPlan, hashes: Mapping[int, bytes], stores: Stores, manifest: RunManifest
+    plan: RoundPlan, claims: Mapping[int, Claim], stores: Stores, manifest: RunManifest
 ) -> tuple[dict[int, SliceOutput], int, list[str]]:
     """Slice -> checked output, the number of slices that were recomputed bit for bit, and problems in words.
 
-    `hashes`: slice index -> output-record hash, of the counted slices.
+    `claims`: slice index -> what the chain says of its output, of the counted slices.
     """
     works, problems = kept_works(plan, stores, manifest)
     wires = kept_wires(plan, works, stores, problems)
     outputs: dict[int, SliceOutput] = {}
     same = 0
-    for index, wanted in hashes.items():
-        spec = plan.slices[index]
+    for index, claim in claims.items():
+        spec = replace(plan.slices[index], reducer=claim.reducer)
         try:
+            wanted = named_output(plan, claim, stores) if claim.by_backup else claim.record_hash
             output = kept_output(plan, spec, wanted, works, stores, manifest)
             outputs[index] = output
             compare(plan, spec, output, works, wires, manifest)
@@ -95,6 +98,15 @@ def _contribution(data: bytes, layout: Layout) -> tuple[bytes, tuple[Chunks, tup
     return made.wire_root, (made.chunks, made.norms)
 
 
+def named_output(plan: RoundPlan, claim: Claim, stores: Stores) -> bytes:
+    """Hash of the output that a backup's own record names. Raises WireError."""
+    for store in stores.values():
+        stored = store.output(plan.round.index, claim.record_hash)
+        if stored is not None and record_hash(decode_signed(stored.record).body) == claim.record_hash:
+            return decode_output(decode_signed(stored.record).body).backup
+    raise WireError("nobody keeps the backup's record, which names its output")
+
+
 def kept_output(
     plan: RoundPlan,
     spec: SliceSpec,
@@ -111,7 +123,9 @@ def kept_output(
             continue
         try:
             record = signed_output(stored, spec, wanted)
-            return check_output(record, split_slice(stored.chunks, plan.layout, spec), works, plan, manifest)
+            return check_output(
+                record, split_slice(stored.chunks, plan.layout, spec), works, plan, manifest, spec.reducer
+            )
         except WireError as error:  # another node may keep a whole copy
             problem = error
     raise problem
@@ -150,7 +164,7 @@ def compare(
     different = [c for c, (a, b) in enumerate(zip(again.chunks, output.chunks, strict=True)) if a != b]
     if different:
         raise WireError(f"{len(different)} of {len(output.chunks)} chunks are not the average of what went in")
-    if again.record != output.record:
+    if replace(again.record, backup=output.record.backup) != output.record:
         raise WireError("the output record differs from the recomputed one")
 
 

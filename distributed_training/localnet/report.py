@@ -64,6 +64,7 @@ def loss_curves(axes: Axes, summary: Mapping[str, Any]) -> None:
         low, high = min(later), max(later)
         margin = 0.06 * (high - low) + 1e-3
         axes.set_ylim(low - margin, high + 2 * margin)
+    mark_kills(axes, summary)
     start = summary["initial_heldout_loss"]
     axes.set(title="Held-out loss" + ("" if start is None else f" (starts at {start:.2f})"), xlabel="rounds")
     axes.set_ylabel("nats per token")
@@ -71,6 +72,16 @@ def loss_curves(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.grid(axis="y", alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
+
+
+def mark_kills(axes: Axes, summary: Mapping[str, Any]) -> None:
+    """A dotted line with the node's name in the round in which it was killed."""
+    for place, fault in enumerate(summary["faults"]):
+        axes.axvline(fault["round"] + 0.5, color=UNION, lw=0.8, ls=":")
+        axes.annotate(
+            f"{fault['name']} killed", (fault["round"] + 0.5, 0.98 - 0.05 * (place % 4)), (3, 0),
+            xycoords=("data", "axes fraction"), textcoords="offset points", color=UNION, fontsize=7, va="top",
+        )  # fmt: skip
 
 
 def label_ends(axes: Axes, ends: Mapping[str, float], x: int) -> None:

@@ -69,6 +69,8 @@ def build_summary(
     wire_bytes: int,
     baselines: Baselines,
     offline: Mapping[str, Any] | None,
+    faults: Sequence[Mapping[str, Any]] = (),
+    watch: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole document, checks included."""
     heldout = view.heldout()
@@ -102,6 +104,8 @@ def build_summary(
             for event in node.checkpoints
         ],
         "offline": None if offline is None else dict(offline),
+        "faults": [dict(fault) for fault in faults],
+        "watch": None if watch is None else dict(watch),
     }
     found = run_checks(summary)
     summary["checks"] = {check.name: check.ok for check in found}

@@ -119,6 +119,8 @@ def loss_history(view: RunView) -> Text | None:
 
 
 def doing(node: NodeView) -> str:
+    if node.killed:
+        return "[bold red]killed[/]"
     if node.exit_code is not None:
         return "[green]done[/]" if node.exit_code == 0 else f"[bold red]ended, exit {node.exit_code}[/]"
     if node.ready is None:
@@ -180,7 +182,7 @@ def note(node: NodeView) -> str:
 
 
 def _row_style(node: NodeView) -> str:
-    return "" if node.exit_code in (None, 0) else "red"
+    return "red" if node.killed or node.exit_code not in (None, 0) else ""
 
 
 def _table(*columns: str) -> Table:
@@ -218,6 +220,11 @@ def event_line(name: str, event: Mapping[str, Any]) -> str | None:
         "refused": lambda: f"refused {str(e.get('peer'))[:16]}: {e.get('reason')}",
         "fault": lambda: f"{at}{e.get('what')}: {e.get('detail')}",
         "stopped": lambda: f"stopped: {e.get('reason')}",
+        "killed": lambda: (
+            f"{at}{e['name']} killed at {e['phase']}, pid {e['pid']}, block {e['block']}, "
+            f"{e['bytes_in_flight']} bytes in flight"
+        ),
+        "restarted": lambda: f"{e['name']} started again, pid {e['pid']}; survivors: {_list(e['survivors'])}",
     }
     make = texts.get(what)
     if make is None:

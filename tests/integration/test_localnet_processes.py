@@ -12,11 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from distributed_training.errors import ConfigError
+from distributed_training.localnet.faults import Killer, Start
+from distributed_training.localnet.group import alive, bytes_in_flight
+from distributed_training.localnet.kills import Kill
 from distributed_training.localnet.layout import RunPaths, node_specs
 from distributed_training.localnet.options import parse_options
 from distributed_training.localnet.processes import NodeProcesses, check_ports, node_command
@@ -182,3 +186,54 @@ def test_processes_end_with_their_block(tmp_path: Path) -> None:
         assert processes.newly_ended() == ()
         assert processes.running() == ("sleeper",)
     assert processes.exit_codes()["sleeper"] == -signal.SIGTERM
+
+
+# A node with a helper: the first kind dies with its node (the end of its input), the second outlives it.
+WITH_HELPER = """
+import subprocess, sys, time
+code = {"good": "import sys; sys.stdin.read()", "bad": "import time; time.sleep(60)"}[sys.argv[1]]
+subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_kill_hits_the_node_alone_finds_what_outlives_it_and_starts_it_again(tmp_path: Path) -> None:
+    notes: list[dict[str, Any]] = []
+    with NodeProcesses() as processes:
+        starts = {n: Start([sys.executable, "-c", WITH_HELPER, n], tmp_path / n) for n in ("good", "bad")}
+        for name, start in starts.items():
+            processes.start(name, start.command, start.log)
+        wait_for("both are up", lambda: all(s.log.exists() and "up" in s.log.read_text() for s in starts.values()), 20)
+        kills = [Kill(name, "miner", "average", 2) for name in starts]
+        block = lambda: 99  # noqa: E731
+        killer = Killer(kills, processes, starts, notes.append, block, survivors_after_s=1.0, restart_after_s=1.5)
+        pids = {name: processes.pid(name) for name in starts}
+        for event in ({"event": "phase", "phase": "average", "round": 1}, {"event": "step", "round": 2}):
+            killer.saw("good", event)
+        assert notes == []
+        for name in starts:
+            killer.saw(name, {"event": "phase", "phase": "average", "round": 2})
+        assert killer.busy and processes.running() == () and processes.newly_ended() == ()
+        wait_for("both run again", lambda: killer.tick() or not killer.busy, 10)
+        assert set(processes.running()) == set(starts)
+        killed, again = notes[:2], {e["name"]: e for e in notes[2:]}
+        assert [(e["name"], e["pid"], e["block"], e["round"]) for e in killed] == [(n, pids[n], 99, 2) for n in starts]
+        assert all(e["event"] == "killed" and len(e["helpers"]) == 1 and e["bytes_in_flight"] == 0 for e in killed)
+        assert again["good"]["survivors"] == [] and again["bad"]["survivors"] == killed[1]["helpers"]
+        wait_for("the old helper is ended at the restart", lambda: not alive(killed[1]["helpers"][0]), 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the queues of sockets")
+def test_bytes_in_flight_are_those_between_two_programs() -> None:
+    reader = subprocess.Popen([sys.executable, "-c", "import socket; s = socket.create_server(('127.0.0.1', 0)); "
+                               "print(s.getsockname()[1], flush=True); c, _ = s.accept(); input()"],
+                              stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)  # fmt: skip
+    assert reader.stdout is not None
+    with socket.create_connection(("127.0.0.1", int(reader.stdout.readline()))) as connection:
+        assert bytes_in_flight([reader.pid]) == 0
+        connection.sendall(b"x" * 5000)
+        wait_for("the bytes are in the kernel", lambda: bytes_in_flight([os.getpid()]) == 5000, 5)
+        assert bytes_in_flight([reader.pid]) == 5000
+    reader.communicate("\n", timeout=10)
+    assert bytes_in_flight([reader.pid]) is None

@@ -15,6 +15,7 @@ from localnet_recording import PAID, recorded_summary
 from rich.console import Console
 
 from distributed_training.localnet.checks import run_checks
+from distributed_training.localnet.fault_checks import absent
 from distributed_training.localnet.report import write_report
 from distributed_training.localnet.result_text import result_lines
 from distributed_training.localnet.summary import write_summary
@@ -68,6 +69,15 @@ def test_the_numbers_are_those_of_the_events(summary: Summary) -> None:
 
 
 Break = Callable[[Summary], object]
+
+
+def move(summary: Summary, index: int, name: str, verdict: str) -> None:
+    """The watcher's word on one node in one round."""
+    row = summary["watch"]["rounds"][index]
+    row["settled"].remove(name)
+    row[verdict].append(name)
+
+
 BREAKS: list[tuple[str, Break]] = [
     ("rounds_applied", lambda s: s.update(rounds_wanted=4)),
     ("same_state_root", lambda s: s["rounds"][1]["state_roots"].update(owner="00" * 32)),
@@ -75,6 +85,11 @@ BREAKS: list[tuple[str, Break]] = [
     ("offline_check", lambda s: s.update(offline=None)),
     ("offline_check", lambda s: s["offline"].update(ok=False, problems=["round 1: slice 2"])),
     ("miners_included", lambda s: s["rounds"][1]["included"].remove(5)),
+    ("nobody_hung", lambda s: s.update(watch=None)),
+    ("nobody_hung", lambda s: s["watch"]["rounds"].pop()),
+    ("nobody_hung", lambda s: s["watch"]["rounds"][1]["settled"].remove("owner")),
+    ("nobody_hung", lambda s: move(s, 1, "owner", "late")),
+    ("nobody_hung", lambda s: move(s, 1, "miner-0", "dead")),
     ("slices_counted", lambda s: s["rounds"][0].update(counted=[0, 3])),
     ("bytes_sent", lambda s: s["rounds"][2]["nodes"]["miner-2"].update(bytes_sent=600_000)),
     ("bytes_sent", lambda s: s["rounds"][2]["nodes"].update({"miner-2": None})),
@@ -138,6 +153,78 @@ def test_honest_checks_do_not_ask_an_adversary_for_anything(summary: Summary) ->
     assert failed(summary) == set()
 
 
+def with_kill(summary: Summary) -> Summary:
+    """miner-2 (uid 5) was killed in round 1 and contributed again in round 2; the watcher found it dead in round 1."""
+    fault = {"name": "miner-2", "role": "miner", "phase": "average", "round": 1, "block": 92, "pid": 7}
+    times = {"restarted_at": 102, "ready_again_block": 111, "rejoined_round": 2}
+    summary["faults"] = [fault | {"bytes_in_flight": 0, "helpers": [8], "survivors": []} | times]
+    summary["params"]["kill"] = ["miner@average"]
+    summary["rounds"][1]["state_roots"]["miner-2"] = None
+    summary["rounds"][1]["nodes"]["miner-2"] = None
+    summary["rounds"][1]["included"].remove(5)
+    summary["rounds"][1]["counted"] = [0, 1, 3]
+    move(summary, 1, "miner-2", "dead")
+    return summary
+
+
+KILL_BREAKS: list[tuple[set[str], Break]] = [
+    ({"kills_done"}, lambda s: s["params"]["kill"].append("owner@train")),
+    ({"kills_done"}, lambda s: s["faults"][0].update(block=None)),
+    ({"no_survivors"}, lambda s: s["faults"][0].update(survivors=[8])),
+    ({"no_survivors"}, lambda s: s["faults"][0].update(survivors=None)),
+    ({"rejoined_within_2_rounds"}, lambda s: s["faults"][0].update(rejoined_round=4)),
+    ({"rejoined_within_2_rounds"}, lambda s: s["faults"][0].update(rejoined_round=None)),
+    ({"rounds_applied"}, lambda s: s.update(rounds_wanted=6)),
+    ({"miners_included"}, lambda s: s["rounds"][2]["included"].remove(5)),
+    ({"miners_included"}, lambda s: s["rounds"][1]["included"].remove(4)),
+    ({"same_state_root"}, lambda s: s["rounds"][1]["state_roots"].update({"miner-2": "00" * 32})),
+    ({"same_state_root"}, lambda s: s["rounds"][2]["state_roots"].update({"miner-2": None})),
+    ({"slices_counted"}, lambda s: s["rounds"][1].update(counted=[0, 1])),
+    ({"bytes_sent"}, lambda s: s["rounds"][1]["nodes"].update({"miner-1": None})),
+    ({"bytes_sent"}, lambda s: s["rounds"][1]["nodes"]["miner-1"].update(bytes_sent=400_000)),
+    ({"nobody_hung"}, lambda s: move(s, 2, "miner-2", "dead")),
+    ({"nobody_hung"}, lambda s: s["watch"]["rounds"][1].update(dead=[], late=["miner-2"])),
+]
+
+
+def test_a_killed_node_is_excused_for_the_rounds_it_was_away(summary: Summary) -> None:
+    assert failed(with_kill(summary)) == set()
+    jsonschema.validate(json.loads(json.dumps(summary)), SCHEMA)
+    summary["rounds_wanted"] = 5  # two rounds may be lost to kills
+    assert failed(summary) == set()
+
+
+@pytest.mark.parametrize(("names", "change"), KILL_BREAKS)
+def test_each_check_of_a_run_with_kills_fails_for_its_own_reason_only(
+    summary: Summary, names: set[str], change: Break
+) -> None:
+    change(with_kill(summary))
+    assert failed(summary) == names
+
+
+def test_nothing_is_excused_without_a_kill_on_record(summary: Summary) -> None:
+    with_kill(summary)
+    summary |= {"faults": [], "params": summary["params"] | {"kill": None}}
+    assert failed(summary) == {"same_state_root", "miners_included", "bytes_sent", "nobody_hung"}
+
+
+def test_a_node_that_never_came_back_is_excused_for_no_longer_than_it_may_take(summary: Summary) -> None:
+    with_kill(summary)["faults"][0].update(round=0, rejoined_round=None)
+    assert absent(summary, 0) == absent(summary, 1) == {"miner-2"} and absent(summary, 2) == set()
+
+
+def test_a_run_that_was_stopped_is_excused_in_the_round_in_which_it_went_on(summary: Summary) -> None:
+    move(summary, 1, "owner", "dead")
+    assert failed(summary) == {"nobody_hung"}
+    summary["watch"]["interrupted"] = [1]
+    assert failed(summary) == set()
+
+
+def test_the_report_marks_kills(summary: Summary, tmp_path: Path) -> None:
+    write_report(tmp_path / "kills.png", with_kill(summary))
+    assert (tmp_path / "kills.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_text_names_losses_pay_and_every_failed_check(summary: Summary) -> None:
     summary["checks"]["bytes_sent"] = False
     out = StringIO()
@@ -147,7 +234,7 @@ def test_the_text_names_losses_pay_and_every_failed_check(summary: Summary) -> N
     assert "together, averaged peer to peer     3.0155" in text
     assert "one worker on all tokens            2.9000" in text
     assert "miner-3                  60     50.00 %" in text
-    assert "FAIL bytes_sent" in text and "1 of 12 checks failed: bytes_sent" in text
+    assert "FAIL bytes_sent" in text and "1 of 13 checks failed: bytes_sent" in text
 
 
 def test_the_report_is_drawn_from_whatever_was_measured(summary: Summary, tmp_path: Path) -> None:
