@@ -31,6 +31,7 @@ from distributed_training.roles.follower import Follower
 from distributed_training.roles.miner import Miner
 from distributed_training.roles.owner import Owner
 from distributed_training.roles.parts import Parts, TrainingThread
+from distributed_training.roles.rounds import Rounds
 from distributed_training.roles.service import LogService, MinerService
 from distributed_training.roles.validator import Validator
 from distributed_training.roles.work import Trainer, Worker
@@ -129,6 +130,7 @@ async def _follow(
     follower = Follower(parts, start.index, start.state, trusted=start.trusted)
     await follower.save()
     node = _role(role, config, parts, engine, me, follower, make_worker)
+    rounds = Rounds(parts, follower, lambda: choose_start(parts, initial))
     if isinstance(node, Owner):
         await node.begin()
     if isinstance(node, Owner | Validator) and follower.index == 0:
@@ -139,7 +141,7 @@ async def _follow(
     )
     try:
         while config.rounds is None or follower.index < config.rounds:
-            await node.run_round()
+            await rounds.one(node)
         await follower.save()  # the last round's state, whatever the manifest's interval of snapshots
         if isinstance(node, Validator):
             await node.finish_audits()
@@ -168,6 +170,7 @@ def _role(
             uid=me.uid,
             steps_per_round=config.steps_per_round,
             exact_steps=config.exact_steps,
+            train_ahead=config.train_ahead,
         )
     count, length = manifest.data.heldout_sequences, manifest.data.sequence_length
     sequences = heldout_sequences(engine.source, engine.tokenizer, length, count)

@@ -109,6 +109,10 @@ class NodeConfig(BaseSettings):
     exact_steps: bool = Field(
         default=False, description="exit 4 if a round did not get exactly --steps-per-round steps"
     )
+    train_ahead: bool = Field(
+        default=False,
+        description="begin a round's work when its pages are known, before the round starts; --no-train-ahead waits",
+    )
     dry_run: bool = Field(default=False, description="print the weights it would set; write nothing to the chain")
 
     subtensor: SubtensorSection = SubtensorSection()

@@ -19,7 +19,13 @@ from distributed_training.errors import ConfigError
 from distributed_training.types import Role
 
 NOT_FLAGS = ("local_chain", "warnings")  # set by presets and by the loader
-ROLE_ONLY = {"steps_per_round": Role.MINER, "exact_steps": Role.MINER, "dry_run": Role.VALIDATOR}
+ROLE_ONLY = {
+    "steps_per_round": Role.MINER,
+    "exact_steps": Role.MINER,
+    "train_ahead": Role.MINER,
+    "dry_run": Role.VALIDATOR,
+}
+BOTH_WAYS = ("train_ahead",)  # switches with a --no- form
 SCRIPT_VARIABLES = ("DT_VENV", "DT_TORCH", "DT_TORCH_INDEX")  # read by scripts/setup.sh
 GROUPS = {
     "subtensor": "chain",
@@ -31,6 +37,7 @@ GROUPS = {
     "rounds": "work",
     "steps_per_round": "work",
     "exact_steps": "work",
+    "train_ahead": "work",
     "dry_run": "work",
 }
 STORY = {
@@ -211,7 +218,8 @@ def _build_parser(role: Role, mine: Sequence[Option], preset: Mapping[str, Any])
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         if option.is_switch:
-            groups[title].add_argument(option.flag, dest=option.key, action="store_true", help=option.help)
+            action: Any = argparse.BooleanOptionalAction if option.key in BOTH_WAYS else "store_true"
+            groups[title].add_argument(option.flag, dest=option.key, action=action, help=option.help)
             continue
         default = find(preset, option.key)
         default = option.default if default is None else default

@@ -21,6 +21,18 @@ class LocalFault(DistributedTrainingError):
     """Our own trouble: disk, memory, clock, data source. Never an observation about a peer."""
 
 
+class OutOfMemory(LocalFault):
+    """This machine or its accelerator has too little memory for what was tried. `retry`: less will be tried next."""
+
+    def __init__(self, message: str, *, retry: bool) -> None:
+        super().__init__(message)
+        self.retry = retry
+
+
+class StateDiverged(LocalFault):
+    """Our state is not the majority's, or cannot be brought forward: what is left is to join again."""
+
+
 class DataUnavailable(LocalFault):
     """A page could not be read or does not hash to what the page manifest says."""
 

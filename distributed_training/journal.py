@@ -1,4 +1,4 @@
-"""A node's own SQLite file: its rounds, observations and score cards.
+"""A node's own SQLite file: its rounds, what it committed in them, observations and score cards.
 
 One writer process per file, guarded by `NodeLock`. Every method is one transaction: after a crash the journal holds
 all of it or nothing. Values are small JSON documents; bytes go in as hex. Raises LocalFault for every trouble with the
@@ -28,6 +28,10 @@ MIGRATIONS = (
         PRIMARY KEY (round, hotkey)) WITHOUT ROWID;
     CREATE TABLE cards (hotkey TEXT PRIMARY KEY, doc TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE cards_round (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), round INTEGER NOT NULL);
+    """,
+    """
+    CREATE TABLE own (round INTEGER PRIMARY KEY, doc TEXT NOT NULL);
+    CREATE TABLE trusted (round INTEGER PRIMARY KEY, root TEXT NOT NULL);
     """,
 )
 
@@ -118,6 +122,20 @@ class Journal:
         """The highest round saved and its document."""
         rows = self._rows("SELECT round, doc FROM rounds ORDER BY round DESC LIMIT 1", ())
         return (rows[0][0], json.loads(rows[0][1])) if rows else None
+
+    def save_own(self, round: int, doc: Any) -> None:
+        """What we are about to commit in a round; a second call replaces the first."""
+        self._write(("INSERT OR REPLACE INTO own VALUES (?, ?)", (round, _dump(doc))))
+
+    def load_own(self, round: int) -> Any | None:
+        return self._one("SELECT doc FROM own WHERE round = ?", (round,))
+
+    def save_trusted(self, round: int, root: bytes) -> None:
+        """The root at the start of `round` of a state with which we contribute."""
+        self._write(("INSERT OR REPLACE INTO trusted VALUES (?, ?)", (round, root.hex())))
+
+    def is_trusted(self, round: int, root: bytes) -> bool:
+        return bool(self._rows("SELECT 1 FROM trusted WHERE round = ? AND root = ?", (round, root.hex())))
 
     def load_observations(self, round: int) -> dict[str, Any]:
         """hotkey -> document, of one round."""

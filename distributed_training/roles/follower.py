@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from distributed_training.averaging.combine import SliceOutput, combine, discarded
 from distributed_training.averaging.plan import RoundPlan, make_plan
-from distributed_training.errors import LocalFault
+from distributed_training.errors import LocalFault, StateDiverged
 from distributed_training.roles.parts import Parts
+from distributed_training.roles.trouble import attempt, tell
 from distributed_training.rules import membership
 from distributed_training.rules.assignment import assignment_beacon
 from distributed_training.training.outer import RunState, outer_step, state_root
@@ -38,11 +39,20 @@ class Follower:
     """Holds the state and the index of the next round; both move only in `settle`."""
 
     def __init__(self, parts: Parts, index: int, state: RunState, *, trusted: bool) -> None:
-        """trusted: the state's root is known to be the majority's; until then the node contributes nothing."""
+        """trusted: the state's root is known to be the majority's; until then the node contributes nothing.
+
+        A former process of ours that held this very state and contributed with it would have gone on.
+        """
         self._parts = parts
-        self.index, self.state, self.trusted = index, state, trusted
+        self.start_from(index, state, trusted=trusted)
+
+    def start_from(self, index: int, state: RunState, *, trusted: bool) -> None:
+        """Hold another state from now on. As in the constructor."""
+        self.index, self.state = index, state
         self._saved: int | None = None
-        self.root = state_root(state, parts.manifest.average.chunk_coords)
+        self._unsaved = False
+        self.root = state_root(state, self._parts.manifest.average.chunk_coords)
+        self.trusted = trusted or self._parts.journal.is_trusted(index, self.root)
 
     async def prepare(self) -> RoundStart:
         """Wait for the round's roster and assignment beacon."""
@@ -84,17 +94,28 @@ class Follower:
             outputs = await self._complete(plan, counted, wanted, held)
             outcome = await self._apply(plan, counted, outputs)
         self.index += 1
-        if self.index % p.manifest.keep.snapshot_every == 0:
+        if self.trusted:
+            attempt(p, self.index, "disk", lambda: p.journal.save_trusted(self.index, self.root))
+        if self.index % p.manifest.keep.snapshot_every == 0 or self._unsaved:
             await self.save()
         p.store.prune(self.index, max(p.manifest.keep.work_rounds, p.manifest.keep.output_rounds))
         works = {key: work for output in (*held.values(), *outputs.values()) for key, work in output.works.items()}
         return Settled(outcome, works)
 
     async def save(self) -> None:
-        """Write the state as a snapshot from which the node can start again. Idempotent."""
-        if self._saved != self.index:
+        """Write the state as a snapshot from which the node can start again. Idempotent.
+
+        What does not fit on the disk is said, and tried again after the next round.
+        """
+        if self._saved == self.index:
+            return
+        try:
             await asyncio.to_thread(self._parts.store.put_state, self.index, self.state)
-            self._saved = self.index
+        except LocalFault as error:
+            self._unsaved = True
+            tell(self._parts, self.index, "disk", error)
+        else:
+            self._saved, self._unsaved = self.index, False
 
     async def _apply(
         self, plan: RoundPlan, counted: membership.Counted, outputs: Mapping[int, SliceOutput]
@@ -125,9 +146,8 @@ class Follower:
         have |= fetching.result()
         if len(have) < len(counted.slices):
             lacking, rounds = sorted(set(counted.slices) - set(have)), p.manifest.keep.max_missing_rounds
-            raise LocalFault(
-                f"round {plan.round.index}: slices {lacking} count but nobody gave them to us within {rounds} rounds; "
-                "start again to join from the newest checkpoint"
+            raise StateDiverged(
+                f"round {plan.round.index}: slices {lacking} count but nobody gave them to us within {rounds} rounds"
             )
         return have
 
@@ -144,7 +164,7 @@ class Follower:
         majority = membership.majority_root(plan.round.index, plan.roster, at_map)
         self.trusted = self.trusted or majority == self.root
         if majority is not None and majority != self.root:
-            raise LocalFault(
+            raise StateDiverged(
                 f"our state at the start of round {plan.round.index} has root {self.root.hex()[:16]}, the majority of "
-                f"stake {majority.hex()[:16]}; remove the node's state folder to join from the newest checkpoint"
+                f"stake {majority.hex()[:16]}"
             )

@@ -11,17 +11,19 @@ from distributed_training.averaging.butterfly import OwnWork
 from distributed_training.averaging.codecs import INT8_CODEC
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, layout_of
-from distributed_training.errors import ChainFault, LocalFault, NetworkFault, PeerFault
+from distributed_training.errors import LocalFault, NetworkFault, OutOfMemory, PeerFault
 from distributed_training.merkle import digest, merkle_root
+from distributed_training.roles.ahead import Training, guessed_beacon
 from distributed_training.roles.follower import Follower, RoundStart
+from distributed_training.roles.kept import find_work, keep_work, promise_output, worth_committing
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.report import RoundReport
-from distributed_training.roles.service import MinerService, push_log
-from distributed_training.roles.work import Worker, WorkResult, WorkTask
-from distributed_training.types import Commitment, Role, Signed, StepRecord, WorkRecord
+from distributed_training.roles.service import HeldWork, MinerService, push_log
+from distributed_training.roles.trouble import commit_by, tell
+from distributed_training.roles.work import Worker, WorkResult
+from distributed_training.types import Commitment, Role, Round, Signed, StepRecord, WorkRecord
 from distributed_training.wire import (
     decode_signed,
-    encode_commitment,
     encode_log,
     encode_signed,
     encode_step,
@@ -33,7 +35,14 @@ from distributed_training.wire import (
 log = logging.getLogger(__name__)
 
 
-class ExactStepsMissed(LocalFault):
+MAX_FAILURES = 3
+
+
+class GaveUp(LocalFault):
+    """This node's own trouble does not end: the message says which."""
+
+
+class ExactStepsMissed(GaveUp):
     """`--exact-steps` was asked for and a round did not get them."""
 
 
@@ -49,23 +58,36 @@ class Miner:
         steps_per_round: int | None,
         exact_steps: bool,
         reduces: bool = True,
+        train_ahead: bool = False,
     ) -> None:
+        """train_ahead: begin with a round's work as soon as its beacon is seen at the head, before the round does."""
         self._p, self._follower, self._worker, self._service = parts, follower, worker, service
-        self._uid, self._exact, self._reduces = uid, exact_steps, reduces
+        self._uid, self._exact, self._reduces, self._train_ahead = uid, exact_steps, reduces, train_ahead
         self._max_steps = min(steps_per_round or parts.manifest.inner.max_steps, parts.manifest.inner.max_steps)
+        self._training: Training | None = None
+        self._failures = 0  # rounds in a row in which the worker failed
 
     async def run_round(self) -> None:
-        """One round, as in protocol section 3."""
-        start = await self._follower.prepare()
-        report = RoundReport(self._p, start.round)
-        own = await self._train(start, report)
+        """One round, as in protocol section 3. May be called again for a round that was broken off."""
+        p, round_ = self._p, self._p.manifest.round(self._follower.index)
+        report = RoundReport(p, round_)
+        kept = self._service.held(round_.index) or find_work(p, self._follower)
+        try:
+            if kept is None and self._train_ahead:
+                await self._begin_early(round_, report)
+            start = await self._follower.prepare()
+            own = await self._train(start, report) if kept is None else await self._take_up(start, kept)
+        finally:
+            if self._training is not None:
+                self._training.close()
+                self._training = None
         plan = await self._follower.plan(start)
         report.phase("average")
         async with asyncio.TaskGroup() as tasks:
             if own is not None and self._is_committed(plan, own):
                 tasks.create_task(self._push_logs(plan), name="push logs")
-                tasks.create_task(self._reduce(plan, own), name="scatter and reduce")
-            gathering = tasks.create_task(self._p.butterfly.gather(plan, plan.round.map_block), name="gather")
+                tasks.create_task(self._reduce(plan, own, resumed=kept is not None), name="scatter and reduce")
+            gathering = tasks.create_task(p.butterfly.gather(plan, plan.round.map_block), name="gather")
         report.averaged()
         report.phase("settle")
         settled = await self._follower.settle(plan, gathering.result())
@@ -81,48 +103,86 @@ class Miner:
     async def _train(self, start: RoundStart, report: RoundReport) -> OwnWork | None:
         """Train until s+D-M, then commit the record's hash. None when this round has to be sat out."""
         p, round_ = self._p, start.round
-        await p.clock.reached(round_.start_block)
         me = start.roster.by_public_key(p.signer.public_key)
         registered = me is not None and me.commitment is not None
-        if not registered or not self._follower.trusted or p.clock.head >= round_.train_end_block:
-            log.info("sitting out round %d: it began without us", round_.index)
-            return None
-        report.phase("train")
-        result = await self._work(start, report)
-        if self._exact and len(result.steps) != self._max_steps:
-            raise ExactStepsMissed(
-                f"round {round_.index}: {len(result.steps)} steps done, exactly {self._max_steps} asked for"
-            )
-        if not result.steps:
-            log.warning("round %d: no step was done, nothing to commit (%s)", round_.index, result.fault or "no time")
+        if self._training is not None and not (registered and self._training.beacon == start.beacon):
+            lost = await self._training.drop()
+            log.warning("round %d: the chain decided otherwise, %d steps were for nothing", round_.index, lost)
+            p.metrics.emit("ahead", round=round_.index, steps_lost=lost)
+            self._training = None
+        if self._training is None:
+            if not self._train_ahead:
+                await p.clock.reached(round_.start_block)
+            if not registered or not self._follower.trusted or p.clock.head >= round_.train_end_block:
+                log.info("sitting out round %d: it began without us", round_.index)
+                return None
+            self._begin(round_, start.beacon, report)
+        result = await self._worked(start, report)
+        if self._exact and (result is None or len(result.steps) != self._max_steps):
+            done = 0 if result is None else len(result.steps)
+            raise ExactStepsMissed(f"round {round_.index}: {done} steps done, exactly {self._max_steps} asked for")
+        if result is None or not result.steps:
+            fault = None if result is None else result.fault
+            log.warning("round %d: no step was done, nothing to commit (%s)", round_.index, fault or "no time")
             return None
         report.trained(result.steps, len(result.steps) * p.manifest.tokens_per_step)
+        await p.clock.reached(round_.start_block)  # a commitment counts from the round's first block on
         report.phase("commit")
         return await self._commit(start, result)
 
-    async def _work(self, start: RoundStart, report: RoundReport) -> WorkResult:
-        p, loop = self._p, asyncio.get_running_loop()
-        began, tokens = loop.time(), p.manifest.tokens_per_step
+    async def _begin_early(self, round_: Round, report: RoundReport) -> None:
+        """Start before s-B is final, on the guess that it will be what the head says."""
+        beacon = await guessed_beacon(self._p, round_)
+        if beacon is not None and self._follower.trusted:
+            self._begin(round_, beacon, report)
+
+    def _begin(self, round_: Round, beacon: bytes, report: RoundReport) -> None:
+        p, tokens = self._p, self._p.manifest.tokens_per_step
+        report.phase("train")
 
         def on_step(step: StepRecord, seconds: float) -> None:
-            loss = sum(step.losses) / len(step.losses)
-            rate = tokens / max(seconds, 1e-9)
-            loop.call_soon_threadsafe(report.step, step.step, loss, rate)
+            report.step(step.step, sum(step.losses) / len(step.losses), tokens / max(seconds, 1e-9))
 
-        task = WorkTask(
-            round=start.round.index,
+        self._training = Training(
+            p,
+            self._worker,
+            round_,
+            beacon,
+            self._follower.state,
             uid=self._uid,
-            beacon=start.beacon,
-            state=self._follower.state,
             max_steps=self._max_steps,
-            should_stop=lambda: p.training.stopping or p.clock.head >= start.round.train_end_block,
             on_step=on_step,
         )
-        result = await p.training.run(lambda: self._worker.work(task))
-        if result.fault is not None:
-            p.metrics.emit("fault", round=start.round.index, what="data", detail=str(result.fault))
-        log.info("round %d: %d steps in %.1f s", task.round, len(result.steps), loop.time() - began)
-        return result
+
+    async def _worked(self, start: RoundStart, report: RoundReport) -> WorkResult | None:
+        """The training's result. None: the worker failed, which was said; several rounds in a row end the node."""
+        p, index = self._p, start.round.index
+        while self._training is not None:
+            try:
+                result = await self._training.result()
+            except OutOfMemory as error:
+                tell(p, index, "memory", error)
+                if error.retry and p.clock.head < start.round.train_end_block:
+                    self._begin(start.round, start.beacon, report)
+                    continue
+                return self._failed(index, error)
+            except Exception as error:  # whatever a worker raises: it is ours, and a round can be sat out
+                tell(p, index, "worker", error)
+                return self._failed(index, error)
+            self._failures = 0
+            if result.fault is not None:
+                tell(p, index, "data", result.fault)
+            return result
+        return None
+
+    def _failed(self, index: int, error: Exception) -> None:
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            raise GaveUp(
+                f"the worker failed in {self._failures} rounds in a row, last in round {index}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        log.info("sitting out round %d", index)
 
     async def _commit(self, start: RoundStart, result: WorkResult) -> OwnWork | None:
         p = self._p
@@ -133,20 +193,31 @@ class Miner:
         contribution = await asyncio.to_thread(encode_contribution, result.delta, layout)
         record = self._record(start, result, contribution)
         body = encode_work(record)
-        signed = encode_signed(Signed(body, p.signer.sign(signing_message(body))))
-        steps_log = encode_log(result.steps)
-        p.store.put_work(record.round, record_hash(body), signed)
-        p.store.put_own(record.round, b"".join(contribution.chunks), steps_log)
-        own = OwnWork(contribution, signed)
-        self._service.hold(record, own, steps_log)
-        try:
-            block = await p.chain.commit(encode_commitment(self._commitment(record.round, record_hash(body))))
-        except ChainFault as error:
-            log.error("round %d: the work hash was not committed, as far as we know: %s", record.round, error)
-            return own
-        if block > start.round.commit_block:
-            log.warning("round %d: committed in block %d, too late", record.round, block)
+        own = OwnWork(contribution, encode_signed(Signed(body, p.signer.sign(signing_message(body)))))
+        held = HeldWork(record, own, encode_log(result.steps))
+        keep_work(p, held)
+        self._service.hold(held)
+        await self._commit_work(start, record_hash(body))
         return own
+
+    async def _commit_work(self, start: RoundStart, work: bytes) -> None:
+        commitment = self._commitment(start.round.index, work)
+        block = await commit_by(self._p, commitment, start.round.index, start.round.commit_block, "work hash")
+        if block is not None and block > start.round.commit_block:
+            log.warning("round %d: committed in block %d, too late", start.round.index, block)
+
+    async def _take_up(self, start: RoundStart, kept: HeldWork) -> OwnWork:
+        """Go on with work that was done before this process, or this attempt at the round, began."""
+        p, work = self._p, record_hash(decode_signed(kept.own.signed).body)
+        log.info("round %d: going on with the work we kept", start.round.index)
+        self._service.hold(kept)
+        await p.clock.reached(start.round.start_block)
+        me = (await p.chain.roster(p.clock.head)).by_public_key(p.signer.public_key)
+        commitment = None if me is None else me.commitment
+        named = commitment is not None and (commitment.first_round, commitment.first) == (start.round.index, work)
+        if not named and p.clock.head < start.round.commit_block:
+            await self._commit_work(start, work)
+        return kept.own
 
     def _record(self, start: RoundStart, result: WorkResult, contribution: Contribution) -> WorkRecord:
         p = self._p
@@ -178,19 +249,23 @@ class Miner:
 
     # --- average -----------------------------------------------------------------------------------
 
-    async def _reduce(self, plan: RoundPlan, own: OwnWork) -> None:
-        """Send to every reducer, reduce our own slice if we have one, and put its output hash on chain."""
-        reduced = await self._p.butterfly.contribute(plan, own)
-        ourselves = plan.candidate(self._p.signer.public_key)
+    async def _reduce(self, plan: RoundPlan, own: OwnWork, *, resumed: bool) -> None:
+        """Send to every reducer, reduce our own slice if we have one, and put its output hash on chain.
+
+        resumed: somebody's chunks may have been lost with the process that had received them.
+        """
+        p = self._p
+        reduced = await p.butterfly.contribute(plan, own)
+        ourselves = plan.candidate(p.signer.public_key)
         if reduced is None or ourselves is None:
             return
-        commitment = self._commitment(plan.round.index, ourselves.record_hash, reduced[1])
-        try:
-            block = await self._p.chain.commit(encode_commitment(commitment))
-        except ChainFault as error:
-            log.error("round %d: the output hash could not be committed: %s", plan.round.index, error)
+        output = promise_output(p, plan.round.index, reduced[1])
+        if resumed and output == reduced[1] and not worth_committing(p, plan, output):
+            log.warning("round %d: our slice lacks what was sent before we restarted", plan.round.index)
             return
-        if block > plan.round.output_block:
+        commitment = self._commitment(plan.round.index, ourselves.record_hash, output)
+        block = await commit_by(p, commitment, plan.round.index, plan.round.output_block, "output hash")
+        if block is not None and block > plan.round.output_block:
             log.warning("round %d: output committed in block %d, too late", plan.round.index, block)
 
     async def _push_logs(self, plan: RoundPlan) -> None:

@@ -48,8 +48,8 @@ class MinerService:
         self._answered: Counter[tuple[int, int]] = Counter()  # (round, uid of the validator)
         peers.transport.serve(CHUNKS_METHOD, self._on_chunks)
 
-    def hold(self, record: WorkRecord, own: OwnWork, log: bytes) -> None:
-        self._held[record.round] = HeldWork(record, own, log)
+    def hold(self, work: HeldWork) -> None:
+        self._held[work.record.round] = work
         for old in sorted(self._held)[:-_KEPT_ROUNDS]:
             del self._held[old]
         for key in [k for k in self._answered if k[0] not in self._held]:

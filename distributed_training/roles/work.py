@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from distributed_training.data.base import PageSource
 from distributed_training.data.loader import BatchStream
+from distributed_training.data.patience import PageReads
 from distributed_training.data.tokens import Tokenizer
-from distributed_training.errors import DataUnavailable
+from distributed_training.errors import DataUnavailable, OutOfMemory
 from distributed_training.manifest import RunManifest
 from distributed_training.rules.assignment import Permutation, assignment_key
-from distributed_training.training.inner import InnerLoop
+from distributed_training.training.inner import InnerLoop, out_of_memory
 from distributed_training.training.outer import RunState, Vector
 from distributed_training.types import StepRecord
 
@@ -48,10 +50,25 @@ class Trainer:
     """The honest worker: inner steps on the assigned pages, from the public state."""
 
     def __init__(self, loop: InnerLoop, source: PageSource, tokenizer: Tokenizer, manifest: RunManifest) -> None:
-        self._loop, self._source, self._tokenizer, self._manifest = loop, source, tokenizer, manifest
+        self._loop, self._reads, self._tokenizer, self._manifest = loop, PageReads(source), tokenizer, manifest
 
     def work(self, task: WorkTask) -> WorkResult:
-        stream = assigned_batches(self._manifest, self._source, self._tokenizer, task.round, task.beacon, task.uid)
+        """Raises OutOfMemory after it made the next attempt smaller; LocalFault when training diverges."""
+        try:
+            return self._train(task)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            said = str(error) or type(error).__name__
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors that did not fit
+        smaller = self._loop.shrink()
+        then = "smaller micro-batches from now on" if smaller else "one sequence at a time is too much"
+        raise OutOfMemory(f"{said} ({then})", retry=smaller)
+
+    def _train(self, task: WorkTask) -> WorkResult:
+        ended = False
+        source = self._reads.until(lambda: ended or task.should_stop())
+        stream = assigned_batches(self._manifest, source, self._tokenizer, task.round, task.beacon, task.uid)
         with stream:
             result = self._loop.run(
                 task.state.params,
@@ -62,6 +79,7 @@ class Trainer:
                 should_stop=task.should_stop,
                 on_step=task.on_step,
             )
+            ended = True  # a page that is still being read ahead is not waited for
             return WorkResult(task.state.params - result.end, result.steps, stream.page_digests, stream.fault)
 
 

@@ -5,6 +5,7 @@ Legend: d parameters; BS sequences a step; T tokens a sequence. Losses are nats,
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -59,7 +60,7 @@ class InnerLoop:
         self._device = torch.device(device)
         self._inner = manifest.inner
         self._sketch_size = manifest.audit.sketch_size
-        self._micro_batch = micro_batch
+        self._batch_size, self._micro_batch = manifest.data.batch_size, micro_batch
         self._gradient = bind_flat_gradient(self._model)
         self._optimizer = self._new_optimizer()
 
@@ -101,6 +102,20 @@ class InnerLoop:
             if on_step is not None:
                 on_step(record, time.perf_counter() - began)
         return InnerResult(to_flat(self._model), tuple(records))
+
+    def shrink(self) -> bool:
+        """After running out of memory: let go of what the last run held and halve the micro-batch.
+
+        False when a single sequence at a time is too much already. Gradients are accumulated over micro-batches, so
+        a later run differs by rounding only.
+        """
+        self._optimizer = self._new_optimizer()
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        size = self._micro_batch or self._batch_size
+        self._micro_batch = max(1, size // 2)
+        return size > 1
 
     def evaluate(
         self, flat: Flat, sequences: Tokens, batch_size: int, should_stop: Callable[[], bool] = lambda: False
@@ -173,3 +188,11 @@ class InnerLoop:
         return torch.optim.AdamW(
             decays, lr=inner.learning_rate, betas=(inner.beta1, inner.beta2), eps=inner.epsilon, fused=True
         )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Python, the CPU allocator and the accelerators each say it in their own way."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    )

@@ -1,0 +1,73 @@
+"""One round after the other, whatever happens to this node: try again, join again, or stop and say why."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from distributed_training.errors import LocalFault, StateDiverged
+from distributed_training.roles.bootstrap import Start
+from distributed_training.roles.follower import Follower
+from distributed_training.roles.miner import GaveUp
+from distributed_training.roles.parts import Parts
+from distributed_training.roles.trouble import tell
+
+log = logging.getLogger(__name__)
+
+MAX_TRIES = 5  # at one round
+
+
+class Node(Protocol):
+    async def run_round(self) -> None: ...
+
+
+class Rounds:
+    """The state moves only at the very end of a round, so a round that broke off can be run again."""
+
+    def __init__(self, parts: Parts, follower: Follower, find_start: Callable[[], Awaitable[Start]]) -> None:
+        """find_start: the newest state that the majority does not contradict, as for a node that joins."""
+        self._p, self._follower, self._find_start = parts, follower, find_start
+        self._tries: dict[int, int] = {}  # of the round we are at
+        self._joined_again: int | None = None
+
+    async def one(self, node: Node) -> None:
+        """Bring the follower one round further, or back to a state from which it can go on. Raises what must end us."""
+        index = self._follower.index
+        try:
+            await node.run_round()
+        except* GaveUp:
+            raise
+        except* StateDiverged as group:
+            await self._join_again(_first(group))
+        except* (LocalFault, MemoryError) as group:
+            await self._pause(index, _first(group))
+
+    async def _join_again(self, error: Exception) -> None:
+        """Once for each round it happens in: from a snapshot, forward through outputs that are checked anew."""
+        index = self._follower.index
+        tell(self._p, index, "state", error)
+        if self._joined_again is not None and index <= self._joined_again:
+            raise GaveUp(f"{error}; joining again did not help") from error
+        self._joined_again = index
+        start, former = await self._find_start(), self._follower.root
+        log.warning("joining again at round %d from %s", start.index, start.source)
+        self._follower.start_from(start.index, start.state, trusted=start.trusted)
+        if (start.index, self._follower.root) == (index, former):
+            raise GaveUp(f"{error}; there is no other state to join from") from error
+
+    async def _pause(self, index: int, error: Exception) -> None:
+        tell(self._p, index, "round", error)
+        self._tries = {index: self._tries.get(index, 0) + 1}
+        if self._tries[index] >= MAX_TRIES:
+            raise GaveUp(f"round {index} failed {MAX_TRIES} times: {type(error).__name__}: {error}") from error
+        await asyncio.sleep(self._p.clock.block_s)
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error

@@ -1,0 +1,57 @@
+"""A node's own trouble: said in the log and as a `fault` event, waited for where it ends, never a peer's fault."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from distributed_training.errors import ChainFault, ChainUnreachable, LocalFault
+from distributed_training.roles.parts import Parts
+from distributed_training.types import Commitment
+from distributed_training.wire import encode_commitment
+
+log = logging.getLogger(__name__)
+
+
+def tell(parts: Parts, round_index: int, what: str, error: BaseException) -> None:
+    """Say it once, in the log and as an event. Never raises."""
+    detail = str(error) or type(error).__name__
+    log.error("round %d: own trouble (%s): %s", round_index, what, detail)
+    parts.metrics.emit("fault", round=round_index, what=what, detail=detail)
+
+
+def attempt(parts: Parts, round_index: int, what: str, write: Callable[[], None]) -> bool:
+    """Do a write to our own disk that the round can do without. False: it failed, and that was said."""
+    try:
+        write()
+    except LocalFault as error:
+        tell(parts, round_index, what, error)
+        return False
+    return True
+
+
+async def commit_by(parts: Parts, commitment: Commitment, round_index: int, last_block: int, what: str) -> int | None:
+    """Put a commitment on chain by `last_block`. Its block; None if it is not there as far as we know (said).
+
+    The chain is asked first: a write that nobody answered, or one before a restart, may have happened. Reads wait for
+    the end of an outage, so after a long one the answer is that it is too late.
+    """
+    fields, told = encode_commitment(commitment), False
+    while True:
+        try:
+            head = (await parts.chain.head()).number
+            me = (await parts.chain.roster(head)).by_public_key(parts.signer.public_key)
+            if me is not None and me.commitment == commitment:
+                return me.commitment_block
+            if head >= last_block:
+                raise ChainFault(f"{what}: too late in block {head}, it was due in {last_block}")
+            return await parts.chain.commit(fields)
+        except ChainUnreachable as error:
+            if not told:
+                tell(parts, round_index, "chain", error)
+            told = True
+            await asyncio.sleep(parts.clock.block_s)
+        except ChainFault as error:
+            tell(parts, round_index, "commit", error)
+            return None
