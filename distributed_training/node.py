@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import torch
@@ -31,12 +32,23 @@ from distributed_training.types import Role
 
 log = logging.getLogger(__name__)
 
+WrapAdapters = Callable[[Adapters], Adapters]
+
 EXIT_LOCAL_FAULT = 1
 EXIT_STEPS_MISSED = 4
 
 
-def main(role: Role, config: NodeConfig, make_worker: MakeWorker = honest_worker) -> int:
-    """Run a node until its rounds are done, it is told to stop, or it cannot go on. Returns the exit code."""
+def as_they_are(adapters: Adapters) -> Adapters:
+    return adapters
+
+
+def main(
+    role: Role, config: NodeConfig, make_worker: MakeWorker = honest_worker, wrap: WrapAdapters = as_they_are
+) -> int:
+    """Run a node until its rounds are done, it is told to stop, or it cannot go on. Returns the exit code.
+
+    `make_worker` and `wrap` replace its honest work and its doors to the outside; only adversaries use them.
+    """
     setup_logging(debug=config.logging.debug, json_lines=config.logging.json_lines)
     bind(role=role.name.lower(), hotkey=config.wallet.hotkey)
     if config.threads is not None:
@@ -44,7 +56,7 @@ def main(role: Role, config: NodeConfig, make_worker: MakeWorker = honest_worker
     if config.dry_run:
         return asyncio.run(print_weights(config))
     with NodeLock(config.node_dir / "lock"):
-        return _exit_code(run_until_stopped(_live(role, config, make_worker)))
+        return _exit_code(run_until_stopped(_live(role, config, make_worker, wrap)))
 
 
 def _exit_code(result: BaseException | None) -> int:
@@ -62,7 +74,7 @@ def _exit_code(result: BaseException | None) -> int:
     return EXIT_LOCAL_FAULT
 
 
-async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker) -> None:
+async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: WrapAdapters) -> None:
     """Everything a node opens is closed here, in reverse order."""
     async with AsyncExitStack() as stack:
         manifest = load_manifest(config.manifest)
@@ -76,7 +88,7 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker) -> None
         stack.callback(metrics.close)
         journal = Journal(config.node_dir / "journal.sqlite")
         stack.callback(journal.close)
-        adapters = await _adapters(config, chain, signer, stack)
+        adapters = wrap(await _adapters(config, chain, signer, stack))
         training = TrainingThread()
         stack.callback(training.close)
         parts = await make_parts(config, manifest, adapters, journal, metrics, training)
