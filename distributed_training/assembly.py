@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from distributed_training.averaging.budget import peer_budget
 from distributed_training.averaging.butterfly import Butterfly
 from distributed_training.averaging.peers import PeerBook, VerifyPeer
 from distributed_training.averaging.store import RoundStore
@@ -125,6 +126,7 @@ async def _follow(
 ) -> None:
     """The main loop: one round after the other."""
     initial = initial_state(to_flat(engine.model), parts.manifest.average)
+    parts.peers.limit(peer_budget(parts.manifest, len(initial.params), parts.clock.block_s))
     start = await choose_start(parts, initial)
     log.info("starting at round %d from %s", start.index, start.source)
     follower = Follower(parts, start.index, start.state, trusted=start.trusted)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from distributed_training.errors import PeerFault
 from distributed_training.network.base import Stream, Transport
+from distributed_training.network.budgets import Budget
 from distributed_training.types import Neuron, Roster
 from distributed_training.wire import binding_message, decode_request, encode_request
 
@@ -35,10 +36,22 @@ class PeerBook:
         self._binding = b""
         self._roster: Roster | None = None
         self._proven: set[tuple[bytes, int, bytes]] = set()
+        self._budget: Budget | None = None
+
+    def limit(self, budget: Budget) -> None:
+        """From now on every peer of the roster has `budget` here, and everybody else shares one."""
+        self._budget = budget
+        self._admit()
+
+    def _admit(self) -> None:
+        if self._budget is not None:
+            keys = {n.commitment.peer_key for n in self.neurons if n.commitment is not None}
+            self.transport.admit(keys, self._budget)
 
     def update(self, roster: Roster) -> None:
         """Take a newer roster; learns every published address."""
         self._roster = roster
+        self._admit()
         for neuron in sorted(roster.neurons, key=self._credibility):
             if neuron.commitment is not None and neuron.address is not None:
                 self.transport.learn(neuron.commitment.peer_key, neuron.address)

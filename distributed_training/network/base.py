@@ -7,12 +7,13 @@ trusted. What hotkey stands behind it is not the transport's business.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from distributed_training.errors import DeadlineMissed
+from distributed_training.network.budgets import Budget
 
 
 class Stream(Protocol):
@@ -20,7 +21,8 @@ class Stream(Protocol):
 
     Every read and write has a deadline. The declared length is checked against `max_bytes` *before* anything is
     buffered. After any error the stream is dead; `close` is idempotent and never raises.
-    Raises DeadlineMissed (too late), WireError (frame too long), NetworkFault (connection broken or closed).
+    Raises DeadlineMissed (too late), WireError (frame too long), NetworkFault (connection broken or closed); on a
+    stream that the peer opened also PeerFault (its budget is used up).
     """
 
     @property
@@ -63,14 +65,32 @@ class Transport(Protocol):
         """Answer streams opened under `method`. Call before or after `start`; a method is served once."""
         ...
 
+    def admit(self, peers: Collection[bytes], budget: Budget) -> None:
+        """From now on each of `peers` has `budget` for the streams it opens here, and all others share one budget.
+
+        Who is over budget is refused early and counted; nobody waits for it. Before the first call nobody has a limit.
+        """
+        ...
+
     async def start(self) -> None: ...
 
     async def stop(self) -> None:
         """Close every stream and, where there is one, end the daemon. Idempotent."""
         ...
 
-    def learn(self, peer_key: bytes, address: tuple[str, int]) -> None:
-        """Remember where a peer listens, as the chain says. Cheap; dials nothing."""
+    def learn(self, peer_key: bytes, address: tuple[str, int] | None) -> None:
+        """Remember where a peer listens, as the chain says. None: nowhere. Cheap; dials nothing.
+
+        A peer that listens nowhere is reached over a connection that it opened itself, and not dialled otherwise.
+        """
+        ...
+
+    async def disconnect(self, peer_key: bytes) -> None:
+        """End the connection to a peer, its streams too; the next `open` dials again. Never raises."""
+        ...
+
+    async def answers(self, address: tuple[str, int], timeout_s: float) -> bool:
+        """Whether somebody accepts a new connection at `address`. Who it is, is not asked."""
         ...
 
     async def open(self, peer_key: bytes, method: str, timeout_s: float) -> Stream:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from typing import Protocol
 
 from distributed_training.errors import DeadlineMissed, LocalFault, NetworkFault
 from distributed_training.network.base import StreamHandler, Traffic
+from distributed_training.network.budgets import Budget
 from distributed_training.network.frames import HEADER_BYTES, FrameStream
 from distributed_training.network.hints import DhtNode, HintBoard
 from distributed_training.network.identity import PeerIdentity
@@ -24,6 +26,8 @@ METHOD_TIMEOUT_S = 10.0  # an incoming stream must say what it wants
 HINT_START_S = 1.0
 HANDLERS_STOP_S = 2.0  # of the 5 s that a stop may take
 RESTART_DELAY_S = 1.0
+DIAL_S = 5.0  # two lost first packets; who does not answer by then must not hold up who does
+DISCONNECT_S = 2.0
 
 StreamCallback = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -33,8 +37,11 @@ log = logging.getLogger(__name__)
 class Daemon(Protocol):
     """A program that holds the connections. Every call raises NetworkFault when it fails; all are cancel-safe."""
 
-    async def start(self, port: int, on_stream: StreamCallback) -> None:
-        """Listen; call `on_stream` with the proven peer key of every incoming stream. Raises LocalFault."""
+    async def start(self, port: int | None, on_stream: StreamCallback) -> None:
+        """Listen, unless `port` is None; call `on_stream` with the proven peer key of every incoming stream.
+
+        Raises LocalFault.
+        """
         ...
 
     async def ended(self) -> str:
@@ -49,20 +56,25 @@ class Daemon(Protocol):
 
     async def connect(self, peer_key: bytes, address: tuple[str, int]) -> None: ...
 
+    async def disconnect(self, peer_key: bytes) -> None: ...
+
     async def open_stream(self, peer_key: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
 
     async def join_dht(self) -> DhtNode: ...
 
 
 class DaemonTransport:
-    """`network.base.Transport` over a Daemon that listens on `host:port` (0: a free port) and announces `announce`."""
+    """`network.base.Transport` over a Daemon that listens on `host:port` (0: a free port) and announces `announce`.
+
+    `port` None: it listens nowhere. It dials; others reach it over the connections that it has opened.
+    """
 
     def __init__(
         self,
         identity: PeerIdentity,
         daemon: Daemon,
         host: str,
-        port: int,
+        port: int | None,
         announce: tuple[str, int] | None,
         hints: bool,
     ) -> None:
@@ -75,7 +87,7 @@ class DaemonTransport:
         self._hints: HintBoard | None = None
         self._traffic = Traffic()
         self._serving = Serving()
-        self._addresses: dict[bytes, tuple[str, int]] = {}
+        self._addresses: dict[bytes, tuple[str, int] | None] = {}
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -91,23 +103,39 @@ class DaemonTransport:
         return self._serving.refusals
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Where others reach us: the announced address, else the one we listen on."""
-        return self._announce or (self._host, self._port)
+    def address(self) -> tuple[str, int] | None:
+        """Where others reach us: the announced address, else the one we listen on. None: nowhere."""
+        return None if self._port is None else self._announce or (self._host, self._port)
 
     def serve(self, method: str, handler: StreamHandler) -> None:
         if len(method.encode()) > MAX_METHOD_BYTES:
             raise ValueError(f"a method name has at most {MAX_METHOD_BYTES} bytes: {method!r}")
         self._serving.serve(method, handler)
 
-    def learn(self, peer_key: bytes, address: tuple[str, int]) -> None:
+    def admit(self, peers: Collection[bytes], budget: Budget) -> None:
+        self._serving.admit(peers, budget)
+
+    def learn(self, peer_key: bytes, address: tuple[str, int] | None) -> None:
         self._addresses[peer_key] = address
+
+    async def disconnect(self, peer_key: bytes) -> None:
+        with suppress(NetworkFault, TimeoutError):
+            async with asyncio.timeout(DISCONNECT_S):
+                await self._daemon.disconnect(peer_key)
+
+    async def answers(self, address: tuple[str, int], timeout_s: float) -> bool:
+        try:
+            await knock(address, timeout_s)
+        except NetworkFault:
+            return False
+        return True
 
     async def start(self) -> None:
         """Raises ConfigError if the port is taken, LocalFault if the daemon does not come up."""
         if self._watcher is not None:
             return
-        self._port = await free_port(self._host, self._port)
+        if self._port is not None:
+            self._port = await free_port(self._host, self._port)
         try:
             await self._launch()
         except BaseException:
@@ -146,13 +174,24 @@ class DaemonTransport:
         failure = NetworkFault(f"the address of {peer_key.hex()[:12]} is unknown")
         if known is not None:
             try:
-                return await self._daemon.connect(peer_key, known)
+                return await self._connect_at(peer_key, known)
             except NetworkFault as fault:
                 failure = fault
+        elif peer_key in self._addresses:
+            raise NetworkFault(f"{peer_key.hex()[:12]} has no open port and is not connected to us")
         hint = await self._hints.find(peer_key) if self._hints is not None else None
         if hint is None or hint == known:
             raise failure
-        return await self._daemon.connect(peer_key, hint)
+        return await self._connect_at(peer_key, hint)
+
+    async def _connect_at(self, peer_key: bytes, address: tuple[str, int]) -> None:
+        # After a failed dial libp2p fails for 5 s and more without trying (measured): see first if anybody listens.
+        await knock(address, DIAL_S)
+        try:
+            async with asyncio.timeout(DIAL_S):
+                await self._daemon.connect(peer_key, address)
+        except TimeoutError as error:
+            raise DeadlineMissed(f"no handshake with {address[0]}:{address[1]} within {DIAL_S:g} s") from error
 
     async def _accept(self, peer_key: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async def method() -> str:
@@ -202,3 +241,16 @@ class DaemonTransport:
     def _meet(self, peer_key: bytes) -> None:
         if self._hints is not None:
             self._hints.meet(peer_key)
+
+
+async def knock(address: tuple[str, int], timeout_s: float) -> None:
+    """Open a TCP connection and drop it. Raises NetworkFault that says why nobody answered."""
+    shown = f"{address[0]}:{address[1]}"
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, writer = await asyncio.open_connection(*address)
+    except TimeoutError as error:
+        raise DeadlineMissed(f"nobody answers at {shown} within {timeout_s:g} s") from error
+    except OSError as error:
+        raise NetworkFault(f"nobody listens at {shown} ({error.strerror or error})") from error
+    writer.transport.abort()

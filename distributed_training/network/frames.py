@@ -45,6 +45,7 @@ class FrameStream:
         self._traffic = traffic
         self._closed = False
         self.spoken = False  # the peer has sent a whole frame
+        self.meter: Callable[[int], None] | None = None  # told the size of each frame first; may refuse it
 
     @property
     def peer_key(self) -> bytes:
@@ -56,6 +57,8 @@ class FrameStream:
             size = int.from_bytes(await self._header(), "big")
             if size > max_bytes:
                 raise WireError(f"a frame of {size} bytes was announced, at most {max_bytes} are allowed here")
+            if self.meter is not None:
+                self.meter(HEADER_BYTES + size)
             frame = await self._reader.readexactly(size)
         self.spoken = True
         self._traffic.received += size
@@ -75,6 +78,8 @@ class FrameStream:
         if len(frame) > MAX_FRAME_BYTES:
             raise ValueError(f"a frame holds at most {MAX_FRAME_BYTES} bytes, not {len(frame)}")
         async with self._deadline("a write to", timeout_s):
+            if self.meter is not None:
+                self.meter(HEADER_BYTES + len(frame))
             header = len(frame).to_bytes(HEADER_BYTES, "big")
             first = min(CHUNK_BYTES, len(frame))
             self._writer.write(header + frame[:first])  # one system call for a small frame

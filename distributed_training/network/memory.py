@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any, Protocol, cast
 
 from distributed_training.errors import NetworkFault
 from distributed_training.network.base import StreamHandler, Traffic
+from distributed_training.network.budgets import Budget
 from distributed_training.network.frames import FrameStream
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.serving import Serving
@@ -112,10 +114,15 @@ class MemorySwitch:
 
 
 class MemoryTransport:
-    """`network.base.Transport` on a MemorySwitch. The switch vouches for the peer keys."""
+    """`network.base.Transport` on a MemorySwitch. The switch vouches for the peer keys.
 
-    def __init__(self, switch: MemorySwitch, identity: PeerIdentity | bytes) -> None:
+    `listens` False: behind NAT, reached only by peers that it has opened a stream to.
+    """
+
+    def __init__(self, switch: MemorySwitch, identity: PeerIdentity | bytes, *, listens: bool = True) -> None:
         self._switch = switch
+        self._listens = listens
+        self._dialled: set[bytes] = set()
         self._peer_key = identity if isinstance(identity, bytes) else identity.public_key
         self._traffic = Traffic()
         self._serving = Serving()
@@ -136,6 +143,9 @@ class MemoryTransport:
     def serve(self, method: str, handler: StreamHandler) -> None:
         self._serving.serve(method, handler)
 
+    def admit(self, peers: Collection[bytes], budget: Budget) -> None:
+        self._serving.admit(peers, budget)
+
     async def start(self) -> None:
         self._switch.plug(self)
 
@@ -143,13 +153,23 @@ class MemoryTransport:
         self._switch.unplug(self)
         await self._serving.stop(STOP_S)
 
-    def learn(self, peer_key: bytes, address: tuple[str, int]) -> None:
+    def learn(self, peer_key: bytes, address: tuple[str, int] | None) -> None:
         """Nothing to remember: the switch knows every peer."""
+
+    async def disconnect(self, peer_key: bytes) -> None:
+        self._dialled.discard(peer_key)
+
+    async def answers(self, address: tuple[str, int], timeout_s: float) -> bool:
+        """Addresses mean nothing here."""
+        return True
 
     async def open(self, peer_key: bytes, method: str, timeout_s: float) -> FrameStream:
         wire = self._switch.wire
         await wire.dial(self._peer_key, peer_key, timeout_s)
         peer = self._switch.find(peer_key)
+        if not peer._listens and self._peer_key not in peer._dialled:
+            raise NetworkFault(f"{peer_key.hex()[:12]} has no open port and is not connected to us")
+        self._dialled.add(peer_key)
         there, back = wire.pipe(self._peer_key, peer_key), wire.pipe(peer_key, self._peer_key)
         peer._accept(self._peer_key, method, reader=there.reader, end=_End(back, there))
         end = _End(there, back)

@@ -1,4 +1,4 @@
-"""What both adapters do with incoming streams: find the handler, contain its errors, count, cancel."""
+"""What both adapters do with incoming streams: find the handler, keep to budgets, contain errors, count, cancel."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from distributed_training.errors import NetworkFault, PeerFault
 from distributed_training.network.base import StreamHandler
+from distributed_training.network.budgets import Account, Accounts, Budget
 from distributed_training.network.frames import EndOfStream, FrameStream
 
 # Incoming, at one time. Peer keys cost nothing, so the streams of strangers are bounded all together too: a subnet has
@@ -17,6 +18,7 @@ from distributed_training.network.frames import EndOfStream, FrameStream
 MAX_STREAMS_PER_PEER = 64
 MAX_SILENT_STREAMS = 256
 SHOWN_CHARS = 64  # of a method name that a peer made up
+MAX_REASON_CHARS = 300  # of what is logged about a refusal
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,12 @@ class Serving:
         self._opened = 0
         self._incoming: Counter[bytes] = Counter()
         self._silent: list[FrameStream] = []  # incoming, oldest first, may hold some that have spoken since
+        self._accounts = Accounts()
         self._stopped = False
+
+    def admit(self, peers: Collection[bytes], budget: Budget) -> None:
+        """See `network.base.Transport`."""
+        self._accounts.admit(peers, budget)
 
     def serve(self, method: str, handler: StreamHandler) -> None:
         if method in self._handlers:
@@ -47,8 +54,22 @@ class Serving:
         return stream
 
     def refuse(self, peer_key: bytes, reason: str) -> None:
+        """Count it; log it in one line, unless this peer has filled enough lines already."""
         self.refusals += 1
-        log.info("refused a stream from %s: %s", peer_key.hex()[:12], reason)
+        if (skipped := self._may_log(peer_key)) is not None:
+            shown = printable(reason) + (f" (and {skipped} more, not logged)" if skipped else "")
+            log.info("refused a stream from %s: %s", peer_key.hex()[:12], shown)
+
+    def _may_log(self, peer_key: bytes) -> int | None:
+        """How many lines were left out before this one; None: leave it out as well."""
+        account = self._accounts.of(peer_key)
+        if account is None:
+            return 0
+        if not account.lines.take(1):
+            account.unlogged += 1
+            return None
+        skipped, account.unlogged = account.unlogged, 0
+        return skipped
 
     async def answer(self, stream: FrameStream, method: Callable[[], Awaitable[str]]) -> None:
         """Ask for the method and run its handler on `stream` in the current task; returns when the stream is closed.
@@ -78,9 +99,10 @@ class Serving:
         try:
             if self._incoming[peer] > MAX_STREAMS_PER_PEER:
                 raise PeerFault(f"more than {MAX_STREAMS_PER_PEER} streams at one time")
+            self._limit(stream)
             self._make_room(stream)
             name = await method()
-            shown = repr(name)[:SHOWN_CHARS]
+            shown = ascii(name)[:SHOWN_CHARS]
             handler = self._handlers.get(name)
             if handler is None:
                 self.refuse(peer, f"nobody serves {shown}")
@@ -92,7 +114,17 @@ class Serving:
             self.refuse(peer, f"{shown}: {fault}")
         except Exception:
             self.refusals += 1
-            log.exception("the handler of %s failed for %s", shown, peer.hex()[:12])
+            if self._may_log(peer) is not None:
+                log.exception("the handler of %s failed for %s", shown, peer.hex()[:12])
+
+    def _limit(self, stream: FrameStream) -> None:
+        """Take the stream out of its peer's budget, and from now on its bytes. Raises PeerFault when it is used up."""
+        peer = stream.peer_key
+        account = self._accounts.of(peer)
+        if account is not None and not account.streams.take(1):
+            stream.abort()
+            raise PeerFault("opens more streams than its budget allows")
+        stream.meter = lambda size: _charge(self._accounts.of(peer), size)
 
     def _make_room(self, newcomer: FrameStream) -> None:
         """The oldest stream that has said nothing yet gives way: refusing newcomers would let strangers lock us."""
@@ -113,3 +145,15 @@ class Serving:
             await asyncio.wait(tasks, timeout=budget_s)
         for stream in list(self._streams.values()):
             stream.abort()
+
+
+def printable(text: str) -> str:
+    """Bounded, in one line, without anything that a terminal or a reader of logs takes for more than text."""
+    cut = text if len(text) <= MAX_REASON_CHARS else text[:MAX_REASON_CHARS] + "..."
+    return "".join(c if c.isprintable() else "?" for c in cut)
+
+
+def _charge(account: Account | None, size: int) -> None:
+    """Before a frame is read or written."""
+    if account is not None and not account.bytes.take(size):
+        raise PeerFault(f"a frame of {size} bytes is more than its budget allows now")
