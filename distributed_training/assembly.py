@@ -189,6 +189,7 @@ def _role(
         engine.tokenizer,
         parts.signer.public_key,
         probe_s,
+        parts.metrics,
     )
     logs = LogService(manifest, parts.peers, parts.clock, len(engine.loop.groups))
     last_round = None if config.rounds is None else config.rounds - 1

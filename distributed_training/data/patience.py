@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
@@ -20,11 +21,11 @@ class PageReads:
         self.source = source
         self._left, self._lock = 0, Lock()
 
-    def until(self, gave_up: Callable[[], bool]) -> PageSource:
-        """The same source; a page that is not there when `gave_up()` turns true is unavailable."""
-        return _Bounded(self, gave_up)
+    def until(self, gave_up: Callable[[], bool], limit_s: float = math.inf) -> PageSource:
+        """The same source; a page that is not there after `limit_s`, or when `gave_up()` turns true, is unavailable."""
+        return _Bounded(self, gave_up, limit_s)
 
-    def fetch(self, index: int, gave_up: Callable[[], bool]) -> Page:
+    def fetch(self, index: int, gave_up: Callable[[], bool], limit_s: float) -> Page:
         """Raises DataUnavailable for what the source cannot give, or not in time; whatever else the source raises."""
         if self._left >= MAX_LEFT:
             raise DataUnavailable(f"page {index} is not asked for: {self._left} pages have not come yet")
@@ -32,11 +33,13 @@ class PageReads:
         with self._lock:
             self._left += 1
         Thread(target=self._read, args=(index, answers), name=f"page {index}", daemon=True).start()
+        waited_s = 0.0
         while True:
             try:
                 answer = answers.get(timeout=LOOK_S)
             except Empty:
-                if gave_up():
+                waited_s += LOOK_S
+                if gave_up() or waited_s >= limit_s:
                     raise DataUnavailable(f"page {index} did not come in time") from None
                 continue
             if isinstance(answer, Exception):
@@ -56,12 +59,12 @@ class PageReads:
 class _Bounded:
     """A PageSource; see PageReads.until."""
 
-    def __init__(self, reads: PageReads, gave_up: Callable[[], bool]) -> None:
-        self._reads, self._gave_up = reads, gave_up
+    def __init__(self, reads: PageReads, gave_up: Callable[[], bool], limit_s: float) -> None:
+        self._reads, self._gave_up, self._limit_s = reads, gave_up, limit_s
         self.num_pages, self.sha256 = reads.source.num_pages, reads.source.sha256
 
     def fetch(self, index: int) -> Page:
-        return self._reads.fetch(index, self._gave_up)
+        return self._reads.fetch(index, self._gave_up, self._limit_s)
 
     def heldout(self) -> tuple[str, ...]:
         return self._reads.source.heldout()

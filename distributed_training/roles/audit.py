@@ -15,17 +15,19 @@ from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.scatter import cut_digests
 from distributed_training.data.base import PageSource
 from distributed_training.data.loader import PagesExhausted, pages_used
+from distributed_training.data.patience import PageReads
 from distributed_training.data.tokens import Tokenizer
-from distributed_training.errors import DataUnavailable, LocalFault, NetworkFault, PeerFault, WireError
+from distributed_training.errors import LocalFault, NetworkFault, PeerFault, WireError
 from distributed_training.manifest import RunManifest
 from distributed_training.merkle import digest, merkle_root
+from distributed_training.metrics.base import Metrics
 from distributed_training.network.base import deadline
 from distributed_training.roles.parts import TrainingThread
 from distributed_training.roles.service import PushedLog, ask_chunks, drawn_chunks, end_chunks
 from distributed_training.roles.work import assigned_batches, round_permutation
 from distributed_training.rules.audit_plan import AuditTask
 from distributed_training.rules.fidelity import failing, judge, judge_vector
-from distributed_training.training.inner import InnerLoop
+from distributed_training.training.inner import InnerLoop, out_of_memory
 from distributed_training.training.outer import RunState
 from distributed_training.training.replay import replay
 from distributed_training.types import AuditResult, Candidate, StepRecord, Verdict, WorkRecord
@@ -57,10 +59,13 @@ class Auditor:
         tokenizer: Tokenizer,
         public_key: bytes,
         probe_timeout_s: float,
+        metrics: Metrics,
     ) -> None:
+        """probe_timeout_s: for one probe, and for one page."""
         self._manifest, self._peers, self._training, self._loop = manifest, peers, training, loop
-        self._source, self._tokenizer, self._public_key = source, tokenizer, public_key
-        self._probe_s = probe_timeout_s
+        self._tokenizer, self._public_key = tokenizer, public_key
+        self._probe_s, self._metrics = probe_timeout_s, metrics
+        self._source = PageReads(source).until(lambda: training.stopping, probe_timeout_s)
 
     async def audit(
         self, plan: RoundPlan, state: RunState, task: AuditTask, record: WorkRecord, pushed: PushedLog, beacon: bytes
@@ -71,20 +76,20 @@ class Auditor:
         try:
             logged = self._decode(record, pushed.log)
             await self._training.run(lambda: self._check_pages(plan, record))
+            result = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
+            if result.verdict is Verdict.FAIL:
+                again = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
+                result = result if again.verdict is Verdict.FAIL else again
         except PagesExhausted:
             return _failed(task, "more steps claimed than its pages hold"), probe
-        except DataUnavailable as error:
-            log.warning("uid %d is not audited, a page is missing here: %s", task.uid, error)
-            return None, probe
         except PeerFault as error:
             return _failed(task, str(error)), probe
-        try:
-            result = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
-            if result is not None and result.verdict is Verdict.FAIL:
-                again = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
-                result = result if again is not None and again.verdict is Verdict.FAIL else again
-        except (LocalFault, RuntimeError) as error:  # torch says "out of memory" with a RuntimeError
-            log.error("uid %d is not audited, the replay failed here: %s", task.uid, error)
+        except (LocalFault, MemoryError, RuntimeError) as error:  # torch says "out of memory" with a RuntimeError
+            if out_of_memory(error):
+                await self._training.run(self._loop.shrink)
+            said = f"uid {task.uid} is not audited: {error or type(error).__name__}"
+            log.error("round %d: %s", plan.round.index, said)
+            self._metrics.emit("fault", round=plan.round.index, what="audit", detail=said)
             return None, probe
         return result, probe
 
@@ -119,7 +124,8 @@ class Auditor:
 
     def _replay(
         self, plan: RoundPlan, state: RunState, task: AuditTask, logged: Sequence[StepRecord], probe: Probe | None
-    ) -> AuditResult | None:
+    ) -> AuditResult:
+        """Raises what kept us from it; a page list that is too short is the miner's, and judged by its log."""
         depth = task.depth.length
         batches = assigned_batches(
             self._manifest, self._source, self._tokenizer, plan.round.index, plan.beacon, task.uid
@@ -136,7 +142,7 @@ class Auditor:
                 cancelled=lambda: self._training.stopping,
             )
             if batches.fault is not None and not isinstance(batches.fault, PagesExhausted):
-                return None
+                raise batches.fault
         result = judge(logged, replayed.steps, depth=depth, audit=self._manifest.audit)
         if result.verdict is Verdict.FAIL or not task.depth.full or probe is None:
             return result

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.contribution import check_work
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.errors import ChainFault, LocalFault, WireError
+from distributed_training.errors import WireError
 from distributed_training.roles.audit import Auditor
 from distributed_training.roles.evaluation import Evaluator
 from distributed_training.roles.examiner import Examiner, FinishedRound
@@ -17,10 +17,11 @@ from distributed_training.roles.follower import Follower
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.report import RoundReport
 from distributed_training.roles.service import LogService, PushedLog
+from distributed_training.roles.trouble import commit_by, tell
 from distributed_training.rules import membership
 from distributed_training.training.outer import RunState
 from distributed_training.types import Commitment, Role, WorkRecord
-from distributed_training.wire import decode_signed, encode_commitment
+from distributed_training.wire import decode_signed
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,12 @@ class Validator:
         self._logs, self.evaluator, self._last_round = logs, evaluator, last_round
         self._examiner = Examiner(parts, auditor)
         self._audits: asyncio.Task[None] | None = None
+        self._began: int | None = None  # the head when this process began with its first round
 
     async def run_round(self) -> None:
         """One round, as in protocol section 3; the former round's audits run beside it."""
         start = await self._follower.prepare()
+        self._began = self._p.clock.head if self._began is None else self._began
         report = RoundReport(self._p, start.round)
         await self._p.clock.reached(start.round.start_block)
         report.phase("train")
@@ -88,9 +91,8 @@ class Validator:
             await self.evaluator.evaluate(state, plan.round.index)
             if audited is not None:
                 await self._examiner.examine(audited)
-        except LocalFault as error:
-            log.error("round %d: no scores from us: %s", plan.round.index, error)
-            self._p.metrics.emit("fault", round=plan.round.index, what="audit", detail=str(error))
+        except Exception as error:  # whatever it is: ours, and the next round can do without it
+            tell(self._p, plan.round.index, "audit", error)
 
     async def finish_audits(self) -> None:
         """Wait for the audits under way: scores are folded once per round, in order."""
@@ -118,12 +120,8 @@ class Validator:
             second_round=round_index,
             second=membership.encode_slice_map([j in held for j in range(len(plan.slices))]),
         )
-        try:
-            block = await p.chain.commit(encode_commitment(commitment))
-        except ChainFault as error:
-            log.error("round %d: the slice map could not be committed: %s", round_index, error)
-            return
-        if block > plan.round.map_block:
+        block = await commit_by(p, commitment, round_index, plan.round.map_block, "slice map")
+        if block is not None and block > plan.round.map_block:
             log.warning("round %d: slice map committed in block %d, too late", round_index, block)
 
     def _pushed_works(self, plan: RoundPlan, logs: Mapping[bytes, PushedLog]) -> dict[bytes, WorkRecord]:

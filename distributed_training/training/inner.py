@@ -126,6 +126,7 @@ class InnerLoop:
         """
         load_flat(self._model, flat)
         self._model.eval()
+        batch_size = min(batch_size, self._micro_batch or batch_size)
         total = 0.0
         with torch.no_grad(), self._precision():
             for first in range(0, len(sequences), batch_size):
