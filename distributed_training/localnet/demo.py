@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.local_genesis import start_clock
@@ -24,7 +24,7 @@ from distributed_training.localnet.chain_view import (
 )
 from distributed_training.localnet.create import Run, open_or_create
 from distributed_training.localnet.display import Display
-from distributed_training.localnet.events import DEMO, RunEvents, RunView
+from distributed_training.localnet.events import DEMO, Event, RunEvents, RunView
 from distributed_training.localnet.faults import Killer, Start
 from distributed_training.localnet.finish import finish, stored_result
 from distributed_training.localnet.layout import node_specs
@@ -85,6 +85,19 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+class Disturber(Protocol):
+    """What goes wrong on purpose (faults.Killer). Called from the loops here."""
+
+    @property
+    def busy(self) -> bool:
+        """Will it still start a process?"""
+        ...
+
+    def saw(self, name: str, event: Event) -> None: ...
+
+    def tick(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What the loops of the demo look at."""
@@ -95,8 +108,8 @@ class Watch:
     events: RunEvents
     display: Display
     stop: StopRequest
-    killer: Killer
-    starts: Mapping[str, Start]
+    killer: Disturber
+    starts: dict[str, Start]
 
 
 def run_demo(options: Options) -> int:

@@ -87,9 +87,14 @@ class RunView:
     """Everything the nodes said, by node. Strange events change nothing."""
 
     def __init__(self, specs: Sequence[NodeSpec]) -> None:
-        self.nodes = {s.name: NodeView(s.name, s.role.name.lower(), s.uid) for s in specs}
+        self.nodes: dict[str, NodeView] = {}
+        for spec in specs:
+            self.add(spec)
         self.incentive: dict[int, float] = {}
         self.block: int | None = None
+
+    def add(self, spec: NodeSpec) -> None:
+        self.nodes[spec.name] = NodeView(spec.name, spec.role.name.lower(), spec.uid)
 
     def of_role(self, role: str) -> list[NodeView]:
         return [node for node in self.nodes.values() if node.role == role]
@@ -218,14 +223,21 @@ class RunEvents:
     """
 
     def __init__(self, paths: RunPaths, specs: Sequence[NodeSpec]) -> None:
-        self.view = RunView(specs)
-        self._followers = {s.name: Follower(paths.node(s.name) / "events.jsonl") for s in specs}
+        self.view = RunView(())
+        self._paths, self._followers = paths, dict[str, Follower]()
+        for spec in specs:
+            self.add(spec)
         self.notes: list[Event] = []  # the demo's own events, those of earlier parts of a resumed run first
         kept = _demo_lines(paths.events)
         for line in kept:
             self._recall(json.loads(line))
         self._file = paths.events.open("w", encoding="utf-8")
         self._file.writelines(kept)
+
+    def add(self, spec: NodeSpec) -> None:
+        """One more node to follow: one that joins while the run goes on."""
+        self.view.add(spec)
+        self._followers[spec.name] = Follower(self._paths.node(spec.name) / "events.jsonl")
 
     def poll(self) -> Sequence[tuple[str, Event]]:
         """New events as (node, event), already in the view and in the run's file."""
