@@ -1,0 +1,171 @@
+"""One simulated node: the real parts over simulated adapters; it can be started, killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import cast
+
+from distributed_training.assembly import Adapters, live, make_parts
+from distributed_training.averaging.store import RoundStore, StoredOutput
+from distributed_training.chain.keys import verify
+from distributed_training.chain.memory import MemoryChain
+from distributed_training.chain.patient import PatientChain
+from distributed_training.checkpoints.local import LocalCheckpoints
+from distributed_training.engine import Engine
+from distributed_training.errors import ChainUnreachable
+from distributed_training.journal import Journal
+from distributed_training.manifest import RunManifest
+from distributed_training.metrics.base import Metrics
+from distributed_training.network.base import Traffic
+from distributed_training.network.identity import verify_peer
+from distributed_training.network.memory import MemoryTransport
+from distributed_training.roles.parts import Parts, TrainingThread
+from distributed_training.roles.work import Trainer, Worker, WorkResult, WorkTask
+from distributed_training.simulation.loop import VirtualLoop
+from distributed_training.simulation.records import NodeSink
+from distributed_training.simulation.world import INCLUSION_S, World, role_of
+from distributed_training.types import Neuron, StepRecord
+
+CURRENT: ContextVar[str] = ContextVar("simulated node", default="-")  # whose code runs, for the log
+
+
+class SimNode:
+    """`name` lives as often as it is started; its folder, keys and links stay the same."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name, self.role = world, name, role_of(name)
+        self.key, self.identity, self.speed = world.key(name), world.identity(name), world.speed(name)
+        self.traffic = Traffic()  # of the present life
+        self.task: asyncio.Task[None] | None = None
+        self._thawed = asyncio.Event()
+        self._thawed.set()
+        self._transport: MemoryTransport | None = None
+
+    @property
+    def peer_key(self) -> bytes:
+        return self.identity.public_key
+
+    @property
+    def running(self) -> bool:
+        return self.task is not None and not self.task.done()
+
+    def start(self) -> None:
+        token = CURRENT.set(self.name)
+        try:
+            self.task = asyncio.create_task(self._live(), name=self.name)
+        finally:
+            CURRENT.reset(token)
+
+    async def kill(self) -> None:
+        """As kill -9 looks from outside: silent at once, every stream broken, the files as they are."""
+        task, transport = self.task, self._transport
+        if task is None:
+            return
+        if transport is not None:
+            self.world.switch.unplug(transport)
+        self.world.links.crash(self.peer_key)
+        self.thaw()
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # it was killed: what it died of does not matter
+        self.task = self._transport = None
+
+    def freeze(self) -> None:
+        """No byte and no chain call passes; streams stay open."""
+        self._thawed.clear()
+        self.world.links.freeze(self.peer_key)
+
+    def thaw(self) -> None:
+        self._thawed.set()
+        self.world.links.thaw(self.peer_key)
+
+    # --- a life -------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        """Ends when it is cancelled, or by an error; a node that has run its rounds goes on answering its peers."""
+        w = self.world
+        async with AsyncExitStack() as stack:
+            chain = PatientChain(
+                MemoryChain(w.ledger, self.key.hotkey, line=self._line, inclusion_s=INCLUSION_S),
+                w.ledger.params.block_s,
+            )
+            me = await self._registered(chain)
+            config = w.config(self.name, me.uid)
+            metrics = Metrics([NodeSink(w.recorder, self.name)], role=self.role.name.lower(), uid=me.uid)
+            journal = Journal(config.node_dir / "journal.sqlite")
+            stack.callback(journal.close)
+            transport = self._transport = MemoryTransport(w.switch, self.peer_key)
+            stack.push_async_callback(transport.stop)
+            training = TrainingThread()
+            stack.callback(training.close)
+            adapters = Adapters(
+                chain=chain,
+                transport=transport,
+                checkpoints=LocalCheckpoints(config.checkpoints),
+                signer=self.key,
+                verify=verify,
+                sign_as_peer=self.identity.sign,
+                verify_peer=verify_peer,
+            )
+            parts = await make_parts(config, w.manifest, adapters, journal, metrics, training)
+            self.traffic = transport.traffic
+            self._watch(parts.store)
+            await transport.start()
+            await live(self.role, config, parts, w.engine, me, lambda engine, run: self._worker(engine, run, parts))
+            await asyncio.Event().wait()
+
+    async def _registered(self, chain: PatientChain) -> Neuron:
+        """Our neuron; a newcomer's registration is in the next block."""
+        while True:
+            me = (await chain.roster((await chain.head()).number)).by_hotkey(self.key.hotkey)
+            if me is not None:
+                return me
+            await asyncio.sleep(self.world.ledger.params.block_s)
+
+    async def _line(self) -> None:
+        """The way to the chain."""
+        await asyncio.sleep(self.speed.chain_latency_s)
+        await self._thawed.wait()
+        if self.world.outage():
+            raise ChainUnreachable("the chain is out")
+
+    def _worker(self, engine: Engine, manifest: RunManifest, parts: Parts) -> Worker:
+        trainer = Trainer(engine.loop, engine.source, engine.tokenizer, manifest)
+        return TimedTrainer(trainer, parts, self.speed.step_s)
+
+    def _watch(self, store: RoundStore) -> None:
+        """Tell the recorder when a slice is kept: the moment from which the node holds it."""
+        keep = store.put_output
+
+        def put_output(round_index: int, record_hash: bytes, output: StoredOutput) -> None:
+            keep(round_index, record_hash, output)
+            self.world.recorder.holds(round_index, self.name)
+
+        store.put_output = put_output  # type: ignore[method-assign]
+
+
+class TimedTrainer:
+    """Real steps that take virtual time: as many as fit before the training phase ends, `step_s` each."""
+
+    def __init__(self, trainer: Worker, parts: Parts, step_s: float) -> None:
+        self._trainer, self._p, self._step_s = trainer, parts, step_s
+
+    def work(self, task: WorkTask) -> WorkResult:
+        loop = cast(VirtualLoop, asyncio.get_running_loop())
+        done, left_s = 0, self._p.clock.seconds_until(self._p.manifest.round(task.round).train_end_block)
+
+        def on_step(record: StepRecord, seconds: float) -> None:
+            nonlocal done
+            done += 1
+            task.on_step(record, self._step_s)
+
+        def should_stop() -> bool:
+            return task.should_stop() or (done + 1) * self._step_s > left_s
+
+        result = self._trainer.work(replace(task, should_stop=should_stop, on_step=on_step))
+        loop.spend(done * self._step_s)
+        return result

@@ -1,0 +1,118 @@
+"""What a simulation is asked to do, and the run that follows from it: model, manifest, pages, names."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from distributed_training.data.local import LocalPages, build_pages
+from distributed_training.errors import ConfigError
+from distributed_training.localnet.recipe import make_manifest, model_size
+from distributed_training.manifest import RunManifest
+
+FaultKind = Literal["none", "churn", "loss", "partition", "crash", "freeze", "all"]
+FAULTS = cast(tuple[FaultKind, ...], get_args(FaultKind))
+MAX_UIDS = 1024
+PAGE_BYTES = 150  # tokens of a few steps: nobody needs more than two pages a round
+SPARE_UIDS = 8  # and a tenth of the miners: for those who join
+_WORDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class SimOptions:
+    """`seed` decides everything: keys, links, speeds, faults."""
+
+    miners: int
+    rounds: int
+    faults: FaultKind = "none"
+    seed: int = 0
+    validators: int = 2
+    width: int = 16  # of the model: 16 gives about 8 thousand parameters
+    steps: int = 3  # inner steps a round, of miners fast enough
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError."""
+        if self.miners < 1 or self.validators < 1 or self.rounds < 1 or self.steps < 1:
+            raise ConfigError("a simulation needs at least one miner, one validator, one round and one step")
+        if self.names_count + self.spare > MAX_UIDS:
+            raise ConfigError(f"at most {MAX_UIDS} uids are simulated; {self.miners} miners are too many")
+
+    @property
+    def names_count(self) -> int:
+        return 1 + self.validators + self.miners
+
+    @property
+    def spare(self) -> int:
+        return SPARE_UIDS + self.miners // 10
+
+    def genesis_names(self) -> tuple[str, ...]:
+        """In uid order; the owner has uid 0."""
+        validators = [f"validator-{i}" for i in range(self.validators)]
+        return ("owner", *validators, *(f"miner-{i}" for i in range(self.miners)))
+
+    def command(self) -> str:
+        """The command that runs this simulation again."""
+        shown = f"python -m distributed_training.simulate --miners {self.miners} --rounds {self.rounds}"
+        shown += f" --faults {self.faults} --seed {self.seed}"
+        for name, value, default in (
+            ("validators", self.validators, 2), ("width", self.width, 16), ("steps", self.steps, 3),
+        ):  # fmt: skip
+            shown += "" if value == default else f" --{name} {value}"
+        return shown
+
+
+def model_config(width: int) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2",
+        "vocab_size": 257,
+        "n_positions": 16,
+        "n_embd": width,
+        "n_layer": 1,
+        "n_head": 2,
+    }
+
+
+def chunk_coords(num_coords: int, slices: int) -> int:
+    """The largest multiple of 32, up to 512, that gives every reducer at least one chunk."""
+    return max(32, min(512, num_coords // max(1, slices) // 32 * 32))
+
+
+def overrides(options: SimOptions) -> Mapping[str, Any]:
+    """Sections of the manifest that differ from the local ones; its timing is the local preset's."""
+    chunk = chunk_coords(model_size(model_config(options.width)), options.miners)
+    return {
+        "name": "simulation",
+        "max_uids": options.names_count + options.spare,
+        "data": {"sequence_length": 16, "batch_size": 2, "heldout_sequences": 8},
+        "inner": {
+            "nominal_steps": options.steps, "max_steps": 8, "learning_rate": 5e-3, "warmup_steps": 1,
+        },
+        "average": {"chunk_coords": chunk, "block_coords": 32, "token_cap": 8 * 32, "initial_tau": 50.0},
+        "audit": {"full_share": 0.1, "probe_chunks": 4},
+        "keep": {"snapshot_every": 4, "checkpoint_every": 4},
+    }  # fmt: skip
+
+
+def make_run(options: SimOptions, root: Path) -> RunManifest:
+    """Write text and pages below `root`; the manifest over them. The same options give the same manifest."""
+    needed = 2 * (options.names_count + options.spare)
+    _write_text(root / "text", options.seed, documents=math.ceil(needed * PAGE_BYTES / 100) + 40)
+    build_pages(root / "pages", root / "text", num_pages=needed, page_bytes=PAGE_BYTES, heldout_bytes=1000)
+    pages = LocalPages(root / "pages")
+    return make_manifest(
+        "local", model_config(options.width), pages, init_seed=options.seed, overrides=overrides(options)
+    )
+
+
+def _write_text(directory: Path, seed: int, documents: int) -> None:
+    """Documents of words in a skewed distribution: learnable, and the same for the same seed."""
+    source = random.Random(f"text/{seed}")
+    words = ["".join(source.choices("etaoinshrdlu", k=source.randint(2, 7))) for _ in range(_WORDS)]
+    directory.mkdir(parents=True)
+    for number in range(documents):
+        drawn = [words[min(int(source.expovariate(0.15)), _WORDS - 1)] for _ in range(30)]
+        (directory / f"{number:05d}.txt").write_text(" ".join(drawn))

@@ -1,0 +1,86 @@
+"""What the simulation saw: every event of every node, on the virtual clock, and one digest over all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """One node's word about one round, with what its transport had moved by then."""
+
+    node: str
+    at_s: float
+    root: str
+    applied: bool
+    reason: str
+    included: int
+    credited_tokens: float | None  # None: this node does not know the tokens
+
+
+@dataclass
+class Recorder:
+    """Takes events as they come; the digest is over (virtual time, node, event) in that order, wall times left out."""
+
+    now: Callable[[], float] = lambda: 0.0
+    settled: dict[int, dict[str, Settlement]] = field(default_factory=dict)  # round -> node -> its last word
+    trained: dict[int, dict[str, int]] = field(default_factory=dict)  # round -> node -> tokens
+    held_at: dict[int, dict[str, float]] = field(default_factory=dict)  # round -> node -> when its last slice came
+    contradictions: list[tuple[int, str]] = field(default_factory=list)  # (round, node): settled twice, differently
+    events: int = 0
+    _hash: Any = field(default_factory=lambda: blake2b(digest_size=16))
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def note(self, node: str, event: str, **fields: Any) -> None:
+        """Something that happens to a node, not told by it."""
+        self.write(node, {"event": event, **fields})
+
+    def write(self, node: str, event: Mapping[str, Any]) -> None:
+        line = {key: value for key, value in event.items() if key != "time"}
+        self.events += 1
+        self._hash.update(json.dumps([round(self.now(), 6), node, line], sort_keys=True).encode() + b"\n")
+        if event["event"] == "round":
+            self._settle(node, event)
+        elif event["event"] == "train":
+            self.trained.setdefault(event["round"], {})[node] = event["tokens"]
+
+    def holds(self, round_index: int, node: str) -> None:
+        """The node has received a slice of the round."""
+        self.held_at.setdefault(round_index, {})[node] = self.now()
+
+    def _settle(self, node: str, event: Mapping[str, Any]) -> None:
+        tokens = event.get("tokens") or {}
+        credit = event.get("credit") or {}
+        credited = sum(float(share) * tokens.get(uid, 0) for uid, share in credit.items()) if tokens else None
+        word = Settlement(
+            node,
+            self.now(),
+            event["state_root"],
+            event["applied"],
+            event["reason"],
+            len(event["included"]),
+            credited,
+        )
+        former = self.settled.setdefault(event["round"], {}).get(node)
+        if former is not None and (former.root, former.applied) != (word.root, word.applied):
+            self.contradictions.append((event["round"], node))
+        self.settled[event["round"]][node] = word
+
+
+class NodeSink:
+    """A metrics sink that hands a node's events to the recorder."""
+
+    def __init__(self, recorder: Recorder, node: str) -> None:
+        self._recorder, self._node = recorder, node
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        self._recorder.write(self._node, event)
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,202 @@
+"""Run one simulation: start the nodes, let the incidents happen, watch every round, say what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from distributed_training.averaging.plan import layout_of
+from distributed_training.simulation import observer
+from distributed_training.simulation.faults import Incident, incidents
+from distributed_training.simulation.loop import Deadlock, run
+from distributed_training.simulation.node import SimNode
+from distributed_training.simulation.observer import RoundRow, Violation
+from distributed_training.simulation.options import SimOptions
+from distributed_training.simulation.world import World, make_world
+from distributed_training.training.model import num_parameters
+
+FIRST_START_S = 0.2  # nodes of the genesis start within this time, in uid order
+Progress = Callable[[RoundRow], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SimResult:
+    options: SimOptions
+    rows: tuple[RoundRow, ...]
+    violations: tuple[Violation, ...]
+    incidents: tuple[Incident, ...]
+    digest: str  # over every event of every node: equal for equal options
+    events: int
+    virtual_s: float
+    real_s: float
+    wire_bytes: int  # of one encoded vector
+
+    @property
+    def lost_share(self) -> float | None:
+        """Tokens that were trained and are in no state, as a share. None: nothing was measured."""
+        known = [r for r in self.rows if r.averaged_tokens is not None]
+        trained = sum(r.trained_tokens for r in self.rows)
+        return None if not known or not trained else 1.0 - sum(r.averaged_tokens or 0.0 for r in known) / trained
+
+
+class Swarm:
+    """The nodes of a world and what has been seen of them."""
+
+    def __init__(self, world: World, planned: tuple[Incident, ...]) -> None:
+        self.world, self.planned = world, planned
+        self.nodes: dict[str, SimNode] = {}
+        self.since: dict[str, float] = {}
+        self.rows: list[RoundRow] = []
+        self.violations: list[Violation] = []
+        self._outages = 0
+        self._moved: dict[str, tuple[int, int]] = {}
+        world.outage = lambda: self._outages > 0
+
+    async def run(self, progress: Progress) -> None:
+        w, loop = self.world, asyncio.get_running_loop()
+        w.recorder.now = loop.time
+        w.ledger.start_clock()
+        names = w.options.genesis_names()
+        for name in names:
+            self._start(name, since_s=0.0)
+            await asyncio.sleep(FIRST_START_S / len(names))
+        script = [asyncio.create_task(self._happen(i), name=f"incident {i.kind}") for i in self.planned]
+        for index in range(w.options.rounds):
+            await self._until(w.block_time(w.manifest.round(index).end_block) + observer.BOUND_S)
+            self._watch(index)
+            progress(self.rows[-1])
+        await asyncio.gather(*script)
+        self._find_the_dead(w.options.rounds - 1)
+        self.violations += observer.contradictions(w.recorder)
+        for node in self.nodes.values():
+            await node.kill()
+        left = [t.get_name() for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+        if left:
+            self.violations.append(Violation(w.options.rounds - 1, tuple(sorted(left)), "tasks outlived their nodes"))
+
+    def _start(self, name: str, since_s: float) -> None:
+        node = self.nodes.get(name) or SimNode(self.world, name)
+        self.nodes[name] = node
+        self.since.setdefault(name, since_s)
+        node.start()
+
+    async def _until(self, at_s: float) -> None:
+        await asyncio.sleep(max(0.0, at_s - asyncio.get_running_loop().time()))
+
+    # --- incidents ------------------------------------------------------------------------------------
+
+    async def _happen(self, incident: Incident) -> None:
+        await self._until(incident.begin_s)
+        for name in incident.nodes or ("chain",):
+            self.world.recorder.note(name, "incident", kind=incident.kind, until=incident.end_s)
+        await self._begin(incident)
+        await self._until(incident.end_s)
+        self._end(incident)
+
+    async def _begin(self, incident: Incident) -> None:
+        w, nodes = self.world, [self.nodes[name] for name in incident.nodes if name in self.nodes]
+        if incident.kind == "kill":
+            await asyncio.gather(*(node.kill() for node in nodes))
+        elif incident.kind == "freeze":
+            for node in nodes:
+                node.freeze()
+        elif incident.kind == "cut":
+            w.links.partition([node.peer_key for node in nodes])
+        elif incident.kind == "outage":
+            self._outages += 1
+        elif incident.kind == "add":
+            for name in incident.nodes:
+                w.register(name)
+                self._start(name, since_s=incident.begin_s)
+
+    def _end(self, incident: Incident) -> None:
+        nodes = [self.nodes[name] for name in incident.nodes if name in self.nodes]
+        if incident.kind == "kill":
+            for node in nodes:
+                node.start()
+        elif incident.kind == "freeze":
+            for node in nodes:
+                node.thaw()
+        elif incident.kind == "cut":
+            self.world.links.heal()
+        elif incident.kind == "outage":
+            self._outages -= 1
+
+    # --- what the observer sees -------------------------------------------------------------------------
+
+    def _watch(self, index: int) -> None:
+        w = self.world
+        round_, block_s = w.manifest.round(index), w.ledger.params.block_s
+        running = [name for name, node in self.nodes.items() if node.running]
+        self.rows.append(observer.round_row(w.recorder, round_, block_s, self._traffic()))
+        self.violations += observer.check_round(
+            w.recorder, round_, running, self.since, observer.Troubles(self.planned), block_s, w.manifest.timing.length
+        )
+        self._find_the_dead(index)
+
+    def _find_the_dead(self, index: int) -> None:
+        """A node ends when it is killed; whatever else ends it is a violation, once."""
+        for name, node in self.nodes.items():
+            if node.task is not None and node.task.done() and not node.task.cancelled():
+                error = node.task.exception()
+                while isinstance(error, BaseExceptionGroup):
+                    error = error.exceptions[0]
+                self.violations.append(Violation(index, (name,), f"ended by itself: {type(error).__name__}: {error}"))
+                node.task = None
+
+    def _traffic(self) -> tuple[float, float]:
+        """(frames, bytes) sent by a node since the last call, mean over those that live."""
+        frames, sent = [], []
+        for name, node in self.nodes.items():
+            former = self._moved.get(name, (0, 0))
+            now = (node.traffic.frames_sent, node.traffic.sent)
+            reborn = now[0] < former[0]
+            frames.append(now[0] - (0 if reborn else former[0]))
+            sent.append(now[1] - (0 if reborn else former[1]))
+            self._moved[name] = now
+        return sum(frames) / len(frames), sum(sent) / len(sent)
+
+
+def simulate(options: SimOptions, progress: Progress = lambda row: None, root: Path | None = None) -> SimResult:
+    """One simulation from block 0. Its files lie in memory, or below `root`, where they stay. Raises ConfigError."""
+    torch.set_num_threads(1)
+    began, shm = time.perf_counter(), Path("/dev/shm")
+    folder = root or Path(tempfile.mkdtemp(prefix="dt-simulation-", dir=shm if shm.is_dir() else None))
+    try:
+        world = make_world(options, folder)
+        planned = incidents(options, world.manifest, world.ledger.params.block_s)
+        swarm, loop_end = Swarm(world, planned), 0.0
+
+        async def main() -> float:
+            await swarm.run(progress)
+            return asyncio.get_running_loop().time()
+
+        try:
+            loop_end = run(main())
+        except Deadlock as dead:
+            swarm.violations.append(Violation(len(swarm.rows), (), f"deadlock {dead}"))
+        return SimResult(
+            options=options,
+            rows=tuple(swarm.rows),
+            violations=tuple(swarm.violations),
+            incidents=planned,
+            digest=world.recorder.digest(),
+            events=world.recorder.events,
+            virtual_s=loop_end,
+            real_s=time.perf_counter() - began,
+            wire_bytes=_wire_bytes(world),
+        )
+    finally:
+        if root is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wire_bytes(world: World) -> int:
+    return layout_of(world.manifest, num_parameters(world.engine.model)).wire_bytes

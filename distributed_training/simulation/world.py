@@ -1,0 +1,142 @@
+"""The world of one simulation: chain, links, keys, one engine, and the nodes that live there."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair
+from distributed_training.chain.local_genesis import REGISTRATION_RAO, GenesisNeuron
+from distributed_training.chain.local_store import ChainParams
+from distributed_training.chain.memory import Ledger
+from distributed_training.config import NodeConfig
+from distributed_training.engine import Engine, load_engine
+from distributed_training.localnet.recipe import BLOCK_S
+from distributed_training.manifest import RunManifest
+from distributed_training.network.identity import PeerIdentity
+from distributed_training.network.links import LinkProfile, Links
+from distributed_training.network.memory import MemorySwitch
+from distributed_training.simulation.options import SimOptions, make_run
+from distributed_training.simulation.records import Recorder
+from distributed_training.types import Role
+
+WALLET = "local"
+STAKE = 1000.0
+LOSSY = LinkProfile(loss=0.02, breaks=0.0005)
+CALM = LinkProfile()
+STEP_S = (2.0, 9.0)  # virtual seconds of an inner step: D-M is 20 s locally, so the slowest do two
+CHAIN_LATENCY_S = (0.02, 0.15)
+INCLUSION_S = 0.3  # until a write is seen by whoever makes the next block
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What differs between machines, drawn from the seed and the node's name."""
+
+    step_s: float
+    chain_latency_s: float
+
+
+@dataclass
+class World:
+    options: SimOptions
+    root: Path
+    manifest: RunManifest
+    ledger: Ledger
+    links: Links
+    switch: MemorySwitch
+    recorder: Recorder
+    engine: Engine
+    outage: Callable[[], bool] = field(default=lambda: False)  # nobody reaches the chain
+
+    def key(self, name: str) -> LocalKey:
+        return LocalKey(derive_keypair(self.options.seed, name))
+
+    def identity(self, name: str) -> PeerIdentity:
+        return identity(self.options.seed, name)
+
+    def speed(self, name: str) -> Speed:
+        draw = random.Random(f"speed/{self.options.seed}/{name}")
+        return Speed(draw.uniform(*STEP_S), draw.uniform(*CHAIN_LATENCY_S))
+
+    def config(self, name: str, uid: int) -> NodeConfig:
+        return node_config(self.root, self.manifest, name, uid, self.options)
+
+    def block_time(self, block: int) -> float:
+        """Virtual seconds at which a block begins; the clock starts at 0."""
+        return block * self.ledger.params.block_s
+
+    def register(self, name: str) -> None:
+        """A newcomer buys its uid, in the next block."""
+        coldkey = derive_coldkey(self.options.seed, WALLET).ss58_address
+        hotkey = self.key(name).hotkey
+        self.ledger.fund(coldkey, 1.0)
+        args = {"netuid": self.manifest.netuid, "hotkey": hotkey}
+        self.ledger.write("SubtensorModule", "burned_register", coldkey, args)
+
+
+def role_of(name: str) -> Role:
+    kind = name.partition("-")[0]
+    return {"owner": Role.OWNER, "validator": Role.VALIDATOR}.get(kind, Role.MINER)
+
+
+def identity(seed: int, name: str) -> PeerIdentity:
+    return PeerIdentity(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=32, person=b"dt-peer-key").digest())
+
+
+def node_config(root: Path, manifest: RunManifest, name: str, uid: int, options: SimOptions) -> NodeConfig:
+    """The address goes on chain as everywhere; nobody listens there."""
+    return NodeConfig(
+        preset="local",
+        netuid=manifest.netuid,
+        run_dir=root,
+        device="cpu",
+        wallet={"name": WALLET, "hotkey": name, "path": root / "wallets"},
+        axon={"ip": "127.0.0.2", "port": 20_000 + uid},
+        rounds=options.rounds,
+        steps_per_round=options.steps,
+    )  # type: ignore[call-arg]
+
+
+def make_world(options: SimOptions, root: Path) -> World:
+    """Everything at block 0, the clock not started."""
+    manifest = make_run(options, root)
+    links = Links(options.seed, LOSSY if options.faults in ("loss", "all") else CALM)
+    return World(
+        options=options,
+        root=root,
+        manifest=manifest,
+        ledger=_genesis(options, manifest),
+        links=links,
+        switch=MemorySwitch(links),
+        recorder=Recorder(),
+        engine=load_engine(node_config(root, manifest, "owner", 0, options), manifest),
+    )
+
+
+def _genesis(options: SimOptions, manifest: RunManifest) -> Ledger:
+    coldkey = derive_coldkey(options.seed, WALLET).ss58_address
+    hotkeys = {name: LocalKey(derive_keypair(options.seed, name)).hotkey for name in options.genesis_names()}
+    params = ChainParams(
+        seed=options.seed,
+        block_s=BLOCK_S["local"],
+        netuid=manifest.netuid,
+        tempo=manifest.timing.length,
+        weights_rate_limit=2,
+        version_key=manifest.version_key,
+        max_uids=manifest.max_uids,
+        max_validators=64,
+        serving_rate_limit=0,
+        immunity_period=1 << 20,
+        burn_rao=REGISTRATION_RAO,
+        owner_hotkey=hotkeys["owner"],
+        owner_coldkey=coldkey,
+    )
+    neurons = []
+    for name, hotkey in hotkeys.items():
+        stakes = role_of(name) is Role.VALIDATOR
+        neurons.append(GenesisNeuron(hotkey, coldkey, STAKE if stakes else 0.0, stakes))
+    return Ledger(params, neurons, finality=manifest.timing.finality)
