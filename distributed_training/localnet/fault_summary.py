@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,11 +110,11 @@ def on_chain(round_: Round, at_map: Roster, at_end: Roster) -> OnChain:
     )
 
 
-def watch_rows(document: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The outside watcher's verdicts (watcher.py) by name per round; None when it left none."""
+def watch_rows(document: Mapping[str, Any] | None, rounds_run: Collection[int]) -> dict[str, Any] | None:
+    """The outside watcher's verdicts (watcher.py) by name, of the rounds that were run; None when it left none."""
     if document is None:
         return None
-    rounds = {int(index): row["verdicts"] for index, row in document["rounds"].items()}
+    rounds = {int(i): row["verdicts"] for i, row in document["rounds"].items() if int(i) in rounds_run}
     return {
         "grace_s": document["grace_s"],
         "longest_pause_s": document["longest_pause_s"],

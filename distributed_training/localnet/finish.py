@@ -72,7 +72,7 @@ def finish(
         baselines=found,
         offline=read_json(run.paths.root / offline.RESULT) if rounds else None,
         faults=fault_rows(run, view, events.notes, max(rounds, default=-1)),
-        watch=watch_rows(read_json(run.paths.root / watcher.RESULT)),
+        watch=watch_rows(read_json(run.paths.root / watcher.RESULT), rounds),
     )
     write_summary(run.paths.summary, summary)
     write_report(run.paths.report, summary)
