@@ -7,6 +7,7 @@ safetensors reader opens it; ours takes only what `encode_state` writes.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,41 +20,68 @@ from distributed_training.wire import decode_carry, encode_carry
 MAX_HEADER_BYTES = 8 * 2 * 4096 * 64 + 4096
 
 
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What stands before the numbers of a state file of `num_bytes` + 8 * `num_coords` bytes."""
+
+    round: int
+    applied: int
+    carry: Carry
+    num_coords: int
+    num_bytes: int
+
+
 def encode_state(round_index: int, state: RunState) -> bytes:
     """safetensors bytes of the state at the start of `round_index`."""
     vectors = [np.ascontiguousarray(v, "<f4").tobytes() for v in (state.params, state.momentum)]
-    return b"".join((_header(round_index, state.applied, state.carry, len(state.params)), *vectors))
+    return b"".join((encode_prefix(round_index, state.applied, state.carry, len(state.params)), *vectors))
 
 
 def decode_state(data: bytes) -> tuple[int, RunState]:
     """Raises WireError for anything `encode_state` did not write; the root is the caller's check."""
-    size = int.from_bytes(data[:8], "little")
-    if not 0 < size <= min(MAX_HEADER_BYTES, len(data) - 8):
+    found = decode_prefix(data[: prefix_bytes(data[:8])], len(data))
+    vectors = [
+        np.frombuffer(data, "<f4", found.num_coords, found.num_bytes + 4 * i * found.num_coords).astype(np.float32)
+        for i in range(2)
+    ]
+    return found.round, state_of(found, vectors[0], vectors[1])
+
+
+def state_of(prefix: Prefix, params: Vector, momentum: Vector) -> RunState:
+    """Raises WireError for a number that is not finite."""
+    if not (np.isfinite(params).all() and np.isfinite(momentum).all()):
+        raise WireError("state snapshot: non-finite number")
+    return RunState(params, momentum, prefix.applied, prefix.carry)
+
+
+def prefix_bytes(start: bytes) -> int:
+    """Length of the prefix of a file that starts with these 8 bytes. Raises WireError."""
+    size = int.from_bytes(start, "little")
+    if len(start) != 8 or not 0 < size <= MAX_HEADER_BYTES:
         raise WireError("state snapshot: the length of the header cannot be")
+    return 8 + size
+
+
+def decode_prefix(data: bytes, file_bytes: int) -> Prefix:
+    """The prefix of a file of `file_bytes`. Raises WireError for anything `encode_prefix` did not write."""
     try:
-        header = json.loads(data[8 : 8 + size])
+        header = json.loads(data[8:])
         meta, count = header["__metadata__"], header["params"]["shape"][0]
+        if type(count) is not int:
+            raise ValueError("the number of coordinates is no integer")
         round_index, applied = int(meta["round"]), int(meta["applied"])
         carry = decode_carry(bytes.fromhex(meta["carry"]))
-        canonical = _header(round_index, applied, carry, count)
+        canonical = encode_prefix(round_index, applied, carry, count)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"state snapshot: {error}") from None
-    if data[: 8 + size] != canonical or min(round_index, applied, count) < 0:
+    if data != canonical or min(round_index, applied, count) < 0:
         raise WireError("state snapshot: another header than we would write")
-    if len(data) != 8 + size + 8 * count:
-        raise WireError(f"state snapshot: {len(data)} bytes, {8 + size + 8 * count} expected")
-    params, momentum = (_vector(data, 8 + size + 4 * i * count, count) for i in range(2))
-    return round_index, RunState(params, momentum, applied, carry)
+    if file_bytes != len(data) + 8 * count:
+        raise WireError(f"state snapshot: {file_bytes} bytes, {len(data) + 8 * count} expected")
+    return Prefix(round_index, applied, carry, count, len(data))
 
 
-def _vector(data: bytes, offset: int, count: int) -> Vector:
-    vector = np.frombuffer(data, "<f4", count, offset).astype(np.float32)
-    if not np.isfinite(vector).all():
-        raise WireError("state snapshot: non-finite number")
-    return vector
-
-
-def _header(round_index: int, applied: int, carry: Carry, count: int) -> bytes:
+def encode_prefix(round_index: int, applied: int, carry: Carry, count: int) -> bytes:
     """Length and JSON text, padded with spaces to a multiple of 8 bytes as the format recommends."""
     meta = {"round": str(round_index), "applied": str(applied), "carry": encode_carry(carry).hex()}
     tensors = {

@@ -4,18 +4,19 @@ Plain files under the node's folder, written atomically, named by content where 
 
     rounds/000003/work-<hash>   signed work record        rounds/000003/wire, log   our own
     rounds/000003/output-<hash>.record, .chunks           a slice we reduced or gathered
-    state/000004.safetensors                              state at the start of round 4
+    state/                                                snapshots, see states.py
 """
 
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed_training.averaging.statefile import decode_state as decode_state
-from distributed_training.averaging.statefile import encode_state as encode_state
-from distributed_training.errors import LocalFault, WireError
+from distributed_training.averaging.overflow import Overflow
+from distributed_training.averaging.states import StateFiles
+from distributed_training.errors import LocalFault
 from distributed_training.training.outer import RunState
 
 
@@ -26,10 +27,15 @@ class StoredOutput:
 
 
 class RoundStore:
-    """Blocking, small reads and writes; safe to use from one event loop and one thread. Raises LocalFault."""
+    """Blocking, small reads and writes; safe to use from one event loop and one thread. Raises LocalFault.
+
+    What the disk does not take is kept in memory, see `overflow`; a snapshot is not: whoever writes it tries again.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.states = StateFiles(root / "state")
+        self.overflow = Overflow()
         try:
             (root / "rounds").mkdir(parents=True, exist_ok=True)
             (root / "state").mkdir(parents=True, exist_ok=True)
@@ -62,31 +68,51 @@ class RoundStore:
         record, chunks = self._read(base.with_suffix(".record")), self._read(base.with_suffix(".chunks"))
         return None if record is None or chunks is None else StoredOutput(record, chunks)
 
+    def output_record(self, round_index: int, record_hash: bytes) -> bytes | None:
+        """Only the signed record of a slice."""
+        return self._read(self._round(round_index) / f"output-{record_hash.hex()}.record")
+
+    def output_piece(self, round_index: int, record_hash: bytes, start: int, size: int) -> bytes:
+        """At most `size` bytes of a slice's chunks from `start` on; empty at the end, or when it is not kept."""
+        path = self._round(round_index) / f"output-{record_hash.hex()}.chunks"
+        kept = self.overflow.get(path)
+        if kept is not None:
+            return kept[start : start + size]
+        try:
+            with path.open("rb") as file:
+                file.seek(start)
+                return file.read(size)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise LocalFault(f"cannot read {path}: {error.strerror}") from None
+
     def put_state(self, round_index: int, state: RunState) -> None:
         """State at the start of `round_index`; the two newest are kept."""
-        self._write(self.root / "state" / f"{round_index:06d}.safetensors", encode_state(round_index, state))
-        for old in sorted((self.root / "state").glob("*.safetensors"))[:-2]:
-            old.unlink(missing_ok=True)
+        self.states.put(round_index, state)
 
     def newest_state(self) -> tuple[int, RunState] | None:
         """The newest snapshot that can be read whole."""
-        for path in sorted((self.root / "state").glob("*.safetensors"), reverse=True):
-            try:
-                return decode_state(path.read_bytes())
-            except (OSError, WireError):
-                continue
-        return None
+        return self.states.newest()
 
     def prune(self, round_index: int, keep_rounds: int) -> None:
-        """Drop everything of rounds before round_index - keep_rounds."""
-        for path in (self.root / "rounds").iterdir():
+        """Drop everything of rounds before round_index - keep_rounds, then write what the disk had no room for."""
+        folders = self.overflow.folders()
+        with suppress(OSError):  # what cannot be listed is dropped another time
+            folders |= set((self.root / "rounds").iterdir())
+        for path in folders:
             if path.name.isdigit() and int(path.name) < round_index - keep_rounds:
+                self.overflow.forget(path)
                 shutil.rmtree(path, ignore_errors=True)
+        self.overflow.retry()
 
     def _round(self, round_index: int) -> Path:
         return self.root / "rounds" / f"{round_index:06d}"
 
     def _read(self, path: Path) -> bytes | None:
+        kept = self.overflow.get(path)
+        if kept is not None:
+            return kept
         try:
             return path.read_bytes()
         except FileNotFoundError:
@@ -96,9 +122,6 @@ class RoundStore:
 
     def _write(self, path: Path, data: bytes) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".part")
-            partial.write_bytes(data)
-            partial.replace(path)
+            self.overflow.write(path, data)
         except OSError as error:
             raise LocalFault(f"cannot write {path}: {error.strerror}") from None

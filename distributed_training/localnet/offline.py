@@ -23,7 +23,7 @@ from rich.table import Table
 
 from distributed_training.averaging.combine import combine
 from distributed_training.averaging.plan import RoundPlan, make_plan
-from distributed_training.averaging.states import decode_state
+from distributed_training.averaging.statefile import decode_state
 from distributed_training.averaging.store import RoundStore
 from distributed_training.config import run_main
 from distributed_training.errors import DistributedTrainingError, WireError

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 
-from distributed_training.averaging.store import encode_state
+from distributed_training.averaging.statefile import encode_state
 from distributed_training.checkpoints.base import CheckpointRef
 from distributed_training.errors import ChainFault, LocalFault
 from distributed_training.roles.evaluation import Evaluator

@@ -39,9 +39,14 @@ def initial_state(params: Vector, average: AverageSection) -> RunState:
 
 def state_root(state: RunState, chunk_coords: int) -> bytes:
     """Merkle root over the chunk digests of parameters, then momentum, then of (applied count, carry)."""
+    return merkle_root(state_leaves(state, chunk_coords))
+
+
+def state_leaves(state: RunState, chunk_coords: int) -> list[bytes]:
+    """The digests under the state root, in order."""
     leaves = [digest(part) for vector in (state.params, state.momentum) for part in _chunks(vector, chunk_coords)]
     leaves.append(digest(struct.pack("<Q", state.applied) + encode_carry(state.carry)))
-    return merkle_root(leaves)
+    return leaves
 
 
 def outer_step(state: RunState, average: Vector, carry: Carry, outer: OuterSection) -> RunState:
