@@ -32,9 +32,9 @@ from distributed_training.types import Role
 
 DESCRIPTION = """\
 Real processes over loopback: miners, two validators and the owner on a local chain, with a smaller model and shorter
-rounds than the demo. In every round but the first and the last a node drawn by the seed is killed (kill -9 at a phase
-drawn too, started again 10 s later) or a miner with a fresh key is registered and joins. Judged by the watcher process
-with its own clock and by the offline check. One row per round:
+rounds than the demo. In every round but the first a node drawn by the seed is killed (kill -9 at a phase drawn too,
+started again 10 s later) or a miner with a fresh key is registered and joins; two calm rounds follow. Judged by the
+watcher process with its own clock and by the offline check. One row per round:
 
   fault        what was done                       applied      or cleanly discarded (then reason says why)
   live, late   nodes that lived all the time; that had not settled by s+L plus 10 s
@@ -178,7 +178,8 @@ def churning(
     prepared: Run, options: Options, added: Sequence[Added], extra: Sequence[NodeSpec], processes: NodeProcesses,
     events: RunEvents, display: Display, stop: StopRequest,
 ) -> Watch:  # fmt: skip
-    watch = make_watch(prepared, options.rounds, processes, events, display, stop)
+    """Two calm rounds at the end: who was killed last finds somebody to come back to."""
+    watch = make_watch(prepared, options.rounds + RECOVERY_ROUNDS, processes, events, display, stop)
     disturber: Disturber = Churner(watch, watch.starts, added, extra)
     return replace(watch, killer=disturber)
 
