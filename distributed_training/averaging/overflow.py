@@ -11,11 +11,23 @@ log = logging.getLogger(__name__)
 BUDGET = 512 << 20  # bytes; beyond it the oldest go, which others hold too
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """The file has these bytes or what it had before; nothing half-written stays. Raises OSError."""
+    partial = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 class Overflow:
     """Path -> bytes, oldest first. `on_trouble` is told once whenever the disk begins to refuse."""
 
-    def __init__(self, budget: int = BUDGET) -> None:
-        self._budget, self._files = budget, dict[Path, bytes]()
+    def __init__(self, budget: int = BUDGET, write: Callable[[Path, bytes], None] = write_whole) -> None:
+        self._budget, self._write_whole, self._files = budget, write, dict[Path, bytes]()
         self._refused = False
         self.on_trouble: Callable[[str], None] = lambda detail: None
 
@@ -28,7 +40,7 @@ class Overflow:
     def write(self, path: Path, data: bytes) -> None:
         """To disk, whole or not at all; else into memory. Raises OSError for more than the whole budget."""
         try:
-            write_whole(path, data)
+            self._write_whole(path, data)
         except OSError as error:
             if len(data) > self._budget:
                 raise
@@ -44,7 +56,7 @@ class Overflow:
         """Write what is still wanted, as far as there is room."""
         for path, data in list(self._files.items()):
             try:
-                write_whole(path, data)
+                self._write_whole(path, data)
             except OSError:
                 return
             self._files.pop(path, None)
@@ -71,15 +83,3 @@ class Overflow:
             self._refused = True
             log.error(detail)
             self.on_trouble(detail)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """The file has these bytes or what it had before; nothing half-written stays. Raises OSError."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

@@ -13,6 +13,7 @@ from distributed_training.manifest import ScoringSection
 from distributed_training.roles.audit import Auditor
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.service import PushedLog
+from distributed_training.roles.trouble import attempt
 from distributed_training.rules import scoring
 from distributed_training.rules.audit_plan import AuditTask, audit_beacon
 from distributed_training.rules.audit_plan import plan as plan_audits
@@ -41,6 +42,12 @@ class FinishedRound:
     outcome: AverageOutcome
     works: Mapping[bytes, WorkRecord]
     logs: Mapping[bytes, PushedLog]
+    heard_all: bool  # this process was there from s+D on: a log that it lacks was not lost with a former one
+
+    @property
+    def missed(self) -> bool:
+        """Does a log that is not here say anything about its miner? Not while none at all has reached us."""
+        return self.heard_all and bool(self.logs)
 
 
 class Examiner:
@@ -77,7 +84,7 @@ class Examiner:
         record, pushed = done.works[task.public_key], done.logs.get(task.public_key)
         # One block of grace after s+X: later, and certainly once the beacon is out, a miner could fit its log to it.
         if pushed is None or pushed.block > done.plan.round.output_block + 1:
-            return self._observation(done, candidate, 0.0, None, None, "log missing") if done.logs else None
+            return self._observation(done, candidate, 0.0, None, None, "log missing") if done.missed else None
         audit, probe = await self._auditor.audit(done.plan, done.state, task, record, pushed, beacon)
         goodput = None if probe is None else probe.goodput_bytes_per_s
         share = done.outcome.credit.get(task.public_key, 0.0)
@@ -136,7 +143,8 @@ class Examiner:
             elif card is not None:
                 cards[hotkey] = card if hotkey in committed else scoring.fold_absent(card, plan.round.index, section)
         self.cards, self.last_scored = cards, plan.round.index
-        p.journal.save_cards(plan.round.index, cards, {h: _plain(o) for h, o in observed.items()})
+        plain = {h: _plain(o) for h, o in observed.items()}
+        attempt(p, plan.round.index, "disk", lambda: p.journal.save_cards(plan.round.index, cards, plain))
 
     async def _set_weights(self, round_index: int) -> None:
         p = self._p
@@ -156,12 +164,12 @@ class Examiner:
 
 
 def _silent(done: FinishedRound) -> list[Candidate]:
-    """Who put a hash on chain and gave nobody anything: no credit. Nobody is, while no log at all has reached us."""
+    """Who put a hash on chain and gave nobody anything: no credit. See `FinishedRound.missed`."""
     credit = done.outcome.credit
     return [
         c
         for c in done.plan.candidates
-        if done.logs and c.public_key not in done.works and credit.get(c.public_key, 0.0) == 0.0
+        if done.missed and c.public_key not in done.works and credit.get(c.public_key, 0.0) == 0.0
     ]
 
 

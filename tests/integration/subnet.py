@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from distributed_training.assembly import Adapters, MakeWorker, honest_worker, live, make_parts
+from distributed_training.chain.base import Chain
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair, verify
 from distributed_training.chain.local_genesis import GenesisNeuron, create_chain, start_clock
@@ -63,6 +64,8 @@ OVERRIDES: dict[str, Any] = {
 }  # fmt: skip
 
 WrapPages = Callable[[LocalPages], Any]
+WrapChain = Callable[[Chain], Any]
+Alter = Callable[["Node"], None]
 Prepare = Callable[["Subnet"], Awaitable[None]]
 
 
@@ -225,7 +228,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def node_config(subnet: Subnet, name: str, uid: int, rounds: int | None, steps: int, exact: bool) -> NodeConfig:
+def node_config(
+    subnet: Subnet, name: str, uid: int, rounds: int | None, steps: int, exact: bool, ahead: bool
+) -> NodeConfig:
     """`steps` inner steps a round. Over memory the address is on chain too, and nobody listens there."""
     return NodeConfig(
         preset="local",
@@ -238,10 +243,11 @@ def node_config(subnet: Subnet, name: str, uid: int, rounds: int | None, steps: 
         rounds=rounds,
         steps_per_round=steps,
         exact_steps=exact,
+        train_ahead=ahead,
     )  # type: ignore[call-arg]
 
 
-async def make_adapters(subnet: Subnet, config: NodeConfig, chain: BittensorChain, stack: AsyncExitStack) -> Adapters:
+async def make_adapters(subnet: Subnet, config: NodeConfig, chain: Chain, stack: AsyncExitStack) -> Adapters:
     name = config.wallet.hotkey
     identity = subnet.identity(name)
     transport: Any = MemoryTransport(subnet.switch, identity)
@@ -269,19 +275,21 @@ async def build_node(
     rounds: int | None = None,
     steps: int = STEPS,
     exact: bool = False,
+    ahead: bool = False,
     pages: WrapPages | None = None,
+    wrap_chain: WrapChain | None = None,
 ) -> Node:
     """Everything of a node but its main loop: `task` does nothing until `start_node` replaces it.
 
     `rounds`: it stops when so many rounds of the run are settled. `exact`: it ends when a round had fewer steps.
-    `pages` wraps the node's page source.
+    `ahead`: it trains ahead. `pages` wraps the node's page source, `wrap_chain` its chain.
     """
     stack, events = AsyncExitStack(), []
     chain = await connect(subnet, name)
     stack.push_async_callback(chain.close)
     me = (await chain.roster((await chain.head()).number)).by_hotkey(subnet.key(name).hotkey)
     assert me is not None, f"{name} is not registered"
-    config = node_config(subnet, name, me.uid, rounds, steps, exact)
+    config = node_config(subnet, name, me.uid, rounds, steps, exact, ahead)
     engine = load_engine(config, subnet.manifest)
     if pages is not None:
         engine = Engine(engine.model, engine.loop, pages(engine.source), engine.tokenizer)
@@ -289,7 +297,8 @@ async def build_node(
     metrics = Metrics([EventList(events)], role=role.name.lower(), uid=me.uid)
     journal = Journal(config.node_dir / "journal.sqlite")
     stack.callback(journal.close)
-    adapters = await make_adapters(subnet, config, chain, stack)
+    seen_chain = chain if wrap_chain is None else wrap_chain(chain)
+    adapters = await make_adapters(subnet, config, seen_chain, stack)
     training = TrainingThread()
     stack.callback(training.close)
     parts = await make_parts(config, subnet.manifest, adapters, journal, metrics, training)
@@ -300,9 +309,13 @@ async def build_node(
     return node
 
 
-async def start_node(subnet: Subnet, name: str, *, make_worker: MakeWorker = honest_worker, **build: Any) -> Node:
-    """Build and run one node; returns when it is ready."""
+async def start_node(
+    subnet: Subnet, name: str, *, make_worker: MakeWorker = honest_worker, alter: Alter | None = None, **build: Any
+) -> Node:
+    """Build and run one node; returns when it is ready. `alter` may change its parts before it runs."""
     node = await build_node(subnet, name, **build)
+    if alter is not None:
+        alter(node)
     life = live(node.role, node.config, node.parts, node.engine, node.me, make_worker)
     node.task = asyncio.create_task(life, name=name)
     await seen(node, "ready", timeout_s=30)
