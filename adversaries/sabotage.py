@@ -41,7 +41,7 @@ LIES = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One fault, at one point, in one round. `seconds`: how long slow and cut last; nobody here wakes a frozen process."""
+    """One fault at one point in one round. `seconds`: of slow and cut; nobody in here wakes a frozen process."""
 
     fault: str
     point: str

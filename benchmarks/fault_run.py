@@ -1,0 +1,210 @@
+"""Drives one faults run: starts saboteurs in time, wakes the frozen, retires them, and watches from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from benchmarks.fault_cells import Trial, schedule
+from benchmarks.fault_subnet import FaultSubnet
+from distributed_training.chain.local_genesis import start_clock
+from distributed_training.errors import ConfigError
+from distributed_training.localnet.chain_view import genesis_time
+from distributed_training.localnet.events import Follower
+from distributed_training.localnet.processes import NodeProcesses, tail
+from distributed_training.localnet.watcher import RoundTimes, Watcher
+
+POLL_S = 0.1
+LEAD_ROUNDS = 3  # before its fault's round a saboteur is started: it loads, joins, is included once
+READY_S = 240.0
+FINISH_ROUNDS = 2  # after the last fault: audits, and those who come back
+SPARE_HOTKEYS = 6  # for cells whose fault did not come about the first time
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Course:
+    """What became of one trial, as seen from outside."""
+
+    trial: Trial
+    started: bool = False
+    retired: bool = False
+    pid: int | None = None
+    injected: dict[str, Any] | None = None  # its own durable event
+    seen_at: float | None = None  # when the outside saw that event
+    stopped: bool = False  # its process was seen in state T
+    woken: bool = False
+    exit_code: int | None = None
+    logs_from: dict[str, int] = field(default_factory=dict)  # honest node -> length of its log at the fault
+    logs_to: dict[str, int] = field(default_factory=dict)
+
+
+class FaultRun:
+    """Use `run` once. Every loop ends by the clock."""
+
+    def __init__(self, subnet: FaultSubnet, trials: Sequence[Trial], processes: NodeProcesses, say: Say) -> None:
+        self._subnet, self._processes, self._say = subnet, processes, say
+        self.courses = [Course(trial) for trial in trials]
+        self._followers: dict[str, Follower] = {}
+        self._repeated: set[str] = set()
+        self._rounds = 1 << 16
+        self.times: RoundTimes | None = None
+        self.watcher: Watcher | None = None
+
+    def run(self) -> None:
+        self._start_honest()
+        start_clock(self._subnet.paths.chain)
+        genesis = genesis_time(self._subnet.paths)
+        assert genesis is not None
+        self.times = RoundTimes(self._subnet.manifest.timing, genesis, self._subnet.block_s)
+        self.watcher = Watcher(self._subnet.paths, self.times)
+        shown = -1
+        while time.time() < self._end():
+            self.watcher.look()
+            for course in self.courses:
+                self._tend(course)
+            self._repeat_missed()
+            self._check_honest()
+            shown = self._progress(shown)
+            time.sleep(POLL_S)
+        self.watcher.look()
+        self.watcher.write()
+
+    # --- processes -------------------------------------------------------------------------------
+
+    def _start_honest(self) -> None:
+        for spec in self._subnet.honest:
+            log = self._subnet.paths.node(spec.name) / "log.txt"
+            self._processes.start(spec.name, self._subnet.command(spec, None, self._rounds), log)
+        early = [c for c in self.courses if c.trial.round <= LEAD_ROUNDS]
+        for course in early:
+            self._start(course)
+        waiting = {spec.name for spec in self._subnet.honest} | {c.trial.name for c in early}
+        until = time.monotonic() + READY_S
+        while waiting:
+            self._check_honest()
+            if time.monotonic() > until:
+                raise ConfigError(f"not ready within {READY_S:.0f} s: {', '.join(sorted(waiting))}")
+            waiting -= {name for name in waiting if any(e["event"] == "ready" for e in self._events(name))}
+            time.sleep(POLL_S)
+        self._say(f"{len(self._subnet.honest)} honest nodes and {len(early)} saboteurs are ready")
+
+    def _start(self, course: Course) -> None:
+        spec = self._subnet.saboteurs[course.trial.name]
+        command = self._subnet.command(spec, course.trial, self._rounds)
+        self._processes.start(spec.name, command, self._subnet.paths.node(spec.name) / "log.txt")
+        course.started, course.pid = True, self._processes.pid(spec.name)
+
+    def _check_honest(self) -> None:
+        """An honest node that ends is a failure nobody should wait for."""
+        honest = {spec.name for spec in self._subnet.honest}
+        for ended in self._processes.newly_ended():
+            if ended.name in honest:
+                raise ConfigError(f"{ended.name} ended with {ended.code}:\n" + "\n".join(ended.log_tail))
+
+    # --- one trial -------------------------------------------------------------------------------
+
+    def _tend(self, course: Course) -> None:
+        assert self.times is not None
+        now, trial = time.time(), course.trial
+        if course.retired:
+            return
+        if not course.started:
+            if now >= self.times.start(trial.round - LEAD_ROUNDS) and self._free(course):
+                self._start(course)
+            return
+        for event in self._events(trial.name):
+            if event["event"] == "fault_injected":
+                self._injected(course, event, now)
+        self._look_at(course)
+        if course.seen_at is not None and trial.cell.fault == "freeze" and not course.woken:
+            if now >= course.seen_at + self._subnet.round_s:
+                self._wake(course)
+        if now >= self.times.start(trial.round + 2):
+            self._retire(course)
+
+    def _free(self, course: Course) -> bool:
+        """The validator slot is one hotkey: its former process must be gone."""
+        return not any(c.started and not c.retired and c.trial.name == course.trial.name for c in self.courses)
+
+    def _injected(self, course: Course, event: dict[str, Any], now: float) -> None:
+        course.injected, course.seen_at = event, now
+        course.logs_from = self._log_sizes()
+
+    def _look_at(self, course: Course) -> None:
+        code = self._processes.exit_codes().get(course.trial.name)
+        course.exit_code = code if course.exit_code is None else course.exit_code
+        if course.injected is None or course.stopped or course.pid is None or code is not None:
+            return
+        try:
+            course.stopped = psutil.Process(course.pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            pass
+
+    def _wake(self, course: Course) -> None:
+        course.woken = True
+        if course.pid is not None and course.exit_code is None:
+            try:
+                os.killpg(course.pid, signal.SIGCONT)
+            except ProcessLookupError:
+                pass
+
+    def _retire(self, course: Course) -> None:
+        course.retired, course.logs_to = True, self._log_sizes()
+        if course.exit_code is None:
+            self._wake(course)
+            self._processes.kill(course.trial.name)
+
+    def _repeat_missed(self) -> None:
+        """A cell whose fault did not come about gets one more try, at the end, with a fresh hotkey."""
+        missed = [
+            c for c in self.courses if c.retired and c.injected is None and str(c.trial.cell) not in self._repeated
+        ]
+        for course in missed:
+            self._repeated.add(str(course.trial.cell))
+            last = max(c.trial.round for c in self.courses)
+            self._say(f"{course.trial.cell} did not come about in round {course.trial.round}: once more")
+            now = self.times.round_at(time.time()) if self.times else 0
+            first = max(last + 1, now + LEAD_ROUNDS + 1)
+            self.courses.append(Course(schedule([course.trial.cell], first, self._spare())[0]))
+
+    def _spare(self) -> int:
+        return sum(not c.trial.cell.validator for c in self.courses)
+
+    # --- what is seen ----------------------------------------------------------------------------
+
+    def _events(self, name: str) -> list[dict[str, Any]]:
+        path = self._subnet.paths.node(name) / "events.jsonl"
+        return list(self._followers.setdefault(name, Follower(path)).read())
+
+    def _log_sizes(self) -> dict[str, int]:
+        logs = {spec.name: self._subnet.paths.node(spec.name) / "log.txt" for spec in self._subnet.honest}
+        return {name: log.stat().st_size for name, log in logs.items() if log.exists()}
+
+    def _end(self) -> float:
+        assert self.times is not None
+        return self.times.due(max(c.trial.round for c in self.courses) + FINISH_ROUNDS)
+
+    def _progress(self, shown: int) -> int:
+        """One line when a round has begun: what happened in the one before."""
+        assert self.times is not None
+        index = self.times.round_at(time.time())
+        if index <= shown:
+            return shown
+        for course in self.courses:
+            if course.trial.round == index - 1:
+                event = course.injected
+                at = "did not come about" if event is None else f"at block {event['block']}, pid {event['pid']}"
+                self._say(f"round {index - 1}: {course.trial.cell} {at}")
+        return index
+
+
+def last_lines(subnet: FaultSubnet, name: str) -> str:
+    return "\n".join(tail(subnet.paths.node(name) / "log.txt"))
