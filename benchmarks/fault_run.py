@@ -124,9 +124,9 @@ class FaultRun:
             if event["event"] == "fault_injected":
                 self._injected(course, event, now)
         self._look_at(course)
-        if course.seen_at is not None and trial.cell.fault == "freeze" and not course.woken:
-            if now >= course.seen_at + self._subnet.round_s:
-                self._wake(course)
+        frozen = trial.cell.fault == "freeze" and course.seen_at is not None and not course.woken
+        if frozen and now >= (course.seen_at or now) + self._subnet.round_s:
+            self._wake(course)
         if now >= self.times.start(trial.round + 2):
             self._retire(course)
 

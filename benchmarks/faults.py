@@ -17,8 +17,8 @@ from benchmarks.fault_subnet import FaultSubnet, create
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.processes import NodeProcesses, check_ports
 
-DESCRIPTION = f"""Kill, freeze, slow, cut and lie at {len(POINTS)} points of a round: rows of fault, point, round_s, applied,
-bytes_in_flight, hung, identical, credit_lost, and what was observed from outside.
+DESCRIPTION = f"""Kill, freeze, slow, cut and lie at {len(POINTS)} points of a round: rows of fault, point, round_s,
+applied, bytes_in_flight, hung, identical, credit_lost, and what was observed from outside.
 
 One subnet of real processes over loopback: an owner, 2 validators and 5 miners that are honest, and one saboteur
 (adversaries/saboteur.py) in each round with a hotkey of its own, started three rounds before. An outside observer
