@@ -81,6 +81,11 @@ class AxonSection(_Section):
     port: Port = Field(default=8091, description="TCP port to listen on; a node needs only this one")
     external_ip: Address | None = Field(default=None, description="address that peers dial, if not the one listened on")
     external_port: Port | None = Field(default=None, description="port that peers dial, if not the one listened on")
+    outbound_only: bool = Field(
+        default=False,
+        description="no port can be opened to the outside (home router, NAT): listen nowhere, keep connections to the "
+        "validators, reduce nothing; costs up to a fifth of a miner's pay",
+    )
 
 
 class LoggingSection(_Section):
@@ -151,7 +156,9 @@ class NodeConfig(BaseSettings):
 
     @property
     def announced(self) -> tuple[str, int] | None:
-        """(ip, port) to publish on chain; None if it listens everywhere and was not told an external address."""
+        """(ip, port) to publish on chain; None if nothing listens, or everywhere and no external address was told."""
+        if self.axon.outbound_only:
+            return None
         ip = self.axon.external_ip or (self.axon.ip if self.axon.ip != "0.0.0.0" else None)
         return (ip, self.axon.external_port or self.axon.port) if ip else None
 
@@ -173,6 +180,11 @@ def load_config(role: Role, argv: Sequence[str]) -> NodeConfig:
         config = NodeConfig(**merged)
     except ValidationError as error:
         raise ConfigError(flags.explain(error, options, sources)) from None
+    if config.axon.outbound_only and role is Role.VALIDATOR:
+        raise ConfigError(
+            "--axon.outbound_only: a validator needs an open port, because every miner pushes its log to it and who "
+            "cannot would lose its pay; forward a TCP port and give it with --axon.port and --axon.external_ip"
+        )
     if config.exact_steps and config.steps_per_round is None:
         raise ConfigError("--exact-steps needs --steps-per-round N: exactly how many?")
     return config

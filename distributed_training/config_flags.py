@@ -156,6 +156,12 @@ def without_effect(role: Role, merged: Mapping[str, Any], asked: Mapping[str, An
         ]
     elif find(asked, "subtensor.network") and find(merged, "subtensor.chain_endpoint"):
         lines.append("--subtensor.network has no effect: a chain_endpoint is set and wins")
+    if str(find(merged, "axon.outbound_only")).lower() in ("true", "1", "yes", "on"):
+        lines += [
+            f"--axon.{key} has no effect: with --axon.outbound_only nothing listens and nothing is announced"
+            for key in ("ip", "port", "external_ip", "external_port")
+            if find(asked, f"axon.{key}") is not None
+        ]
     no_address = not find(merged, "axon.external_ip") and find(merged, "axon.ip") in (None, "0.0.0.0")
     if find(asked, "axon.external_port") and no_address:
         lines.append("--axon.external_port has no effect: without --axon.external_ip no address is announced")

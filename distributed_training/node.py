@@ -80,6 +80,11 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: W
         manifest = load_manifest(config.manifest)
         if manifest.netuid != config.netuid:
             raise ConfigError(f"the manifest is for netuid {manifest.netuid}, --netuid says {config.netuid}")
+        if config.announced is None and not config.axon.outbound_only and role is not Role.OWNER:
+            raise ConfigError(
+                "nobody could reach this node: it listens everywhere, but on which address do peers dial it? Give "
+                "--axon.external_ip; a miner that can open no port starts with --axon.outbound_only"
+            )
         client, signer, me = await connect(config, stack)
         chain = PatientChain(client, (await client.params()).block_s)  # from here on an outage is waited for
         engine = load_engine(config, manifest)
@@ -99,7 +104,8 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: W
 async def _adapters(config: NodeConfig, chain: Chain, signer: LocalKey, stack: AsyncExitStack) -> Adapters:
     identity_path = config.node_dir / "identity.key"
     identity = PeerIdentity.load_or_create(identity_path)
-    transport = Libp2pTransport(identity_path, config.axon.ip, config.axon.port, config.announced)
+    port = None if config.axon.outbound_only else config.axon.port
+    transport = Libp2pTransport(identity_path, config.axon.ip, port, config.announced)
     stack.push_async_callback(transport.stop)
     return Adapters(
         chain=chain,

@@ -91,6 +91,16 @@ class Neuron:
     dividends: float  # 0..1, of the last epoch
     last_update: int  # block of the last weights
 
+    @property
+    def reachable_at(self) -> tuple[str, int] | None:
+        """Where peers dial it. None: nowhere, or a miner that does not reduce because it has no open port.
+
+        The chain never takes an address back, so one that was published earlier may still stand there.
+        """
+        commitment = self.commitment
+        outbound_only = commitment is not None and commitment.role is Role.MINER and not commitment.reduces
+        return None if outbound_only else self.address
+
 
 @dataclass(frozen=True, slots=True)
 class Roster:

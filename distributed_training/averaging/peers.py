@@ -49,12 +49,13 @@ class PeerBook:
             self.transport.admit(keys, self._budget)
 
     def update(self, roster: Roster) -> None:
-        """Take a newer roster; learns every published address."""
+        """Take a newer roster; learns every published address, and who has no open port."""
         self._roster = roster
         self._admit()
         for neuron in sorted(roster.neurons, key=self._credibility):
-            if neuron.commitment is not None and neuron.address is not None:
-                self.transport.learn(neuron.commitment.peer_key, neuron.address)
+            commitment, address = neuron.commitment, neuron.reachable_at
+            if commitment is not None and (address is not None or address != neuron.address):
+                self.transport.learn(commitment.peer_key, address)
             if neuron.public_key == self._public_key:
                 self._binding = self._sign(binding_message(self._netuid, self._public_key, neuron.registered_block))
 

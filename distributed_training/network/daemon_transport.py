@@ -104,8 +104,10 @@ class DaemonTransport:
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Where others reach us: the announced address, else the one we listen on. None: nowhere."""
-        return None if self._port is None else self._announce or (self._host, self._port)
+        """Where others reach us: the announced address, else the one we listen on. None: nowhere that we know."""
+        if self._port is None or self._announce is not None:
+            return self._announce
+        return None if self._host == "0.0.0.0" else (self._host, self._port)
 
     def serve(self, method: str, handler: StreamHandler) -> None:
         if len(method.encode()) > MAX_METHOD_BYTES:

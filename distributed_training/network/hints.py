@@ -102,7 +102,8 @@ class HintBoard:
     others nor believed.
     """
 
-    def __init__(self, node: DhtNode, identity: PeerIdentity, address: tuple[str, int]) -> None:
+    def __init__(self, node: DhtNode, identity: PeerIdentity, address: tuple[str, int] | None) -> None:
+        """address None: others' hints are found and kept, none is given."""
         self._node = node
         self._identity = identity
         self._address = address
@@ -111,7 +112,8 @@ class HintBoard:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        self._spawn(self._announce_forever())
+        if self._address is not None:
+            self._spawn(self._announce_forever(self._address))
 
     def meet(self, peer_key: bytes) -> None:
         """Join the board through a peer that we are connected to. Returns at once."""
@@ -149,14 +151,14 @@ class HintBoard:
         else:
             self._met.discard(peer_key)
 
-    async def _announce_forever(self) -> None:
+    async def _announce_forever(self, address: tuple[str, int]) -> None:
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), HINT_REFRESH_S)
             self._news.clear()
             expires = int(time.time()) + HINT_LIFETIME_S
             try:
-                record = encode_hint(self._identity, self._address, expires)
+                record = encode_hint(self._identity, address, expires)
                 async with asyncio.timeout(10):
                     await self._node.store(self._identity.public_key, record, float(expires))
             except Exception as error:

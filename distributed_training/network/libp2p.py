@@ -71,15 +71,15 @@ def key_of(peer_id: bytes) -> bytes:
 class Libp2pTransport(DaemonTransport):
     """`network.base.Transport` over libp2p. Listens on TCP `host:port`; `announce` is the address told to others.
 
-    `port` 0 takes a free one (see `address`). Creates the identity file if it is missing; raises ConfigError if it is
-    bad. `hints` False leaves the DHT out. `start` raises ConfigError if the port is taken.
+    `port` 0 takes a free one (see `address`), None listens nowhere. Creates the identity file if it is missing; raises
+    ConfigError if it is bad. `hints` False leaves the DHT out. `start` raises ConfigError if the port is taken.
     """
 
     def __init__(
         self,
         identity_path: Path,
         host: str = "127.0.0.1",
-        port: int = 0,
+        port: int | None = 0,
         announce: tuple[str, int] | None = None,
         *,
         hints: bool = True,
@@ -100,7 +100,7 @@ class P2pDaemon:
         self._p2p: Any = None
         self._folder = ""
 
-    async def start(self, port: int, on_stream: StreamCallback) -> None:
+    async def start(self, port: int | None, on_stream: StreamCallback) -> None:
         async def accept(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 peer_key = key_of(info.peer_id.to_bytes())
@@ -116,7 +116,7 @@ class P2pDaemon:
         if self._p2p.peer_id.to_bytes() != peer_id_of(self._peer_key):
             raise LocalFault("the libp2p daemon runs under another peer id than the identity file holds")
 
-    async def _spawn(self, port: int) -> Any:
+    async def _spawn(self, port: int | None) -> Any:
         # The path of a unix socket has at most 107 bytes, so the folder must be short.
         base = tempfile.gettempdir()
         self._folder = tempfile.mkdtemp(prefix="dt-", dir=base if len(base) < 40 else "/tmp")
@@ -124,7 +124,8 @@ class P2pDaemon:
         return await daemon.create(
             identity_path=str(self._identity_path),
             check_if_identity_free=False,  # it reads RSA keys only
-            host_maddrs=[_multiaddr((self._host, port))],
+            host_maddrs=None if port is None else [_multiaddr((self._host, port))],
+            no_listen=port is None,
             announce_maddrs=[_multiaddr(self._announce)] if self._announce else None,
             auto_nat=False,
             nat_port_map=False,
@@ -160,13 +161,12 @@ class P2pDaemon:
 
     async def connect(self, peer_key: bytes, address: tuple[str, int]) -> None:
         request = _pb.ConnectRequest(peer=peer_id_of(peer_key), addrs=[_multiaddr(address).to_bytes()])
-        # After a refused dial libp2p fails for 5 s and more without trying (measured): see first if anybody listens.
-        try:
-            _, probe = await asyncio.open_connection(*address)
-        except OSError as error:
-            raise NetworkFault(f"nobody listens at {address[0]}:{address[1]} ({error.strerror or error})") from error
-        probe.transport.abort()
         async with self._control(_pb.Request(type=_pb.Request.CONNECT, connect=request)) as (_, writer, _):
+            writer.close()
+
+    async def disconnect(self, peer_key: bytes) -> None:
+        request = _pb.DisconnectRequest(peer=peer_id_of(peer_key))
+        async with self._control(_pb.Request(type=_pb.Request.DISCONNECT, disconnect=request)) as (_, writer, _):
             writer.close()
 
     async def open_stream(self, peer_key: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -105,7 +105,8 @@ class Examiner:
     ) -> Observation:
         """With the duty that the counted bitmaps show; told to the metrics too."""
         share, spec = done.outcome.credit.get(candidate.public_key, 0.0), done.plan.slice_of(candidate.public_key)
-        duty = scoring.duty(share, spec is not None, spec is not None and spec.index in done.outcome.counted)
+        counted = spec is not None and spec.index in done.outcome.counted
+        duty = scoring.duty(share, spec is not None, counted, scoring.can_reduce(candidate, done.plan.carry))
         self._p.metrics.emit(
             "audit",
             round=done.plan.round.index,

@@ -2,7 +2,8 @@
 
     S  steps      EMA of credited tokens / token cap, half-life `steps_half_life` rounds, from 0; absence enters as 0
     G  gradient   (1 + p) / (2 + p + soft_fail_weight * f): p, f = decayed sums of q and 1 - q over the audits
-    I  integrity  EMA of duty over the rounds with a commit, started at the first duty; 0 below `integrity_floor`
+    I  integrity  EMA of duty over the rounds with a commit, started at the first duty; 0 below `integrity_floor`; the
+                  duty of who cannot be given a slice is at most NO_REDUCER_DUTY
     B  bandwidth  clip(log(1 + g/g_min) / log(1 + g_ref/g_min), 0, 1), g_ref = 4 x required, g_min = required / 4
     raw = I * G * S * ((1 - bandwidth_share) + bandwidth_share * B);  weight = raw / sum of raw
 
@@ -14,7 +15,7 @@ Folding is pure and happens once per applied round and miner, in round order; a 
 Cards are keyed by (hotkey, registration block).
 
 Left out until their source exists: signed receipts (in duty and in goodput), audit reports shared between validators,
-fraud proofs (I = 0 for 4K rounds), the cap of I for peers that cannot reduce.
+fraud proofs (I = 0 for 4K rounds).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from dataclasses import replace
 from math import fsum, isfinite, log
 
 from distributed_training.manifest import ScoringSection
-from distributed_training.types import AuditResult, Observation, ScoreCard, ScoreTerms, Verdict
+from distributed_training.types import AuditResult, Candidate, Carry, Observation, ScoreCard, ScoreTerms, Verdict
+
+NO_REDUCER_DUTY = 0.8
 
 
 def credited_tokens(tokens: int, share: float, token_cap: int) -> float:
@@ -32,13 +35,23 @@ def credited_tokens(tokens: int, share: float, token_cap: int) -> float:
     return min(tokens, token_cap) * share
 
 
-def duty(sender_share: float, was_reducer: bool, slice_counted: bool) -> float:
+def can_reduce(candidate: Candidate, carry: Carry) -> bool:
+    """Whether the rule of who reduces would take it: it says so, and no slice of its own has failed lately.
+
+    The second half makes an honest "I do not reduce" the better choice for a miner whose port is shut: its slices
+    would fail, and without a slice in between it would have full duty most of the time.
+    """
+    return candidate.reduces and all(candidate.public_key not in entry.failed for entry in carry.rounds)
+
+
+def duty(sender_share: float, was_reducer: bool, slice_counted: bool, can_reduce: bool) -> float:
     """One round's duty, 0..1, of a miner that committed: half as sender, half as reducer.
 
-    `sender_share` is the share of counted chunks that include it. Whoever had no slice is judged as sender alone.
+    `sender_share` is the share of counted chunks that include it. Whoever had no slice is judged as sender alone, and
+    up to NO_REDUCER_DUTY only if it could not have been given one (`can_reduce`).
     """
     if not was_reducer:
-        return sender_share
+        return sender_share if can_reduce else min(sender_share, NO_REDUCER_DUTY)
     return 0.5 * sender_share + 0.5 * float(slice_counted)
 
 

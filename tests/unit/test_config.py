@@ -148,6 +148,19 @@ def test_a_node_that_listens_everywhere_announces_nothing_until_told_its_address
     assert config.announced == ("203.0.113.7", 9)
 
 
+def test_a_miner_without_a_port_announces_nothing_and_a_validator_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(Role.MINER, [*LOCAL, "--axon.outbound_only", "--axon.port", "9001"])
+    assert config.axon.outbound_only and config.announced is None
+    assert config.warnings == (
+        "--axon.port has no effect: with --axon.outbound_only nothing listens and nothing is announced",
+    )
+    assert load_config(Role.OWNER, [*LOCAL, "--axon.outbound_only"]).announced is None
+    message = refused(*LOCAL, "--axon.outbound_only", role=Role.VALIDATOR)
+    assert "every miner pushes its log" in message and "--axon.external_ip" in message
+    monkeypatch.setenv("DT_AXON_OUTBOUND_ONLY", "1")
+    assert load_config(Role.MINER, LOCAL).announced is None
+
+
 def test_options_without_effect_warn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--subtensor.network" in load_config(Role.MINER, [*LOCAL, "--subtensor.network", "test"]).warnings[0]
     both = ["--netuid", "1", "--subtensor.network", "test", "--subtensor.chain_endpoint", "ws://x:1"]

@@ -12,7 +12,7 @@ from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault,
 from distributed_training.network.base import Stream
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
-from distributed_training.types import Neuron, Roster
+from distributed_training.types import Neuron, Role, Roster
 from distributed_training.wire import binding_message, encode_request
 
 ALICE, BOB, EVE = (PeerIdentity(bytes([i]) * 32) for i in (1, 2, 3))
@@ -23,9 +23,9 @@ class ListeningTransport(MemoryTransport):
 
     def __init__(self, switch: MemorySwitch, identity: PeerIdentity) -> None:
         super().__init__(switch, identity)
-        self.addresses: dict[bytes, tuple[str, int]] = {}
+        self.addresses: dict[bytes, tuple[str, int] | None] = {}
 
-    def learn(self, peer_key: bytes, address: tuple[str, int]) -> None:
+    def learn(self, peer_key: bytes, address: tuple[str, int] | None) -> None:
         self.addresses[peer_key] = address
 
 
@@ -199,6 +199,17 @@ def test_addresses_of_the_roster_are_learnt() -> None:
     assert learnt(book(MemorySwitch(), 2, BOB), roster(person(1, ALICE, address=None))) is None
     assert learnt(book(MemorySwitch(), 2, BOB), roster(neuron(1, commitment=None))) is None
     assert reader.neurons[0].address == TRUE
+
+
+def test_the_old_address_of_a_miner_that_does_not_reduce_is_forgotten() -> None:
+    """The chain takes no address back, so who lost its open port says so in its commitment."""
+    reader = book(MemorySwitch(), 2, BOB)
+    assert learnt(reader, roster(person(1, ALICE, address=TRUE))) == TRUE
+    without = neuron(1, address=TRUE, commitment=commitment(1, reduces=False, peer_key=ALICE.public_key))
+    assert learnt(reader, roster(without)) is None
+    assert isinstance(reader.transport, ListeningTransport) and ALICE.public_key in reader.transport.addresses
+    serving = commitment(1, Role.VALIDATOR, reduces=False, peer_key=ALICE.public_key)
+    assert learnt(reader, roster(neuron(1, Role.VALIDATOR, address=TRUE, commitment=serving))) == TRUE
 
 
 @pytest.mark.parametrize("uid", [0, 3])

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from distributed_training.manifest import ScoringSection
 from distributed_training.rules.scoring import (
+    NO_REDUCER_DUTY,
     bandwidth,
+    can_reduce,
     credited_tokens,
     duty,
     fidelity,
@@ -19,7 +21,7 @@ from distributed_training.rules.scoring import (
     reasons,
     terms,
 )
-from distributed_training.types import AuditResult, Observation, ScoreCard, Verdict
+from distributed_training.types import AuditResult, Candidate, Carry, CarryRound, Observation, ScoreCard, Verdict
 
 SCORING = ScoringSection(
     steps_half_life=36.0,
@@ -155,9 +157,32 @@ def test_never_probed_is_not_a_penalty_but_an_unanswered_probe_is() -> None:
 
 
 def test_duty_is_half_sender_half_reducer() -> None:
-    assert duty(0.8, was_reducer=False, slice_counted=False) == 0.8
-    assert duty(0.8, was_reducer=True, slice_counted=True) == pytest.approx(0.9)
-    assert duty(0.8, was_reducer=True, slice_counted=False) == pytest.approx(0.4)
+    assert duty(0.9, was_reducer=False, slice_counted=False, can_reduce=True) == 0.9
+    assert duty(0.8, was_reducer=True, slice_counted=True, can_reduce=True) == pytest.approx(0.9)
+    assert duty(0.8, was_reducer=True, slice_counted=False, can_reduce=True) == pytest.approx(0.4)
+
+
+def test_who_cannot_be_given_a_slice_has_at_most_four_fifths() -> None:
+    assert duty(1.0, was_reducer=False, slice_counted=False, can_reduce=False) == NO_REDUCER_DUTY == 0.8
+    assert duty(0.7, was_reducer=False, slice_counted=False, can_reduce=False) == 0.7
+    assert integrity(after(50, duty=0.8), SCORING) == pytest.approx(0.8)
+    willing, unwilling = (
+        Candidate(1, "a", bytes(32), 1, bytes(32), None, bytes(32), reduces) for reduces in (True, False)
+    )
+    failed = Carry(1.0, (CarryRound((bytes(32),), (bytes(32),)), CarryRound((bytes(32),), ())))
+    others = Carry(1.0, (CarryRound((bytes(32),), (bytes([1]) * 32,)),))
+    assert can_reduce(willing, others) and not can_reduce(willing, failed) and not can_reduce(unwilling, others)
+
+
+def test_saying_that_one_does_not_reduce_pays_better_than_failing_slices() -> None:
+    """A slice that failed keeps its reducer from the next for 8 rounds: a shut port shows in one round out of nine."""
+    honest, card = after(90, duty=duty(1.0, False, False, False)), None
+    best = 0.0
+    for r in range(90):
+        failing = r % 9 == 0
+        card = fold(card, seen(r, duty=duty(1.0, failing, False, failing)), SCORING, CAP)
+        best = max(best, integrity(card, SCORING))
+    assert best < integrity(honest, SCORING) == pytest.approx(0.8)
 
 
 def test_the_cap_comes_before_the_share() -> None:
