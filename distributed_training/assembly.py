@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from distributed_training.averaging.budget import peer_budget
@@ -20,7 +20,7 @@ from distributed_training.checkpoints.base import CheckpointStore
 from distributed_training.config import NodeConfig
 from distributed_training.data.loader import heldout_sequences
 from distributed_training.engine import Engine
-from distributed_training.errors import ConfigError
+from distributed_training.errors import ChainUnreachable, ConfigError
 from distributed_training.journal import Journal
 from distributed_training.manifest import RunManifest, quota_problem
 from distributed_training.metrics.base import Metrics
@@ -32,7 +32,6 @@ from distributed_training.roles.follower import Follower
 from distributed_training.roles.miner import Miner
 from distributed_training.roles.owner import Owner
 from distributed_training.roles.parts import Parts, TrainingThread
-from distributed_training.roles.reach import ReachService, keep_in_touch, watch_port
 from distributed_training.roles.rounds import Rounds
 from distributed_training.roles.service import LogService, MinerService
 from distributed_training.roles.validator import Validator
@@ -81,6 +80,7 @@ async def make_parts(
         raise ConfigError(f"the manifest does not fit this chain: {problem}")
     peers = PeerBook(a.transport, manifest.netuid, a.signer.public_key, a.sign_as_peer, a.verify_peer)
     store, clock = RoundStore(config.node_dir), BlockClock(a.chain, params.block_s)
+    store.overflow.on_trouble = lambda detail: metrics.emit("fault", what="disk", detail=detail)
     return Parts(
         manifest=manifest,
         params=params,
@@ -105,41 +105,33 @@ async def live(
     """Announce the node, then run one round after the other until `config.rounds` are settled."""
     await _announce(parts, role, config)
     async with asyncio.TaskGroup() as tasks:
-        beside = [
-            tasks.create_task(parts.clock.run(), name="block clock"),
-            tasks.create_task(_stay_in_reach(config, parts), name="reach"),
-        ]
+        poll = tasks.create_task(parts.clock.run(), name="block clock")
         await _follow(role, config, parts, engine, me, make_worker)
-        for task in beside:
-            task.cancel()
+        poll.cancel()
 
 
 async def _announce(parts: Parts, role: Role, config: NodeConfig) -> None:
     """Address and peer key on chain; nothing is written that is there already."""
-    if config.announced is not None:
-        await parts.chain.serve(*config.announced)
+    announced = config.announced
+    if announced is not None:
+        await _heard(parts, lambda: parts.chain.serve(*announced))
     roster = await parts.chain.roster((await parts.chain.head()).number)
     me = roster.by_public_key(parts.signer.public_key)
     present = me.commitment if me is not None else None
-    reduces = role is Role.MINER and not config.axon.outbound_only
-    said = None if present is None else (present.peer_key, present.role, present.reduces)
-    if said != (parts.peer_key, role, reduces):
-        empty = Commitment(role, reduces, parts.peer_key, None, None, None, None)
-        await parts.chain.commit(encode_commitment(empty))
+    if present is None or present.peer_key != parts.peer_key or present.role is not role:
+        empty = Commitment(role, role is Role.MINER, parts.peer_key, None, None, None, None)
+        await _heard(parts, lambda: parts.chain.commit(encode_commitment(empty)))
 
 
-async def _stay_in_reach(config: NodeConfig, parts: Parts) -> None:
-    """Without an open port: hold connections to the validators. With one: have them see whether it is open."""
-    ReachService(parts.peers, config.announced)
-    if config.axon.outbound_only:
-        await keep_in_touch(parts.peers, parts.peer_key)
-    elif config.announced is not None:
-        await watch_port(parts.peers, parts.peer_key, config.announced, lambda text: _unreachable(parts, text))
-
-
-def _unreachable(parts: Parts, text: str) -> None:
-    log.error("%s", text)
-    parts.metrics.emit("fault", round=None, what="unreachable", detail=text)
+async def _heard(parts: Parts, write: Callable[[], Awaitable[object]]) -> None:
+    """A write that may be made twice, until the chain answers: nobody could find a node without it."""
+    while True:
+        try:
+            await write()
+            return
+        except ChainUnreachable as error:
+            log.warning("not announced yet: %s", error)
+            await asyncio.sleep(parts.clock.block_s)
 
 
 async def _follow(
@@ -153,7 +145,7 @@ async def _follow(
     follower = Follower(parts, start.index, start.state, trusted=start.trusted)
     await follower.save()
     node = _role(role, config, parts, engine, me, follower, make_worker)
-    rounds = Rounds(parts, follower, lambda: choose_start(parts, initial))
+    rounds = Rounds(parts, follower, lambda stuck_at: choose_start(parts, initial, stuck_at=stuck_at))
     if isinstance(node, Owner):
         await node.begin()
     if isinstance(node, Owner | Validator) and follower.index == 0:
@@ -193,7 +185,6 @@ def _role(
             uid=me.uid,
             steps_per_round=config.steps_per_round,
             exact_steps=config.exact_steps,
-            reduces=not config.axon.outbound_only,
             train_ahead=config.train_ahead,
         )
     count, length = manifest.data.heldout_sequences, manifest.data.sequence_length

@@ -30,7 +30,11 @@ class OutOfMemory(LocalFault):
 
 
 class StateDiverged(LocalFault):
-    """Our state is not the majority's, or cannot be brought forward: what is left is to join again."""
+    """Our state is not the majority's: what is left is to recompute it, or to join again."""
+
+
+class SlicesMissing(StateDiverged):
+    """Nobody gave us what counts: our state cannot be brought forward."""
 
 
 class DataUnavailable(LocalFault):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from distributed_training.averaging.combine import SliceOutput, combine, discarded
 from distributed_training.averaging.plan import RoundPlan, make_plan
-from distributed_training.errors import LocalFault, StateDiverged
+from distributed_training.errors import LocalFault, SlicesMissing, StateDiverged
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import attempt, tell
 from distributed_training.rules import membership
@@ -146,7 +146,7 @@ class Follower:
         have |= fetching.result()
         if len(have) < len(counted.slices):
             lacking, rounds = sorted(set(counted.slices) - set(have)), p.manifest.keep.max_missing_rounds
-            raise StateDiverged(
+            raise SlicesMissing(
                 f"round {plan.round.index}: slices {lacking} count but nobody gave them to us within {rounds} rounds"
             )
         return have

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from distributed_training.errors import LocalFault, StateDiverged
+from distributed_training.errors import LocalFault, SlicesMissing, StateDiverged
 from distributed_training.roles.bootstrap import Start
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.miner import GaveUp
@@ -26,8 +26,8 @@ class Node(Protocol):
 class Rounds:
     """The state moves only at the very end of a round, so a round that broke off can be run again."""
 
-    def __init__(self, parts: Parts, follower: Follower, find_start: Callable[[], Awaitable[Start]]) -> None:
-        """find_start: the newest state that the majority does not contradict, as for a node that joins."""
+    def __init__(self, parts: Parts, follower: Follower, find_start: Callable[[int | None], Awaitable[Start]]) -> None:
+        """find_start: a state to go on from as for a node that joins, given the round that ours cannot pass."""
         self._p, self._follower, self._find_start = parts, follower, find_start
         self._tries: dict[int, int] = {}  # of the round we are at
         self._joined_again: int | None = None
@@ -51,7 +51,8 @@ class Rounds:
         if self._joined_again is not None and index <= self._joined_again:
             raise GaveUp(f"{error}; joining again did not help") from error
         self._joined_again = index
-        start, former = await self._find_start(), self._follower.root
+        former = self._follower.root
+        start = await self._find_start(index if isinstance(error, SlicesMissing) else None)
         log.warning("joining again at round %d from %s", start.index, start.source)
         self._follower.start_from(start.index, start.state, trusted=start.trusted)
         if (start.index, self._follower.root) == (index, former):
