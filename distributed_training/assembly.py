@@ -32,6 +32,7 @@ from distributed_training.roles.follower import Follower
 from distributed_training.roles.miner import Miner
 from distributed_training.roles.owner import Owner
 from distributed_training.roles.parts import Parts, TrainingThread
+from distributed_training.roles.reach import ReachService, keep_in_touch, watch_port
 from distributed_training.roles.rounds import Rounds
 from distributed_training.roles.service import LogService, MinerService
 from distributed_training.roles.validator import Validator
@@ -105,9 +106,13 @@ async def live(
     """Announce the node, then run one round after the other until `config.rounds` are settled."""
     await _announce(parts, role, config)
     async with asyncio.TaskGroup() as tasks:
-        poll = tasks.create_task(parts.clock.run(), name="block clock")
+        beside = [
+            tasks.create_task(parts.clock.run(), name="block clock"),
+            tasks.create_task(_stay_in_reach(config, parts), name="reach"),
+        ]
         await _follow(role, config, parts, engine, me, make_worker)
-        poll.cancel()
+        for task in beside:
+            task.cancel()
 
 
 async def _announce(parts: Parts, role: Role, config: NodeConfig) -> None:
@@ -118,8 +123,10 @@ async def _announce(parts: Parts, role: Role, config: NodeConfig) -> None:
     roster = await parts.chain.roster((await parts.chain.head()).number)
     me = roster.by_public_key(parts.signer.public_key)
     present = me.commitment if me is not None else None
-    if present is None or present.peer_key != parts.peer_key or present.role is not role:
-        empty = Commitment(role, role is Role.MINER, parts.peer_key, None, None, None, None)
+    reduces = role is Role.MINER and not config.axon.outbound_only
+    said = None if present is None else (present.peer_key, present.role, present.reduces)
+    if said != (parts.peer_key, role, reduces):
+        empty = Commitment(role, reduces, parts.peer_key, None, None, None, None)
         await _heard(parts, lambda: parts.chain.commit(encode_commitment(empty)))
 
 
@@ -132,6 +139,20 @@ async def _heard(parts: Parts, write: Callable[[], Awaitable[object]]) -> None:
         except ChainUnreachable as error:
             log.warning("not announced yet: %s", error)
             await asyncio.sleep(parts.clock.block_s)
+
+
+async def _stay_in_reach(config: NodeConfig, parts: Parts) -> None:
+    """Without an open port: hold connections to the validators. With one: have them see whether it is open."""
+    ReachService(parts.peers, config.announced)
+    if config.axon.outbound_only:
+        await keep_in_touch(parts.peers, parts.peer_key)
+    elif config.announced is not None:
+        await watch_port(parts.peers, parts.peer_key, config.announced, lambda text: _unreachable(parts, text))
+
+
+def _unreachable(parts: Parts, text: str) -> None:
+    log.error("%s", text)
+    parts.metrics.emit("fault", round=None, what="unreachable", detail=text)
 
 
 async def _follow(
@@ -185,6 +206,7 @@ def _role(
             uid=me.uid,
             steps_per_round=config.steps_per_round,
             exact_steps=config.exact_steps,
+            reduces=not config.axon.outbound_only,
             train_ahead=config.train_ahead,
         )
     count, length = manifest.data.heldout_sequences, manifest.data.sequence_length
