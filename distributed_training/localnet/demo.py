@@ -25,7 +25,7 @@ from distributed_training.localnet.chain_view import (
 from distributed_training.localnet.create import Run, open_or_create
 from distributed_training.localnet.display import Display
 from distributed_training.localnet.events import DEMO, Event, RunEvents, RunView
-from distributed_training.localnet.faults import Killer, Start
+from distributed_training.localnet.faults import Killer, Start, restarted
 from distributed_training.localnet.finish import finish, stored_result
 from distributed_training.localnet.layout import node_specs
 from distributed_training.localnet.options import Options
@@ -191,8 +191,11 @@ def start_nodes(watch: Watch) -> None:
     root = watch.run.paths.root
     for name, start in watch.starts.items():
         node = watch.events.view.nodes[name]
-        node.exit_code, node.killed = None, False
+        was_killed, node.exit_code, node.killed = node.killed, None, False
         watch.processes.start(name, start.command, start.log)
+        if was_killed:  # the run was stopped before its restart was due
+            again = restarted(name, watch.processes.last_pid(name), watch.display.block, ())
+            watch.events.note({"time": time.time(), **again})
     watch.processes.start(WATCHER, [sys.executable, "-m", watcher.__name__, str(root)], root / "watcher.txt")
 
 

@@ -62,8 +62,9 @@ def rejoined(run: Run, view: RunView, kill: Event, again: Event | None, seen: Ma
     Miner: included in an applied round. Validator: its slice map of the round is on chain, and by its end weights of
     it were set after the restart. Owner: by its end a checkpoint of a state after the kill is on chain.
     """
-    if again is None or again.get("block") is None:
+    if again is None:
         return None
+    since = again["block"] if again.get("block") is not None else kill["block"]
     node, index = view.nodes[kill["name"]], int(kill["round"])
     if kill["role"] == "miner":
         applied = {r: e for n in view.nodes.values() for r, e in n.rounds.items() if e.get("applied") and r > index}
@@ -72,7 +73,7 @@ def rejoined(run: Run, view: RunView, kill: Event, again: Event | None, seen: Ma
     if kill["role"] == "owner":
         return next((r for r in sorted(seen) if index <= r and seen[r].checkpoint > index), None)
     maps = next((r for r in later if node.uid in seen[r].maps), None)
-    weights = next((r for r in later if seen[r].last_update.get(node.uid, 0) > again["block"]), None)
+    weights = next((r for r in later if seen[r].last_update.get(node.uid, 0) > since), None)
     return None if maps is None or weights is None else max(maps, weights)
 
 

@@ -106,13 +106,10 @@ class Killer:
     def _restart(self, name: str, down: _Down) -> None:
         start = self._starts[name]
         self._processes.start(name, start.command, start.log)
-        self._note(
-            {
-                "event": "restarted",
-                "round": None,
-                "name": name,
-                "block": self._block(),
-                "pid": self._processes.last_pid(name),
-                "survivors": list(down.survivors or ()),
-            }
-        )
+        self._note(restarted(name, self._processes.last_pid(name), self._block(), down.survivors or ()))
+
+
+def restarted(name: str, pid: int, block: int | None, survivors: Sequence[int]) -> dict[str, Any]:
+    """The event; `survivors`: processes of the killed node that had not ended by themselves."""
+    head = {"event": "restarted", "round": None, "name": name}
+    return head | {"block": block, "pid": pid, "survivors": list(survivors)}
