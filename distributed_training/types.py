@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
+NO_BACKUP = bytes(32)
+
 
 class Role(IntEnum):
     """What a hotkey does in this run; one role per hotkey. Stored in the low bits of the commitment's flags."""
@@ -165,6 +167,7 @@ class OutputRecord:
     slice: int
     public_key: bytes
     output_root: bytes  # Merkle root over the digests of the encoded output chunks
+    backup: bytes  # hash of the output record with which this reducer stands in for the one before it; NO_BACKUP: none
     senders: tuple[bytes, ...]  # work-record hashes, in the order of the senders' public keys
     included: tuple[tuple[bool, ...], ...]  # [chunk of the slice][sender]
 
@@ -226,6 +229,7 @@ class AverageOutcome:
     reason: str  # "applied", or why the round was discarded
     included: tuple[bytes, ...]  # public keys included by at least half of the counted slices
     counted: tuple[int, ...]  # slice indices
+    backed_up: tuple[int, ...]  # those of them that the backup reduced, because the reducer failed
     num_slices: int
     credit: dict[bytes, float]  # public key -> share of counted chunks that include it
 

@@ -38,8 +38,8 @@ _COMMITMENT = struct.Struct("<BB32sII")
 _COMMITMENT_VERSION = 1
 _WORK = struct.Struct("<4s32sIH32s32sIQ32s32s32sBI")
 _WORK_TAG = b"DTW1"
-_OUTPUT = struct.Struct("<4s32sIH32s32sHI")
-_OUTPUT_TAG = b"DTO1"
+_OUTPUT = struct.Struct("<4s32sIH32s32s32sHI")
+_OUTPUT_TAG = b"DTO2"
 _STEP = struct.Struct("<IfHBB")
 _REQUEST = struct.Struct("<32s64s")
 _SMALLEST_NORMAL, _INFINITY = 0x00800000, 0x7F800000  # bit patterns of fp32
@@ -239,15 +239,16 @@ def decode_log(
 def encode_output(record: OutputRecord) -> bytes:
     r = record
     head = _OUTPUT.pack(
-        _OUTPUT_TAG, r.manifest, r.round, r.slice, r.public_key, r.output_root, len(r.senders), len(r.included)
-    )
+        _OUTPUT_TAG, r.manifest, r.round, r.slice, r.public_key, r.output_root, r.backup,
+        len(r.senders), len(r.included),
+    )  # fmt: skip
     bits = np.packbits(np.asarray(r.included, bool).reshape(len(r.included), len(r.senders)), axis=1)
     return head + b"".join(r.senders) + bits.tobytes()
 
 
 def decode_output(data: bytes) -> OutputRecord:
     reader = _Reader(data, "output record")
-    tag, manifest, round_index, slice_index, public_key, root, num_senders, chunks = reader.unpack(_OUTPUT)
+    tag, manifest, round_index, slice_index, public_key, root, backup, num_senders, chunks = reader.unpack(_OUTPUT)
     if tag != _OUTPUT_TAG or not 1 <= num_senders <= MAX_SENDERS or not 1 <= chunks <= MAX_CHUNKS:
         raise WireError("output record: wrong tag, or a number of senders or chunks that cannot be")
     senders = tuple(reader.take(32) for _ in range(num_senders))
@@ -258,9 +259,15 @@ def decode_output(data: bytes) -> OutputRecord:
     if bits[:, num_senders:].any():
         raise WireError("output record: padding bits are set")
     return OutputRecord(
-        manifest=manifest, round=round_index, slice=slice_index, public_key=public_key, output_root=root,
+        manifest=manifest, round=round_index, slice=slice_index, public_key=public_key, output_root=root, backup=backup,
         senders=senders, included=tuple(tuple(bool(b) for b in row[:num_senders]) for row in bits),
     )  # fmt: skip
+
+
+def output_senders(body: bytes) -> tuple[bytes, ...]:
+    """Only the senders of an output record that was decoded before."""
+    count = _OUTPUT.unpack_from(body)[-2]
+    return tuple(body[_OUTPUT.size + 32 * i : _OUTPUT.size + 32 * (i + 1)] for i in range(count))
 
 
 # --- carry ------------------------------------------------------------------------------------------

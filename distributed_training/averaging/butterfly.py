@@ -8,37 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from distributed_training.averaging import gather, scatter
-from distributed_training.averaging.combine import SliceOutput, reduce_slice
-from distributed_training.averaging.contribution import Contribution, check_work
+from distributed_training.averaging.collect import Collector, Holders
+from distributed_training.averaging.combine import SliceOutput
+from distributed_training.averaging.gather import Patience, Slices
+from distributed_training.averaging.inbox import Inbox
 from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.averaging.store import RoundStore, StoredOutput
+from distributed_training.averaging.reducing import Publish, Reduction
+from distributed_training.averaging.scatter import OwnWork as OwnWork
+from distributed_training.averaging.store import RoundStore
+from distributed_training.averaging.works import WorkBook
 from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
-from distributed_training.errors import NetworkFault, PeerFault, WireError
+from distributed_training.errors import NetworkFault, PeerFault
 from distributed_training.manifest import RunManifest
 from distributed_training.network.base import Stream
-from distributed_training.rules import membership
-from distributed_training.rules.clock import bulk_timeout_s
-from distributed_training.types import Signed, SliceSpec
-from distributed_training.wire import decode_signed, encode_output, encode_signed, record_hash, signing_message
+from distributed_training.rules.clock import bulk_timeout_s, stall_timeout_s
+from distributed_training.rules.membership import Claim, backup_of
+from distributed_training.types import SliceSpec
 
 log = logging.getLogger(__name__)
 
 CONTROL_TIMEOUT_S = 10.0
-MAX_SLICES_SERVED = 16  # at a time: each holds a slice in memory until its reader has taken it
-
-
-@dataclass(frozen=True, slots=True)
-class OwnWork:
-    """What we contribute to a round."""
-
-    contribution: Contribution
-    signed: bytes  # signed work record
 
 
 class Butterfly:
@@ -52,185 +46,131 @@ class Butterfly:
         signer: Signer,
         verify: Verify,
     ) -> None:
-        self._manifest, self._peers, self._store = manifest, peers, store
-        self._chain, self._clock, self._signer, self._verify = chain, clock, signer, verify
-        self._bulk_s = bulk_timeout_s(manifest.timing, clock.block_s)
-        self._serving = asyncio.Semaphore(MAX_SLICES_SERVED)
-        self._inbox: scatter.Inbox | None = None
+        self._manifest, self._peers, self._clock, self._signer = manifest, peers, clock, signer
+        self._stall_s = stall_timeout_s(manifest.timing, clock.block_s)
+        patience = Patience(CONTROL_TIMEOUT_S, self._stall_s, bulk_timeout_s(manifest.timing, clock.block_s))
+        self._works = WorkBook(manifest, verify, store)
+        self.slices = Slices(manifest, peers, store, self._works, verify, patience)
+        self._collector = Collector(self.slices, peers, chain, clock, signer.public_key)
+        self._reduction: Reduction | None = None
         self._opened = asyncio.Condition()
         peers.transport.serve(scatter.METHOD, self._on_scatter)
-        peers.transport.serve(gather.METHOD, self._on_slice)
+        peers.transport.serve(gather.METHOD, self.slices.on_slice)
 
     # --- what we answer -----------------------------------------------------------------------------
 
     async def _on_scatter(self, stream: Stream) -> None:
         neuron, payload = await self._peers.accept(stream, CONTROL_TIMEOUT_S)
         round_index, slice_index = scatter.parse_header(payload)
-        inbox = await self._inbox_of(round_index)
-        candidate = inbox.plan.candidate(neuron.public_key)
-        if candidate is None or inbox.spec.index != slice_index:
+        reduction = await self._reduction_of(round_index, stream)
+        plan, inbox = reduction.plan, reduction.inbox_for(slice_index)
+        candidate = plan.candidate(neuron.public_key)
+        if candidate is None or inbox is None:
             raise PeerFault(f"uid {neuron.uid} may not send slice {slice_index} of round {round_index} here")
-        left_s = self._clock.seconds_until(self._cutoff(inbox.plan))
-        await scatter.receive_slice(stream, candidate, inbox, self._manifest, self._verify, max(1.0, left_s))
+        await scatter.receive_slice(stream, candidate, inbox, self._works, max(1.0, self._left_s(plan)))
+        if inbox is reduction.own:
+            await scatter.report_until_done(stream, inbox, self._stall_s, lambda: self._left_s(plan))
 
-    async def _inbox_of(self, round_index: int) -> scatter.Inbox:
-        """The open inbox of a round; a sender may be a block ahead of us, so wait a little."""
-
-        def ready() -> bool:
-            return self._inbox is not None and self._inbox.plan.round.index >= round_index
-
-        try:
-            async with asyncio.timeout(CONTROL_TIMEOUT_S), self._opened:
-                await self._opened.wait_for(ready)
-        except TimeoutError:
-            raise PeerFault(f"round {round_index} is not open here") from None
-        inbox = self._inbox
-        if inbox is None or inbox.plan.round.index != round_index:
+    async def _reduction_of(self, round_index: int, stream: Stream) -> Reduction:
+        """The open round; a sender may be a block ahead of us, so wait a little, and say that we are there."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + CONTROL_TIMEOUT_S
+        while self._reduction is None or self._reduction.plan.round.index < round_index:
+            if loop.time() >= give_up:
+                raise PeerFault(f"round {round_index} is not open here")
+            try:
+                async with asyncio.timeout(self._stall_s / scatter.BEATS_PER_STALL), self._opened:
+                    await self._opened.wait()
+            except TimeoutError:
+                await scatter.beat(stream, self._stall_s)
+        if self._reduction.plan.round.index != round_index:
             raise PeerFault(f"round {round_index} is over here")
-        return inbox
-
-    async def _on_slice(self, stream: Stream) -> None:
-        _, payload = await self._peers.accept(stream, CONTROL_TIMEOUT_S)
-        async with self._serving:
-            await gather.serve_slice(stream, payload, self._store, self._bulk_s)
+        return self._reduction
 
     # --- scatter and reduce ---------------------------------------------------------------------------
 
-    def _cutoff(self, plan: RoundPlan) -> int:
-        return plan.round.output_block - self._manifest.timing.reduce_margin
+    def _left_s(self, plan: RoundPlan) -> float:
+        """Seconds until the cut-off s+X-R: nothing is sent or taken afterwards."""
+        return self._clock.seconds_until(plan.round.output_block - self._manifest.timing.reduce_margin)
 
-    async def contribute(self, plan: RoundPlan, own: OwnWork) -> tuple[SliceSpec, bytes] | None:
-        """Send our chunks to every reducer and reduce our own slice. Returns (slice, output hash) if we reduced.
+    async def contribute(self, plan: RoundPlan, own: OwnWork, publish: Publish) -> bytes | None:
+        """Send our chunks to every reducer; reduce our own slice, and that of a reducer we stand in for.
 
-        Ends by the reducers' cut-off; the caller puts the hash on chain.
+        `publish` puts an output hash on chain. Returns the last one that is there; None: we reduced nothing. Sending
+        ends by the cut-off s+X-R.
         """
         spec = plan.slice_of(self._signer.public_key)
-        if spec is not None:
-            await self._open_inbox(plan, spec, own)
+        reduction = await self._open(plan, spec, own) if spec is not None else None
         async with asyncio.TaskGroup() as tasks:
             for target in plan.slices:
                 if target.reducer != self._signer.public_key:
-                    tasks.create_task(self._send(plan, target, own), name=f"send slice {target.index}")
-            reduced = tasks.create_task(self._reduce(plan), name="reduce") if spec is not None else None
-        return (spec, reduced.result()) if spec is not None and reduced is not None else None
+                    tasks.create_task(self._send(plan, target, own, reduction), name=f"send slice {target.index}")
+            reduced = tasks.create_task(reduction.run(publish), name="reduce") if reduction is not None else None
+        return None if reduced is None else reduced.result()
 
-    async def _open_inbox(self, plan: RoundPlan, spec: SliceSpec, own: OwnWork) -> None:
-        inbox = scatter.Inbox(plan, spec)
+    async def _open(self, plan: RoundPlan, spec: SliceSpec, own: OwnWork) -> Reduction:
+        reduction = Reduction(
+            plan, spec, self._manifest, self.slices, self._signer, lambda: self._left_s(plan)
+        )  # fmt: skip
         ourselves = plan.candidate(self._signer.public_key)
         if ourselves is not None:
-            record = check_work(decode_signed(own.signed), ourselves, plan, self._manifest, self._verify)
-            mine = {c: own.contribution.chunks[c] for c in range(spec.first_chunk, spec.last_chunk)}
-            inbox.put(self._signer.public_key, own.signed, record, mine)
+            work = self._works.take(plan, ourselves, own.signed)
+            reduction.put_own(ourselves.public_key, work, dict(enumerate(own.contribution.chunks)))
         async with self._opened:
-            self._inbox = inbox
+            self._reduction = reduction
             self._opened.notify_all()
+        return reduction
 
-    async def _send(self, plan: RoundPlan, spec: SliceSpec, own: OwnWork) -> None:
-        """Until the reducer has our slice or the cut-off is reached."""
-        reducer = plan.candidate(spec.reducer)
-        while reducer is not None and (left_s := self._clock.seconds_until(self._cutoff(plan))) > 0:
+    async def _send(self, plan: RoundPlan, spec: SliceSpec, own: OwnWork, reduction: Reduction | None) -> None:
+        """Until the reducer's output is on chain, or the cut-off. Its backup gets our chunks when it seems lost."""
+        ours = None if reduction is None else reduction.needs_us(spec.index)
+        taken = backed_up = False
+        while not (taken and backed_up) and (left_s := self._left_s(plan)) > 0:
             try:
-                await scatter.send_slice(self._peers, reducer, spec, plan, own.signed, own.contribution, left_s)
-                return
+                if not taken:
+                    stream = await self._deliver(plan, spec, spec.reducer, own)
+                    taken = True
+                    done = await scatter.until_done(stream, self._stall_s, lambda: self._left_s(plan))
+                    if done and ours is not None:
+                        ours.spare()
+                    return
             except (NetworkFault, PeerFault) as error:
-                log.info("sending slice %d to uid %d failed: %s", spec.index, reducer.uid, error)
-                await asyncio.sleep(min(left_s, self._clock.block_s / 2))
+                log.info("slice %d: its reducer %s: %s", spec.index, spec.reducer.hex()[:12], error)
+            backed_up = backed_up or await self._back_up(plan, spec, own, ours)
+            await asyncio.sleep(min(left_s, self._clock.block_s / 2))
 
-    async def _reduce(self, plan: RoundPlan) -> bytes:
-        inbox = self._inbox
-        assert inbox is not None and inbox.plan is plan
-        await inbox.wait(self._clock.seconds_until(self._cutoff(plan)))
-        if missing := inbox.missing():
-            log.warning("slice %d: %d sender(s) incomplete at the cut-off", inbox.spec.index, len(missing))
-        output = await asyncio.to_thread(
-            reduce_slice, plan, inbox.spec, inbox.chunks, dict(inbox.works), self._manifest
-        )
-        body = encode_output(output.record)
-        signed = encode_signed(Signed(body, self._signer.sign(signing_message(body))))
-        output_hash = record_hash(body)
-        stored = StoredOutput(signed, b"".join(output.chunks))
-        gather.keep_output(self._store, plan, output_hash, stored, inbox.signed)
-        return output_hash
+    async def _back_up(self, plan: RoundPlan, spec: SliceSpec, own: OwnWork, ours: Inbox | None) -> bool:
+        """Our chunks to the reducer that stands in. True: it has them, or there is none."""
+        backup = backup_of(plan.slices, spec.index)
+        if ours is not None:
+            ours.need()
+        if ours is not None or backup is None:
+            return True
+        try:
+            stream = await self._deliver(plan, spec, backup.reducer, own)
+        except (NetworkFault, PeerFault) as error:
+            log.info("slice %d: its backup %s: %s", spec.index, backup.reducer.hex()[:12], error)
+            return False
+        await stream.close()
+        return True
+
+    async def _deliver(self, plan: RoundPlan, spec: SliceSpec, reducer: bytes, own: OwnWork) -> Stream:
+        target, left_s = plan.candidate(reducer), max(0.05, self._left_s(plan))
+        assert target is not None, "reducers are candidates"
+        return await scatter.send_slice(self._peers, target, spec, plan, own, self._stall_s, left_s)
 
     # --- gather -----------------------------------------------------------------------------------
 
     async def gather(self, plan: RoundPlan, until_block: int) -> dict[int, SliceOutput]:
-        """Fetch slices as their hashes appear on the finalised chain, until all of s+X are held or `until_block`."""
-        tasks: dict[tuple[int, bytes], asyncio.Task[SliceOutput]] = {}
-        wanted: dict[int, bytes] = {}
-        try:
-            for block in range(plan.round.commit_block + 1, plan.round.output_block + 1):
-                if block < plan.round.output_block and self._clock.finalized > block:
-                    continue  # behind: look only at the newest finalised block
-                await self._clock.final(block)
-                wanted = await self.wanted(plan, block)
-                for key in wanted.items():
-                    if key not in tasks:
-                        tasks[key] = asyncio.create_task(self._fetch_one(plan, *key, ()), name=f"gather {key[0]}")
-            final = [tasks[key] for key in wanted.items()]
-            if final:
-                await asyncio.wait(final, timeout=max(0.05, self._clock.seconds_until(until_block)))
-            return {j: tasks[j, h].result() for j, h in wanted.items() if tasks[j, h].done()}
-        finally:
-            await _cancel(tasks.values())
+        """Every slice of s+X that could be had by `until_block`."""
+        return await self._collector.gather(plan, until_block)
 
-    async def wanted(self, plan: RoundPlan, block: int) -> dict[int, bytes]:
-        """Output hashes on chain as of a finalised block."""
-        roster = await self._chain.roster(block)
-        return membership.output_hashes(plan.round.index, plan.slices, plan.roster, roster)
+    async def wanted(self, plan: RoundPlan, block: int) -> dict[int, Claim]:
+        """What the chain says of each slice's output as of a finalised block."""
+        return await self._collector.wanted(plan, block)
 
     async def fetch(
-        self,
-        plan: RoundPlan,
-        wanted: Mapping[int, bytes],
-        timeout_s: float,
-        holders: Mapping[int, tuple[bytes, ...]] | None = None,
+        self, plan: RoundPlan, wanted: Mapping[int, Claim], timeout_s: float, holders: Holders | None = None
     ) -> dict[int, SliceOutput]:
-        """Slices by hash from our own store, else from holders, the reducer, then anybody. What came in time."""
-        tasks = {
-            j: asyncio.create_task(self._fetch_one(plan, j, h, (holders or {}).get(j, ())), name=f"gather {j}")
-            for j, h in wanted.items()
-        }
-        if not tasks:
-            return {}
-        try:
-            await asyncio.wait(tasks.values(), timeout=max(0.05, timeout_s))
-            return {j: task.result() for j, task in tasks.items() if task.done()}
-        finally:
-            await _cancel(tasks.values())
-
-    async def _fetch_one(self, plan: RoundPlan, j: int, output_hash: bytes, holders: tuple[bytes, ...]) -> SliceOutput:
-        try:
-            kept = gather.load_slice(plan, j, output_hash, self._manifest, self._verify, self._store)
-            if kept is not None:
-                return kept
-        except WireError as error:
-            log.warning("slice %d is damaged on our own disk, fetching it again: %s", j, error)
-        while True:
-            for peer_key in self._sources(plan, j, holders):
-                try:
-                    return await gather.fetch_slice(
-                        self._peers, peer_key, plan, j, output_hash,
-                        self._manifest, self._verify, self._store, self._bulk_s,
-                    )  # fmt: skip
-                except (NetworkFault, PeerFault) as error:
-                    log.info("slice %d from %s: %s", j, peer_key.hex()[:12], error)
-            await asyncio.sleep(self._clock.block_s / 2)
-
-    def _sources(self, plan: RoundPlan, j: int, holders: tuple[bytes, ...]) -> list[bytes]:
-        """Peer keys to ask, best first, ourselves left out."""
-        reducer = plan.slices[j].reducer
-        ranked = sorted(
-            (n for n in self._peers.neurons if n.commitment is not None and n.address is not None),
-            key=lambda n: (n.public_key not in holders, n.public_key != reducer, -n.stake, n.uid),
-        )
-        own = self._signer.public_key
-        return [n.commitment.peer_key for n in ranked if n.commitment is not None and n.public_key != own]
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[SliceOutput]]) -> None:
-    """End what is still under way and wait until it has."""
-    pending = [task for task in tasks if not task.done()]
-    for task in pending:
-        task.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
+        """Slices from our own store, else from holders, the reducer, then anybody. What came in time."""
+        return await self._collector.fetch(plan, wanted, timeout_s, holders)

@@ -6,7 +6,7 @@ Pure functions of bytes and records, used alike by reducers, gatherers and the o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from distributed_training.manifest import AverageSection, RunManifest
 from distributed_training.merkle import digest, merkle_root
 from distributed_training.rules import weighting
 from distributed_training.rules.membership import CARRY_ROUNDS, Counted
-from distributed_training.types import AverageOutcome, Carry, CarryRound, OutputRecord, SliceSpec, WorkRecord
+from distributed_training.types import NO_BACKUP, AverageOutcome, Carry, CarryRound, OutputRecord, SliceSpec, WorkRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ def reduce_slice(
 ) -> SliceOutput:
     """received: public key -> chunk index -> bytes already checked against the sender's root and norm.
 
-    Senders are added in the order of their public keys; a sender of zero weight is never included.
+    The output is `spec.reducer`'s: the slice's own, or its backup. Senders are added in the order of their public
+    keys; a sender of zero weight is never included.
     """
     raw = {key: sender_weight(work, plan, manifest.average) for key, work in works.items()}
     keys = [c.public_key for c in plan.candidates]
@@ -61,6 +62,7 @@ def reduce_slice(
         slice=spec.index,
         public_key=spec.reducer,
         output_root=merkle_root([digest(c) for c in chunks]),
+        backup=NO_BACKUP,
         senders=tuple(c.record_hash for c in plan.candidates),
         included=tuple(rows),
     )
@@ -84,15 +86,18 @@ def check_output(
     works: Mapping[bytes, WorkRecord],
     plan: RoundPlan,
     manifest: RunManifest,
+    spec: SliceSpec,
 ) -> SliceOutput:
-    """A foreign slice against the plan; hash and signature of the record are the caller's. Raises WireError."""
-    spec = plan.slices[record.slice] if record.slice < len(plan.slices) else None
-    if spec is None or (record.manifest, record.round, record.public_key) != (
-        manifest.digest,
-        plan.round.index,
-        spec.reducer,
-    ):
+    """A foreign slice against the plan; hash and signature of the record are the caller's. Raises WireError.
+
+    `spec`: the slice that was asked for, `spec.reducer` whose output counts by the chain: the slice's own reducer or
+    its backup. A backup's output names none.
+    """
+    expected = (manifest.digest, plan.round.index, spec.index, spec.reducer)
+    if (record.manifest, record.round, record.slice, record.public_key) != expected:
         raise WireError("output record: another run, round, slice or reducer")
+    if spec.reducer != plan.slices[spec.index].reducer and record.backup != NO_BACKUP:
+        raise WireError("output record: a backup's output names another")
     if record.senders != tuple(c.record_hash for c in plan.candidates):
         raise WireError("output record: not the senders of this round")
     if len(record.included) != spec.last_chunk - spec.first_chunk or len(chunks) != len(record.included):
@@ -136,27 +141,32 @@ def combine(
     included = tuple(key for key, bit in zip(keys, expected, strict=True) if bit)
     everything = np.concatenate([bits[j] for j in counted.slices])
     credit = {key: float(everything[:, i].sum()) / len(everything) for i, key in enumerate(keys)}
+    backed_up = tuple(j for j in counted.slices if outputs[j].record.public_key != plan.slices[j].reducer)
     outcome = AverageOutcome(
         round=plan.round.index,
         applied=True,
         reason=counted.reason,
         included=included,
         counted=counted.slices,
+        backed_up=backed_up,
         num_slices=len(plan.slices),
         credit=credit,
     )
-    return average, next_carry(plan, counted, included, works, manifest), outcome
+    return average, next_carry(plan, set(counted.slices) - set(backed_up), included, works, manifest), outcome
 
 
 def next_carry(
     plan: RoundPlan,
-    counted: Counted,
+    reduced: Collection[int],
     included: Sequence[bytes],
     works: Mapping[bytes, WorkRecord],
     manifest: RunManifest,
 ) -> Carry:
-    """tau from the included norms; one more round in the history of inclusion and failure."""
-    failed = sorted(spec.reducer for spec in plan.slices if spec.index not in counted.slices)
+    """tau from the included norms; one more round in the history of inclusion and failure.
+
+    `reduced`: counted slices that their own reducers reduced. The reducers of all others failed.
+    """
+    failed = sorted(spec.reducer for spec in plan.slices if spec.index not in reduced)
     norms = [weighting.vector_norm(works[key].chunk_norms) for key in included]
     tau = weighting.next_tau(norms, plan.tau, manifest.average)
     if not math.isfinite(tau):
@@ -173,6 +183,7 @@ def discarded(plan: RoundPlan, reason: str) -> AverageOutcome:
         reason=reason,
         included=(),
         counted=(),
+        backed_up=(),
         num_slices=len(plan.slices),
         credit={},
     )

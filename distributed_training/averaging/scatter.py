@@ -1,86 +1,92 @@
-"""Senders stream their chunks to reducers; reducers check every chunk while it arrives (protocol section 6)."""
+"""The scatter stream: senders stream their chunks to reducers, which check every chunk while it arrives.
+
+    sender                                    reducer
+    (round, slice)                    ->
+    signed work record, all digests   ->
+    the slice, chunk by chunk         ->
+                                      <-      BEAT now and then: alive
+                                      <-      ACK: every chunk is in
+                                      <-      BEAT now and then, until
+                                      <-      DONE: the output's hash is on chain
+
+A sender that hears nothing for the stall time, or cannot write for as long, gives the reducer up for lost. A backup
+says ACK and ends: nobody can replace it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from distributed_training.averaging.codecs import chunk_norm
-from distributed_training.averaging.contribution import Contribution, check_work
+from distributed_training.averaging.contribution import Contribution
+from distributed_training.averaging.inbox import Inbox
 from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.chain.base import Verify
+from distributed_training.averaging.works import WorkBook
 from distributed_training.errors import NetworkFault, PeerFault, WireError
-from distributed_training.manifest import RunManifest
 from distributed_training.merkle import digest, merkle_root
 from distributed_training.network.base import Stream, deadline
-from distributed_training.types import Candidate, SliceSpec, WorkRecord
-from distributed_training.wire import decode_signed
+from distributed_training.types import Candidate, SliceSpec
 
 METHOD = "scatter"
 _HEADER = struct.Struct("<IH")
-_ACK = b"ok"
+_BEAT, _ACK, _DONE = b"", b"ok", b"done"
+_LONGEST = 4
+BEATS_PER_STALL = 4
 
 
-@dataclass(slots=True)
-class Inbox:
-    """What one reducer has received for its slice of one round."""
+@dataclass(frozen=True, slots=True)
+class OwnWork:
+    """What we contribute to a round."""
 
-    plan: RoundPlan
-    spec: SliceSpec
-    works: dict[bytes, WorkRecord] = field(default_factory=dict)
-    signed: dict[bytes, bytes] = field(default_factory=dict)  # public key -> signed work record
-    chunks: dict[bytes, dict[int, bytes]] = field(default_factory=dict)
-    closed: bool = False
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def put(self, key: bytes, signed: bytes, work: WorkRecord, chunks: Mapping[int, bytes]) -> None:
-        """Our own contribution, or a sender's whole slice."""
-        self.signed[key], self.works[key] = signed, work
-        self.chunks.setdefault(key, {}).update(chunks)
-        self._changed.set()
-
-    def missing(self) -> list[bytes]:
-        """Candidates that have not delivered every chunk of the slice."""
-        need = self.spec.last_chunk - self.spec.first_chunk
-        return [c.public_key for c in self.plan.candidates if len(self.chunks.get(c.public_key, {})) < need]
-
-    async def wait(self, timeout_s: float) -> None:
-        """Until every candidate has delivered, or the time is over; then nothing more is taken."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while self.missing():
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            pass
-        self.closed = True
+    contribution: Contribution
+    signed: bytes  # signed work record
 
 
 async def send_slice(
-    peers: PeerBook,
-    reducer: Candidate,
-    spec: SliceSpec,
-    plan: RoundPlan,
-    signed: bytes,
-    own: Contribution,
-    timeout_s: float,
-) -> None:
-    """Stream one slice of our contribution to its reducer. Raises NetworkFault, DeadlineMissed."""
+    peers: PeerBook, target: Candidate, spec: SliceSpec, plan: RoundPlan, own: OwnWork, stall_s: float, left_s: float
+) -> Stream:
+    """Stream one slice of our contribution to who reduces it; returns the open stream once every chunk was taken.
+
+    Raises NetworkFault, DeadlineMissed, WireError; then the stream is closed.
+    """
     header = _HEADER.pack(plan.round.index, spec.index)
-    async with deadline(timeout_s, f"slice {spec.index}"):
-        stream = await peers.open(reducer.peer_key, METHOD, header, timeout_s)
+    async with deadline(left_s, f"slice {spec.index}"):
+        stream = await peers.open(target.peer_key, METHOD, header, stall_s)
         try:
-            await stream.write(signed, timeout_s)
-            await stream.write(b"".join(own.digests), timeout_s)
+            await stream.write(own.signed, stall_s)
+            await stream.write(b"".join(own.contribution.digests), stall_s)
             for chunk in range(spec.first_chunk, spec.last_chunk):
-                await stream.write(own.chunks[chunk], timeout_s)
-            if await stream.read(len(_ACK), timeout_s) != _ACK:
-                raise NetworkFault("the reducer did not acknowledge the slice")
-        finally:
+                await stream.write(own.contribution.chunks[chunk], stall_s)
+            while (said := await stream.read(_LONGEST, stall_s)) != _ACK:
+                if said != _BEAT:
+                    raise WireError("scatter: neither a beat nor the acknowledgement")
+        except BaseException:
             await stream.close()
+            raise
+    return stream
+
+
+async def until_done(stream: Stream, stall_s: float, left_s: Callable[[], float]) -> bool:
+    """True: the output's hash is on chain. False: the cut-off is reached. Raises NetworkFault: the reducer is lost."""
+    try:
+        while (left := left_s()) > 0:
+            try:
+                said = await stream.read(_LONGEST, min(stall_s, left))
+            except NetworkFault:
+                if left_s() <= 0:
+                    return False
+                raise
+            if said == _DONE:
+                return True
+            if said != _BEAT:
+                raise NetworkFault("scatter: neither a beat nor the end")
+        return False
+    finally:
+        await stream.close()
 
 
 def parse_header(payload: bytes) -> tuple[int, int]:
@@ -90,27 +96,49 @@ def parse_header(payload: bytes) -> tuple[int, int]:
     return _HEADER.unpack(payload)
 
 
-async def receive_slice(
-    stream: Stream, candidate: Candidate, inbox: Inbox, manifest: RunManifest, verify: Verify, timeout_s: float
-) -> None:
-    """The reducer's side. Chunks already in stay in when the stream breaks later; each is checked on its own."""
+async def receive_slice(stream: Stream, candidate: Candidate, inbox: Inbox, works: WorkBook, left_s: float) -> None:
+    """The reducer's side, up to ACK. Chunks already in stay in when the stream breaks; each is checked on its own.
+
+    A sender that is slow holds up only its own stream, until the cut-off.
+    """
     plan, spec, layout = inbox.plan, inbox.spec, inbox.plan.layout
-    signed = await stream.read(4096 + 4 * layout.num_chunks, timeout_s)
-    work = check_work(decode_signed(signed), candidate, plan, manifest, verify)
-    digests = cut_digests(await stream.read(32 * layout.num_chunks, timeout_s), layout.num_chunks)
-    if merkle_root(digests) != work.wire_root:
-        raise WireError("scatter: digests do not hash into the wire root")
-    inbox.put(candidate.public_key, signed, work, {})
-    for chunk in range(spec.first_chunk, spec.last_chunk):
-        data = await stream.read(layout.chunk_bytes(chunk), timeout_s)
-        if digest(data) != digests[chunk]:
-            raise WireError(f"scatter: chunk {chunk} is not the committed one")
-        if chunk_norm(data, layout, chunk) != work.chunk_norms[chunk]:
-            raise WireError(f"scatter: chunk {chunk} has another norm than declared")
-        if inbox.closed:
-            raise PeerFault("scatter: too late")
-        inbox.put(candidate.public_key, signed, work, {chunk: data})
-    await stream.write(_ACK, timeout_s)
+    async with deadline(left_s, f"slice {spec.index} from uid {candidate.uid}"):
+        work = works.take(plan, candidate, await stream.read(4096 + 4 * layout.num_chunks, left_s))
+        digests = cut_digests(await stream.read(32 * layout.num_chunks, left_s), layout.num_chunks)
+        if merkle_root(digests) != work.wire_root:
+            raise WireError("scatter: digests do not hash into the wire root")
+        inbox.works[candidate.public_key] = work
+        for chunk in range(spec.first_chunk, spec.last_chunk):
+            data = await stream.read(layout.chunk_bytes(chunk), left_s)
+            if digest(data) != digests[chunk]:
+                raise WireError(f"scatter: chunk {chunk} is not the committed one")
+            if chunk_norm(data, layout, chunk) != work.chunk_norms[chunk]:
+                raise WireError(f"scatter: chunk {chunk} has another norm than declared")
+            if inbox.closed:
+                raise PeerFault("scatter: too late")
+            inbox.put(candidate.public_key, work, {chunk: data})
+            inbox.need()
+        await stream.write(_ACK, left_s)
+
+
+async def report_until_done(stream: Stream, inbox: Inbox, stall_s: float, left_s: Callable[[], float]) -> None:
+    """After ACK: a beat now and then until the output's hash is on chain or the cut-off is reached."""
+    try:
+        while not inbox.settled.is_set() and left_s() > 0:
+            try:
+                async with asyncio.timeout(stall_s / BEATS_PER_STALL):
+                    await inbox.settled.wait()
+            except TimeoutError:
+                await beat(stream, stall_s)
+        if inbox.published:
+            await stream.write(_DONE, stall_s)
+    except NetworkFault:  # a sender may hang up: it has given all it had to give
+        return
+
+
+async def beat(stream: Stream, stall_s: float) -> None:
+    """Say that we are alive."""
+    await stream.write(_BEAT, stall_s)
 
 
 def cut_digests(data: bytes, count: int) -> Sequence[bytes]:

@@ -123,9 +123,7 @@ def kept_output(
             continue
         try:
             record = signed_output(stored, spec, wanted)
-            return check_output(
-                record, split_slice(stored.chunks, plan.layout, spec), works, plan, manifest, spec.reducer
-            )
+            return check_output(record, split_slice(stored.chunks, plan.layout, spec), works, plan, manifest, spec)
         except WireError as error:  # another node may keep a whole copy
             problem = error
     raise problem

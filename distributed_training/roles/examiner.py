@@ -105,7 +105,7 @@ class Examiner:
     ) -> Observation:
         """With the duty that the counted bitmaps show; told to the metrics too."""
         share, spec = done.outcome.credit.get(candidate.public_key, 0.0), done.plan.slice_of(candidate.public_key)
-        counted = spec is not None and spec.index in done.outcome.counted
+        counted = spec is not None and _reduced(done.outcome, spec.index)
         duty = scoring.duty(share, spec is not None, counted, scoring.can_reduce(candidate, done.plan.carry))
         self._p.metrics.emit(
             "audit",
@@ -172,6 +172,11 @@ def _silent(done: FinishedRound) -> list[Candidate]:
         for c in done.plan.candidates
         if done.missed and c.public_key not in done.works and credit.get(c.public_key, 0.0) == 0.0
     ]
+
+
+def _reduced(outcome: AverageOutcome, slice_index: int) -> bool:
+    """By its own reducer: a slice that the backup had to reduce does its reducer no credit."""
+    return slice_index in outcome.counted and slice_index not in outcome.backed_up
 
 
 def _plain(observation: Observation) -> dict[str, object]:

@@ -131,7 +131,11 @@ class Follower:
         return outcome
 
     async def _complete(
-        self, plan: RoundPlan, counted: membership.Counted, wanted: Mapping[int, bytes], held: Mapping[int, SliceOutput]
+        self,
+        plan: RoundPlan,
+        counted: membership.Counted,
+        wanted: Mapping[int, membership.Claim],
+        held: Mapping[int, SliceOutput],
     ) -> dict[int, SliceOutput]:
         """Every counted slice; a node that lacks one keeps asking and sits out rounds until it has it."""
         p = self._parts

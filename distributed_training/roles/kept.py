@@ -57,13 +57,15 @@ def find_work(parts: Parts, follower: Follower) -> HeldWork | None:
     return HeldWork(record, OwnWork(contribution, signed), steps_log) if fits else None
 
 
-def promise_output(parts: Parts, round_index: int, output: bytes) -> bytes:
-    """The output hash to commit: the first one this hotkey ever wanted to commit in the round, restarts included."""
+def promise_output(parts: Parts, round_index: int, output: bytes, amends: bytes | None) -> bytes:
+    """The output hash to commit: the first one this hotkey ever wanted to commit in the round, restarts included,
+    unless `output` replaces that one: the same slice again, naming what we reduced as a backup."""
     try:
         line = parts.journal.load_own(round_index)
     except LocalFault:
         line = None
-    if line is not None and line["output"] is not None:
+    amended = amends is not None and line is not None and line["output"] == amends.hex()
+    if line is not None and line["output"] is not None and not amended:
         return bytes.fromhex(line["output"])
     if line is not None:
         said = line | {"output": output.hex()}

@@ -254,19 +254,28 @@ class Miner:
 
         resumed: somebody's chunks may have been lost with the process that had received them.
         """
-        p = self._p
-        reduced = await p.butterfly.contribute(plan, own)
-        ourselves = plan.candidate(p.signer.public_key)
-        if reduced is None or ourselves is None:
-            return
-        output = promise_output(p, plan.round.index, reduced[1])
-        if resumed and output == reduced[1] and not worth_committing(p, plan, output):
+
+        async def publish(output: bytes, amends: bytes | None) -> bool:
+            return await self._publish(plan, output, amends, resumed=resumed)
+
+        await self._p.butterfly.contribute(plan, own, publish)
+
+    async def _publish(self, plan: RoundPlan, output: bytes, amends: bytes | None, *, resumed: bool) -> bool:
+        """Put our output hash on chain. True: exactly this one is there by s+X.
+
+        amends: our hash that it replaces, of the same slice, to name what we reduced as a backup.
+        """
+        p, ourselves = self._p, plan.candidate(self._p.signer.public_key)
+        assert ourselves is not None, "who reduces is a candidate"
+        promised = promise_output(p, plan.round.index, output, amends)
+        if resumed and promised == output and not worth_committing(p, plan, output):
             log.warning("round %d: our slice lacks what was sent before we restarted", plan.round.index)
-            return
-        commitment = self._commitment(plan.round.index, ourselves.record_hash, output)
+            return False
+        commitment = self._commitment(plan.round.index, ourselves.record_hash, promised)
         block = await commit_by(p, commitment, plan.round.index, plan.round.output_block, "output hash")
         if block is not None and block > plan.round.output_block:
             log.warning("round %d: output committed in block %d, too late", plan.round.index, block)
+        return promised == output and block is not None and block <= plan.round.output_block
 
     async def _push_logs(self, plan: RoundPlan) -> None:
         validators = [

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.roles.parts import Parts
+from distributed_training.roles.trouble import attempt
 from distributed_training.types import AverageOutcome, Round, StepRecord
 
 
@@ -58,6 +59,7 @@ class RoundReport:
             "state_root": root.hex(),
             "included": sorted(uids[key] for key in outcome.included),
             "counted": list(outcome.counted),
+            "backed_up": list(outcome.backed_up),
             "num_slices": outcome.num_slices,
             "reducers": {spec.index: uids[spec.reducer] for spec in plan.slices},
             "credit": {uids[key]: share for key, share in outcome.credit.items()},
@@ -68,5 +70,6 @@ class RoundReport:
             "own_tokens": self._tokens,
             "seconds": self._seconds,
         }
-        self._p.journal.save_round(self._round.index, {k: v for k, v in fields.items() if k != "seconds"})
+        kept = {k: v for k, v in fields.items() if k != "seconds"}
+        attempt(self._p, self._round.index, "disk", lambda: self._p.journal.save_round(self._round.index, kept))
         self._p.metrics.emit("round", round=self._round.index, **fields)

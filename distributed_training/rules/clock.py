@@ -50,3 +50,12 @@ def weights_due(head: int, last_update: int, rate_limit: int) -> bool:
 def bulk_timeout_s(timing: TimingSection, block_s: float) -> float:
     """How long one transfer of bulk bytes (a slice, a log, a full probe) may take: a twelfth of a round, in seconds."""
     return timing.length * block_s / 12
+
+
+def stall_timeout_s(timing: TimingSection, block_s: float) -> float:
+    """How long a peer may make no progress before we turn to another, in seconds.
+
+    A third of the time that reducers have for their senders, (s+D+f, s+X-R): a reducer that freezes is found out
+    while there is time left to send its slice to the backup.
+    """
+    return (timing.output - timing.reduce_margin - timing.commit - timing.finality) * block_s / 3

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import fsum
 
@@ -106,6 +106,39 @@ def output_hashes(round_index: int, specs: Sequence[SliceSpec], roster: Roster, 
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the chain says of one slice's output: who signs the output that counts, and where its hash stands."""
+
+    reducer: bytes  # public key
+    record_hash: bytes  # of the output record; by_backup: of the backup's own record, whose `backup` names the output
+    by_backup: bool
+
+
+def backup_of(specs: Sequence[SliceSpec], index: int) -> SliceSpec | None:
+    """The slice whose reducer stands in for that of slice `index`: the next one. None for a group of one."""
+    return specs[(index + 1) % len(specs)] if len(specs) > 1 else None
+
+
+def backed_by(specs: Sequence[SliceSpec], index: int) -> SliceSpec | None:
+    """The slice for whose reducer that of slice `index` stands in, as it would reduce it; None for a group of one."""
+    return replace(specs[index - 1], reducer=specs[index].reducer) if len(specs) > 1 else None
+
+
+def output_claims(round_index: int, specs: Sequence[SliceSpec], roster: Roster, at_output: Roster) -> dict[int, Claim]:
+    """Slice index -> the output that counts as of s+X: the reducer's own, else what its backup's record may name.
+
+    Whether that record does name one is not on the chain; whoever wants the slice reads it there.
+    """
+    hashes = output_hashes(round_index, specs, roster, at_output)
+    claims = {j: Claim(specs[j].reducer, found, by_backup=False) for j, found in hashes.items()}
+    for spec in specs:
+        backup = backup_of(specs, spec.index)
+        if spec.index not in hashes and backup is not None and backup.index in hashes:
+            claims[spec.index] = Claim(backup.reducer, hashes[backup.index], by_backup=True)
+    return dict(sorted(claims.items()))
+
+
 def slice_maps(round_index: int, num_slices: int, roster: Roster, at_map: Roster) -> dict[bytes, tuple[bool, ...]]:
     """Public key of a permit holder (roster of s-B) -> its slice map of the round, as of s+Y."""
     found: dict[bytes, tuple[bool, ...]] = {}
@@ -121,12 +154,12 @@ def slice_maps(round_index: int, num_slices: int, roster: Roster, at_map: Roster
 
 def counted_slices(
     num_slices: int,
-    outputs: Mapping[int, bytes],
+    outputs: Collection[int],
     maps: Mapping[bytes, Sequence[bool]],
     roster: Roster,
     average: AverageSection,
 ) -> Counted:
-    """The counted set of protocol section 3: output on chain, and held by more than half of the committing stake."""
+    """The counted set of protocol section 3: `outputs` claimed on chain, held by more than half of committing stake."""
     stake = {n.public_key: n.stake for n in roster.neurons if n.may_validate}
     committed = fsum(stake[key] for key in maps)
     if committed <= 0 or committed < average.min_map_share * fsum(stake.values()):

@@ -55,10 +55,11 @@ def passes_gate(
 ) -> bool:
     """False: the chunk is replaced by zero.
 
-    `rounding_norm`: how far the output's encoding may have moved it, from its own scales; at most a small share of its
-    norm, so a liar gains little. included: (raw weight, declared chunk norm) of every sender in the chunk. `num_expected` senders are included by
-    at least half of the counted slices; `num_missing` of those are missing here. An honest weighted mean obeys the
-    triangle inequality; a chunk that lost too many senders would tilt the update.
+    included: (raw weight, declared chunk norm) of every sender in the chunk. `rounding_norm`: how far the output's
+    encoding may have moved it, from its own scales; a small share of its norm at most, so a liar gains little.
+    `num_expected` senders are included by at least half of the counted slices; `num_missing` of those are missing
+    here. An honest weighted mean obeys the triangle inequality; a chunk that lost too many senders would tilt the
+    update.
     """
     if not included:
         return False

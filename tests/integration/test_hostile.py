@@ -172,7 +172,8 @@ async def send(liar: Node, plan: RoundPlan, index: int, work: OwnWork) -> None:
     candidate = plan.candidate(plan.slices[index].reducer)
     assert candidate is not None
     spec = plan.slices[index]
-    await send_slice(liar.parts.peers, candidate, spec, plan, work.signed, work.contribution, TIMEOUT_S)
+    stream = await send_slice(liar.parts.peers, candidate, spec, plan, work, TIMEOUT_S, TIMEOUT_S)
+    await stream.close()
 
 
 def swapped(work: OwnWork) -> OwnWork:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,15 +16,21 @@ from subnet import Node, Subnet
 
 from distributed_training.averaging import gather
 from distributed_training.averaging.combine import SliceOutput
+from distributed_training.averaging.gather import Patience, Slices
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.averaging.store import RoundStore, encode_state
+from distributed_training.averaging.statefile import encode_state
+from distributed_training.averaging.store import RoundStore
+from distributed_training.averaging.works import WorkBook
+from distributed_training.chain.base import Chain
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.errors import ConfigError, DeadlineMissed, PeerFault
 from distributed_training.network.base import Stream
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.memory import MemoryTransport
 from distributed_training.roles.bootstrap import choose_start
+from distributed_training.rules.membership import Claim
 from distributed_training.training.outer import RunState
+from distributed_training.types import Roster
 from distributed_training.wire import decode_output, decode_signed
 
 TIMEOUT_S = 5.0
@@ -70,7 +77,7 @@ class Asker:
     subnet: Subnet
     node: Node
     plan: RoundPlan
-    wanted: dict[int, bytes]
+    wanted: dict[int, Claim]
 
 
 async def asker_of(subnet: Subnet) -> Asker:
@@ -94,17 +101,20 @@ async def fetch(asker: Asker, frames: list[bytes], timeout_s: float = TIMEOUT_S)
 
     async def answer(stream: Stream) -> None:
         await stream.read(1 << 16, TIMEOUT_S)
-        for frame in frames:
+        for number, frame in enumerate(frames):
             await stream.write(frame, TIMEOUT_S)
+            if number == 0:  # the record; then it hears what is wanted
+                await stream.read(1 << 16, TIMEOUT_S)
         await stream.read(1, TIMEOUT_S)
 
     liar.serve(gather.METHOD, answer)
     await liar.start()
     p, empty = asker.node.parts, RoundStore(asker.subnet.root / "empty")
+    works = WorkBook(p.manifest, p.verify, empty)
+    slices = Slices(p.manifest, p.peers, empty, works, p.verify, Patience(TIMEOUT_S, timeout_s, TIMEOUT_S))
+    claim = asker.wanted[0]
     try:
-        return await gather.fetch_slice(
-            p.peers, liar.peer_key, asker.plan, 0, asker.wanted[0], p.manifest, p.verify, empty, timeout_s
-        )
+        return await slices.fetch(liar.peer_key, asker.plan, 0, claim.reducer, claim.record_hash)
     finally:
         await liar.stop()
         shutil.rmtree(empty.root)
@@ -113,7 +123,7 @@ async def fetch(asker: Asker, frames: list[bytes], timeout_s: float = TIMEOUT_S)
 @shared
 async def test_only_what_hashes_into_the_chain_is_taken(finished_subnet: Subnet) -> None:
     asker = await asker_of(finished_subnet)
-    honest = honest_answer(asker.node, asker.wanted[0])
+    honest = honest_answer(asker.node, asker.wanted[0].record_hash)
     assert len(honest.works) == 4
     output = await fetch(asker, honest.frames())
     assert b"".join(output.chunks) == honest.chunks
@@ -125,7 +135,7 @@ async def test_only_what_hashes_into_the_chain_is_taken(finished_subnet: Subnet)
 @shared
 async def test_a_silent_holder_costs_its_deadline(finished_subnet: Subnet) -> None:
     asker = await asker_of(finished_subnet)
-    everything = honest_answer(asker.node, asker.wanted[0]).frames()
+    everything = honest_answer(asker.node, asker.wanted[0].record_hash).frames()
     for frames in ([], everything[:-1]):
         with pytest.raises(DeadlineMissed):
             await fetch(asker, frames, timeout_s=0.1)
@@ -134,7 +144,9 @@ async def test_a_silent_holder_costs_its_deadline(finished_subnet: Subnet) -> No
 @shared
 async def test_a_fetch_that_is_cancelled_leaves_no_task_behind(finished_subnet: Subnet) -> None:
     asker = await asker_of(finished_subnet)
-    unknown = asker.node.parts.butterfly.fetch(asker.plan, {0: bytes(32)}, TIMEOUT_S)
+    unknown = asker.node.parts.butterfly.fetch(
+        asker.plan, {0: replace(asker.wanted[0], record_hash=bytes(32))}, TIMEOUT_S
+    )
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(unknown, 0.1)
     assert "gather 0" not in {task.get_name() for task in asyncio.all_tasks()}
@@ -144,12 +156,23 @@ async def test_a_fetch_that_is_cancelled_leaves_no_task_behind(finished_subnet: 
 async def test_bytes_that_rot_on_our_own_disk_are_fetched_again(finished_subnet: Subnet) -> None:
     asker = await asker_of(finished_subnet)
     node, wanted = asker.node, asker.wanted
-    path = node.parts.store.root / "rounds" / "000000" / f"output-{wanted[1].hex()}.chunks"
+    path = node.parts.store.root / "rounds" / "000000" / f"output-{wanted[1].record_hash.hex()}.chunks"
     whole = path.read_bytes()
     path.write_bytes(flipped(whole, -1))
     outputs = await node.parts.butterfly.fetch(asker.plan, wanted, TIMEOUT_S)
     assert sorted(outputs) == [0, 1, 2, 3]
     assert b"".join(outputs[1].chunks) == whole == path.read_bytes()
+
+
+class NobodyListens:
+    """A chain on which no node published an address."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.head, self._chain = chain.head, chain
+
+    async def roster(self, block: int) -> Roster:
+        roster = await self._chain.roster(block)
+        return replace(roster, neurons=tuple(replace(neuron, address=None) for neuron in roster.neurons))
 
 
 @shared
@@ -176,6 +199,9 @@ async def test_which_state_a_node_starts_from(finished_subnet: Subnet, tmp_path:
     assert await chosen() == (2, True, "own snapshot")
     forged = RunState(state.params + np.float32(1), state.momentum, 2, state.carry)
     (states / "000002.safetensors").write_bytes(encode_state(2, forged))
+    assert await chosen() == (2, True, "peers"), "the majority's state of the newest round that it has decided"
+    (states / "000002.safetensors").write_bytes(encode_state(2, forged))
+    p = replace(p, chain=cast(Any, NobodyListens(p.chain)))
     assert await chosen() == (2, True, "checkpoint")
     shutil.rmtree(tmp_path / "checkpoints")
     assert await chosen() == (0, True, "round 0")

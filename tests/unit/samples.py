@@ -74,7 +74,7 @@ WORK = WorkRecord(
 )  # fmt: skip
 OUTPUT = OutputRecord(
     manifest=key(1, "manifest"), round=7, slice=2, public_key=key(2), output_root=key(3, "output"),
-    senders=tuple(key(i, "work") for i in range(9)),
+    backup=key(7, "backup"), senders=tuple(key(i, "work") for i in range(9)),
     included=(tuple(i % 2 == 0 for i in range(9)), tuple(i == 8 for i in range(9))),
 )  # fmt: skip
 CARRY = Carry(12.5, (carry_round((1, 2), (3,)), carry_round(), carry_round((1,), (1, 2))))

@@ -150,7 +150,7 @@ def test_a_clip_threshold_that_overflows_is_refused() -> None:
     g = group(run=small_run(tau_factor=1e300))
     works = {k: replace(w, chunk_norms=(1e38,) * 7) for k, w in g.works.items()}
     with pytest.raises(WireError, match="not finite"):
-        next_carry(g.plan, counted(g), (key(0),), works, g.run)
+        next_carry(g.plan, (0,), (key(0),), works, g.run)
 
 
 def test_a_discarded_round_credits_nothing() -> None:

@@ -164,7 +164,8 @@ def all_chunks(g: Senders, outputs: dict[int, SliceOutput]) -> list[bytes]:
 def check(g: Senders, made: SliceOutput, **changes: Any) -> SliceOutput:
     works = changes.pop("works", g.works)
     chunks = changes.pop("chunks", made.chunks)
-    return check_output(replace(made.record, **changes), chunks, works, g.plan, g.run)
+    spec = changes.pop("spec", g.plan.slices[made.record.slice])
+    return check_output(replace(made.record, **changes), chunks, works, g.plan, g.run, spec)
 
 
 def test_an_honest_output_passes() -> None:

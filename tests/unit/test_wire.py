@@ -48,7 +48,14 @@ def outputs(draw: st.DrawFn) -> OutputRecord:
     row = st.lists(st.booleans(), min_size=len(senders), max_size=len(senders)).map(tuple)
     included = draw(st.lists(row, min_size=1, max_size=4))
     return OutputRecord(
-        draw(digests), draw(u32), draw(u16), draw(digests), draw(digests), tuple(senders), tuple(included)
+        draw(digests),
+        draw(u32),
+        draw(u16),
+        draw(digests),
+        draw(digests),
+        draw(digests),
+        tuple(senders),
+        tuple(included),
     )
 
 

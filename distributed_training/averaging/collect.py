@@ -1,0 +1,136 @@
+"""Collecting the slices of a round: which output counts, whom to ask, until when."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+
+from distributed_training.averaging.combine import SliceOutput
+from distributed_training.averaging.gather import Slices
+from distributed_training.averaging.peers import PeerBook
+from distributed_training.averaging.plan import RoundPlan
+from distributed_training.chain.base import Chain
+from distributed_training.chain.clock import BlockClock
+from distributed_training.errors import NetworkFault, PeerFault, WireError
+from distributed_training.rules import membership
+from distributed_training.rules.membership import Claim
+from distributed_training.types import NO_BACKUP
+
+log = logging.getLogger(__name__)
+
+Holders = Mapping[int, tuple[bytes, ...]]  # slice -> public keys of validators that said they hold it
+Fetched = asyncio.Task[SliceOutput | None]
+
+
+class Collector:
+    """Gathers slices for one node. A slice that nobody gives costs its own task, never another's."""
+
+    def __init__(self, slices: Slices, peers: PeerBook, chain: Chain, clock: BlockClock, public_key: bytes) -> None:
+        self._slices, self._peers, self._public_key = slices, peers, public_key
+        self._chain, self._clock = chain, clock
+
+    async def wanted(self, plan: RoundPlan, block: int) -> dict[int, Claim]:
+        """What the chain says of each slice's output as of a finalised block."""
+        roster = await self._chain.roster(block)
+        return membership.output_claims(plan.round.index, plan.slices, plan.roster, roster)
+
+    async def gather(self, plan: RoundPlan, until_block: int) -> dict[int, SliceOutput]:
+        """Fetch slices as their hashes appear on the finalised chain, until all of s+X are held or `until_block`.
+
+        What a backup has reduced is asked for when s+X is final: until then the reducer itself may still come.
+        """
+        tasks: dict[tuple[int, Claim], Fetched] = {}
+        wanted: dict[int, Claim] = {}
+        try:
+            for block in range(plan.round.commit_block + 1, plan.round.output_block + 1):
+                last = block == plan.round.output_block
+                if not last and self._clock.finalized > block:
+                    continue  # behind: look only at the newest finalised block
+                await self._clock.final(block)
+                wanted = await self.wanted(plan, block)
+                for j, claim in wanted.items():
+                    if (j, claim) not in tasks and (last or not claim.by_backup):
+                        tasks[j, claim] = self._start(plan, j, claim, ())
+            return await _results({j: tasks[j, c] for j, c in wanted.items()}, self._clock.seconds_until(until_block))
+        finally:
+            await _cancel(tasks.values())
+
+    async def fetch(
+        self, plan: RoundPlan, wanted: Mapping[int, Claim], timeout_s: float, holders: Holders | None = None
+    ) -> dict[int, SliceOutput]:
+        """Slices from our own store, else from holders, the reducer, then anybody. What came in time."""
+        tasks = {j: self._start(plan, j, claim, (holders or {}).get(j, ())) for j, claim in wanted.items()}
+        try:
+            return await _results(tasks, timeout_s)
+        finally:
+            await _cancel(tasks.values())
+
+    def _start(self, plan: RoundPlan, j: int, claim: Claim, holders: tuple[bytes, ...]) -> Fetched:
+        return asyncio.create_task(self._fetch_one(plan, j, claim, holders), name=f"gather {j}")
+
+    async def _fetch_one(self, plan: RoundPlan, j: int, claim: Claim, holders: tuple[bytes, ...]) -> SliceOutput | None:
+        """Asks until somebody gives the slice. None: the backup's record says that there is none."""
+        output_hash = claim.record_hash
+        if claim.by_backup:
+            output_hash = await self._named_by_backup(plan, j, claim, holders)
+            if output_hash == NO_BACKUP:
+                return None
+        try:
+            kept = self._slices.load(plan, j, claim.reducer, output_hash)
+            if kept is not None:
+                return kept
+        except WireError as error:
+            log.warning("slice %d is damaged on our own disk, fetching it again: %s", j, error)
+        while True:
+            for peer_key in self._sources(claim, holders):
+                try:
+                    return await self._slices.fetch(peer_key, plan, j, claim.reducer, output_hash)
+                except (NetworkFault, PeerFault) as error:
+                    log.info("slice %d from %s: %s", j, peer_key.hex()[:12], error)
+            await asyncio.sleep(self._clock.block_s / 2)
+
+    async def _named_by_backup(self, plan: RoundPlan, j: int, claim: Claim, holders: tuple[bytes, ...]) -> bytes:
+        """The hash of the output that the backup's own record names."""
+        backup = membership.backup_of(plan.slices, j)
+        assert backup is not None, "a claim by a backup comes from a group of two or more"
+        asked = (plan, backup.index, claim.reducer, claim.record_hash)
+        try:
+            kept = self._slices.load_record(*asked)
+            if kept is not None:
+                return kept.backup
+        except WireError as error:
+            log.warning("the record of slice %d is damaged on our own disk: %s", backup.index, error)
+        while True:
+            for peer_key in self._sources(claim, holders):
+                try:
+                    return (await self._slices.fetch_record(peer_key, *asked)).backup
+                except (NetworkFault, PeerFault) as error:
+                    log.info("record of slice %d from %s: %s", backup.index, peer_key.hex()[:12], error)
+            await asyncio.sleep(self._clock.block_s / 2)
+
+    def _sources(self, claim: Claim, holders: tuple[bytes, ...]) -> list[bytes]:
+        """Peer keys to ask, best first, ourselves left out."""
+        ranked = sorted(
+            (n for n in self._peers.neurons if n.commitment is not None and n.reachable_at is not None),
+            key=lambda n: (n.public_key not in holders, n.public_key != claim.reducer, -n.stake, n.uid),
+        )
+        own = self._public_key
+        return [n.commitment.peer_key for n in ranked if n.commitment is not None and n.public_key != own]
+
+
+async def _results(tasks: Mapping[int, Fetched], timeout_s: float) -> dict[int, SliceOutput]:
+    """What is there in time."""
+    if not tasks:
+        return {}
+    await asyncio.wait(tasks.values(), timeout=max(0.05, timeout_s))
+    done = {j: task.result() for j, task in tasks.items() if task.done()}
+    return {j: output for j, output in done.items() if output is not None}
+
+
+async def _cancel(tasks: Iterable[Fetched]) -> None:
+    """End what is still under way and wait until it has."""
+    pending = [task for task in tasks if not task.done()]
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)

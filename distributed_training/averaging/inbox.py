@@ -1,0 +1,68 @@
+"""What a reducer has received for one slice of one round."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from distributed_training.averaging.plan import RoundPlan
+from distributed_training.types import SliceSpec, WorkRecord
+
+
+@dataclass(slots=True)
+class Inbox:
+    """Chunks by sender. `spec.reducer` is ourselves, also where we stand in for another."""
+
+    plan: RoundPlan
+    spec: SliceSpec
+    expected: frozenset[bytes]  # public keys of the senders it waits for
+    works: dict[bytes, WorkRecord] = field(default_factory=dict)
+    chunks: dict[bytes, dict[int, bytes]] = field(default_factory=dict)
+    closed: bool = False
+    needed: bool = True  # False: we stand in, and nobody has missed the reducer yet
+    spared: bool = False  # we stand in, and the reducer has done its work
+    published: bool = False  # the output's hash is on chain
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # published, or given up
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, key: bytes, work: WorkRecord, chunks: Mapping[int, bytes]) -> None:
+        """Checked chunks of one sender, ourselves included."""
+        self.works[key] = work
+        self.chunks.setdefault(key, {}).update(chunks)
+        self._changed.set()
+
+    def need(self) -> None:
+        """Somebody misses the reducer that we stand in for. Of no effect for our own slice."""
+        if not self.needed:
+            self.needed = True
+            self._changed.set()
+
+    def spare(self) -> None:
+        """The reducer that we stand in for has done its work: nobody needs ours."""
+        self.spared = True
+        self._changed.set()
+
+    def settle(self, *, published: bool) -> None:
+        self.published = published
+        self.settled.set()
+
+    def missing(self) -> list[bytes]:
+        """Expected senders that have not delivered every chunk of the slice."""
+        need = self.spec.last_chunk - self.spec.first_chunk
+        return sorted(key for key in self.expected if len(self.chunks.get(key, {})) < need)
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Until everybody expected has delivered, or the time is over; then nothing more is taken.
+
+        False: nobody needs the slice from us.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.spared and (not self.needed or self.missing()):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        self.closed = True
+        return self.needed and not self.spared
