@@ -115,8 +115,8 @@ class NodeConfig(BaseSettings):
         default=False, description="exit 4 if a round did not get exactly --steps-per-round steps"
     )
     train_ahead: bool = Field(
-        default=False,
-        description="begin a round's work when its pages are known, before the round starts; --no-train-ahead waits",
+        default=True,
+        description="begin a round's work as soon as its pages can be known, before the round starts (default: yes)",
     )
     dry_run: bool = Field(default=False, description="print the weights it would set; write nothing to the chain")
 

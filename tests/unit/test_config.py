@@ -68,6 +68,15 @@ def test_flags_win_over_environment_over_preset_over_defaults(monkeypatch: pytes
     assert load_config(Role.MINER, ["--preset", "localnet"]).preset == "localnet"
 
 
+def test_training_ahead_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config(Role.MINER, LOCAL).train_ahead
+    assert not load_config(Role.MINER, [*LOCAL, "--no-train-ahead"]).train_ahead
+    monkeypatch.setenv("DT_TRAIN_AHEAD", "false")
+    assert not load_config(Role.MINER, LOCAL).train_ahead
+    assert load_config(Role.MINER, [*LOCAL, "--train-ahead"]).train_ahead
+    assert "miner.py only" in refused(*LOCAL, "--train-ahead", role=Role.VALIDATOR)
+
+
 def test_every_option_can_be_set_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "DT_SUBTENSOR_CHAIN_ENDPOINT": "wss://node.example:443",
