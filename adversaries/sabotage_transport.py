@@ -13,7 +13,7 @@ from typing import Any
 from sabotage import Sabotage
 
 from distributed_training.errors import NetworkFault, WireError
-from distributed_training.network.base import Stream, StreamHandler, Traffic, Transport
+from distributed_training.network.base import Stream, StreamHandler, Transport
 from distributed_training.network.frames import HEADER_BYTES, FrameStream
 from distributed_training.wire import decode_request
 
@@ -143,22 +143,14 @@ class SaboteurStream:
 
 
 class SaboteurTransport:
-    """`network.base.Transport` around another."""
+    """`network.base.Transport` around another: it stands before `open` and `serve`, all else is the real one's."""
 
     def __init__(self, inner: Transport, sabotage: Sabotage) -> None:
         self._inner, self._sabotage = inner, sabotage
         self._delivered: Counter[int | None] = Counter()
 
-    @property
-    def peer_key(self) -> bytes:
-        return self._inner.peer_key
-
-    @property
-    def traffic(self) -> Traffic:
-        return self._inner.traffic
-
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)  # what a transport offers beyond the seam
+        return getattr(self._inner, name)
 
     def serve(self, method: str, handler: StreamHandler) -> None:
         async def handle(stream: Stream) -> None:
@@ -177,15 +169,6 @@ class SaboteurTransport:
         self._delivered[round_index] += 1
         if self._delivered[round_index] == DELIVERED:
             self._sabotage.reach("reducing", round_index)
-
-    async def start(self) -> None:
-        await self._inner.start()
-
-    async def stop(self) -> None:
-        await self._inner.stop()
-
-    def learn(self, peer_key: bytes, address: tuple[str, int]) -> None:
-        self._inner.learn(peer_key, address)
 
     async def open(self, peer_key: bytes, method: str, timeout_s: float) -> Stream:
         if self._sabotage.active("cut"):

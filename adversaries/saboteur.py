@@ -28,6 +28,7 @@ from distributed_training.averaging.contribution import Contribution
 from distributed_training.chain.base import Chain
 from distributed_training.config import load_config, run_main
 from distributed_training.errors import ConfigError
+from distributed_training.network.base import Transport
 from distributed_training.node import main
 from distributed_training.roles import miner
 from distributed_training.roles.work import Worker, WorkResult, WorkTask
@@ -73,7 +74,7 @@ def declare_half_the_norms(sabotage: Sabotage) -> None:
 def wrapped(adapters: Adapters, sabotage: Sabotage, folder: Path) -> Adapters:
     return replace(
         adapters,
-        transport=SaboteurTransport(adapters.transport, sabotage),
+        transport=cast(Transport, SaboteurTransport(adapters.transport, sabotage)),
         chain=cast(Chain, SaboteurChain(adapters.chain, sabotage, adapters.signer, folder)),
     )
 

@@ -17,13 +17,13 @@ from distributed_training.chain.local_genesis import start_clock
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.chain_view import genesis_time
 from distributed_training.localnet.events import Follower
-from distributed_training.localnet.processes import NodeProcesses, tail
-from distributed_training.localnet.watcher import RoundTimes, Watcher
+from distributed_training.localnet.processes import NodeProcesses
+from distributed_training.localnet.watcher import SETTLED, RoundTimes, Watcher
 
 POLL_S = 0.1
 LEAD_ROUNDS = 3  # before its fault's round a saboteur is started: it loads, joins, is included once
 READY_S = 240.0
-FINISH_ROUNDS = 2  # after the last fault: audits, and those who come back
+FINISH_ROUNDS = 1  # after the last fault: audits, and those who come back
 SPARE_HOTKEYS = 6  # for cells whose fault did not come about the first time
 
 Say = Callable[[str], None]
@@ -66,7 +66,7 @@ class FaultRun:
         self.times = RoundTimes(self._subnet.manifest.timing, genesis, self._subnet.block_s)
         self.watcher = Watcher(self._subnet.paths, self.times)
         shown = -1
-        while time.time() < self._end():
+        while time.time() < self._end() and not self._finished():
             self.watcher.look()
             for course in self.courses:
                 self._tend(course)
@@ -190,7 +190,17 @@ class FaultRun:
 
     def _end(self) -> float:
         assert self.times is not None
-        return self.times.due(max(c.trial.round for c in self.courses) + FINISH_ROUNDS)
+        return self.times.due(self._last_round())
+
+    def _finished(self) -> bool:
+        """Nothing left to see: every saboteur is retired and every honest node has settled the last round."""
+        assert self.watcher is not None
+        last, observer = self._last_round(), self.watcher.observer
+        settled = all(observer.verdict(spec.name, last) == SETTLED for spec in self._subnet.honest)
+        return settled and all(course.retired for course in self.courses)
+
+    def _last_round(self) -> int:
+        return max(c.trial.round for c in self.courses) + FINISH_ROUNDS
 
     def _progress(self, shown: int) -> int:
         """One line when a round has begun: what happened in the one before."""
@@ -204,7 +214,3 @@ class FaultRun:
                 at = "did not come about" if event is None else f"at block {event['block']}, pid {event['pid']}"
                 self._say(f"round {index - 1}: {course.trial.cell} {at}")
         return index
-
-
-def last_lines(subnet: FaultSubnet, name: str) -> str:
-    return "\n".join(tail(subnet.paths.node(name) / "log.txt"))

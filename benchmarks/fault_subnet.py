@@ -21,7 +21,7 @@ from distributed_training.types import Role
 SEED = 11
 STAKE = 1000.0  # of each validator: the two honest ones are the majority
 STEPS = 4  # inner steps a round
-MINERS, VALIDATORS = 5, 2  # honest ones
+HONEST = ("owner", *(f"validator-{i}" for i in range(2)), *(f"miner-{i}" for i in range(5)))
 MODEL: dict[str, Any] = {
     "model_type": "gpt2", "vocab_size": 257, "n_positions": 32, "n_embd": 64, "n_layer": 2, "n_head": 2,
 }  # fmt: skip
@@ -66,14 +66,16 @@ class FaultSubnet:
         ]  # fmt: skip
 
 
-def create(root: Path, saboteurs: Sequence[str], block_s: float, port_base: int) -> FaultSubnet:
+def create(
+    root: Path, saboteurs: Sequence[str], block_s: float, port_base: int, honest: Sequence[str] = HONEST
+) -> FaultSubnet:
     """A run directory and a chain at block 0, its clock not started; every saboteur has a uid of its own."""
     paths = RunPaths(root)
     write_text(root / "text")
     build_pages(paths.pages, root / "text", num_pages=None, page_bytes=PAGE_BYTES, heldout_bytes=4000)
     manifest = make_manifest("local", MODEL, LocalPages(paths.pages), init_seed=SEED, overrides=OVERRIDES)
     paths.manifest.write_bytes(manifest.canonical())
-    specs = _specs(saboteurs, port_base)
+    specs = [_spec(name, uid, port_base) for uid, name in enumerate([*honest, *saboteurs])]
     for spec in specs:
         write_wallet(paths.wallets, WALLET, spec.name, SEED)
     coldkey = derive_coldkey(SEED, WALLET).ss58_address
@@ -98,18 +100,13 @@ def create(root: Path, saboteurs: Sequence[str], block_s: float, port_base: int)
             for s in specs
         ],
     )
-    honest = tuple(s for s in specs if not s.name.startswith("saboteur"))
-    return FaultSubnet(paths, manifest, block_s, honest, {s.name: s for s in specs if s not in honest})
-
-
-def _specs(saboteurs: Sequence[str], port_base: int) -> list[NodeSpec]:
-    names = [
-        "owner",
-        *(f"validator-{i}" for i in range(VALIDATORS)),
-        *(f"miner-{i}" for i in range(MINERS)),
-        *saboteurs,
-    ]
-    return [_spec(name, uid, port_base) for uid, name in enumerate(names)]
+    return FaultSubnet(
+        paths,
+        manifest,
+        block_s,
+        tuple(s for s in specs if s.name in honest),
+        {s.name: s for s in specs if s.name in saboteurs},
+    )
 
 
 def _spec(name: str, uid: int, port_base: int) -> NodeSpec:
