@@ -229,7 +229,7 @@ def free_port() -> int:
 
 
 def node_config(
-    subnet: Subnet, name: str, uid: int, rounds: int | None, steps: int, exact: bool, ahead: bool
+    subnet: Subnet, name: str, uid: int, rounds: int | None, steps: int, exact: bool, ahead: bool, hidden: bool
 ) -> NodeConfig:
     """`steps` inner steps a round. Over memory the address is on chain too, and nobody listens there."""
     return NodeConfig(
@@ -239,7 +239,7 @@ def node_config(
         local_chain=subnet.chain_file,
         device="cpu",
         wallet={"name": WALLET, "hotkey": name, "path": subnet.root / "wallets"},
-        axon={"ip": HOST, "port": free_port() if subnet.libp2p else 21_000 + uid},
+        axon={"ip": HOST, "port": free_port() if subnet.libp2p else 21_000 + uid, "outbound_only": hidden},
         rounds=rounds,
         steps_per_round=steps,
         exact_steps=exact,
@@ -250,12 +250,14 @@ def node_config(
 async def make_adapters(subnet: Subnet, config: NodeConfig, chain: Chain, stack: AsyncExitStack) -> Adapters:
     name = config.wallet.hotkey
     identity = subnet.identity(name)
-    transport: Any = MemoryTransport(subnet.switch, identity)
+    hidden = config.axon.outbound_only
+    transport: Any = MemoryTransport(subnet.switch, identity, listens=not hidden)
     if subnet.libp2p:
         from distributed_training.network.libp2p import Libp2pTransport
 
         path = config.node_dir / "identity.key"
-        transport = Libp2pTransport(path, config.axon.ip, config.axon.port, config.announced)
+        port = None if hidden else config.axon.port
+        transport = Libp2pTransport(path, config.axon.ip, port, config.announced)
     stack.push_async_callback(transport.stop)
     return Adapters(
         chain=chain,
@@ -276,20 +278,21 @@ async def build_node(
     steps: int = STEPS,
     exact: bool = False,
     ahead: bool = False,
+    hidden: bool = False,
     pages: WrapPages | None = None,
     wrap_chain: WrapChain | None = None,
 ) -> Node:
     """Everything of a node but its main loop: `task` does nothing until `start_node` replaces it.
 
     `rounds`: it stops when so many rounds of the run are settled. `exact`: it ends when a round had fewer steps.
-    `ahead`: it trains ahead. `pages` wraps the node's page source, `wrap_chain` its chain.
+    `ahead`: it trains ahead. `hidden`: no peer can dial it. `pages` wraps its page source, `wrap_chain` its chain.
     """
     stack, events = AsyncExitStack(), []
     chain = await connect(subnet, name)
     stack.push_async_callback(chain.close)
     me = (await chain.roster((await chain.head()).number)).by_hotkey(subnet.key(name).hotkey)
     assert me is not None, f"{name} is not registered"
-    config = node_config(subnet, name, me.uid, rounds, steps, exact, ahead)
+    config = node_config(subnet, name, me.uid, rounds, steps, exact, ahead, hidden)
     engine = load_engine(config, subnet.manifest)
     if pages is not None:
         engine = Engine(engine.model, engine.loop, pages(engine.source), engine.tokenizer)
