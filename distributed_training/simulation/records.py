@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TextIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Settlement:
 class Recorder:
     """Takes events as they come; the digest is over (virtual time, node, event) in that order, wall times left out."""
 
+    root: str  # of the run: replaced in what is written, since it is another one every time
+    out: TextIO | None = None  # takes every event as a line
     now: Callable[[], float] = lambda: 0.0
     settled: dict[int, dict[str, Settlement]] = field(default_factory=dict)  # round -> node -> its last word
     trained: dict[int, dict[str, int]] = field(default_factory=dict)  # round -> node -> tokens
@@ -42,9 +44,12 @@ class Recorder:
         self.write(node, {"event": event, **fields})
 
     def write(self, node: str, event: Mapping[str, Any]) -> None:
-        line = {key: value for key, value in event.items() if key != "time"}
+        told = {key: value for key, value in event.items() if key != "time"}
+        line = json.dumps([round(self.now(), 6), node, told], sort_keys=True).replace(self.root, "RUN_DIR") + "\n"
         self.events += 1
-        self._hash.update(json.dumps([round(self.now(), 6), node, line], sort_keys=True).encode() + b"\n")
+        self._hash.update(line.encode())
+        if self.out is not None:
+            self.out.write(line)
         if event["event"] == "round":
             self._settle(node, event)
         elif event["event"] == "train":

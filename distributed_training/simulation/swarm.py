@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -164,13 +165,19 @@ class Swarm:
         return sum(frames) / len(frames), sum(sent) / len(sent)
 
 
-def simulate(options: SimOptions, progress: Progress = lambda row: None, root: Path | None = None) -> SimResult:
+def simulate(
+    options: SimOptions,
+    progress: Progress = lambda row: None,
+    *,
+    root: Path | None = None,
+    events: TextIO | None = None,
+) -> SimResult:
     """One simulation from block 0. Its files lie in memory, or below `root`, where they stay. Raises ConfigError."""
     torch.set_num_threads(1)
     began, shm = time.perf_counter(), Path("/dev/shm")
     folder = root or Path(tempfile.mkdtemp(prefix="dt-simulation-", dir=shm if shm.is_dir() else None))
     try:
-        world = make_world(options, folder)
+        world = make_world(options, folder, events)
         planned = incidents(options, world.manifest, world.ledger.params.block_s)
         swarm, loop_end = Swarm(world, planned), 0.0
 

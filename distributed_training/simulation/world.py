@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair
 from distributed_training.chain.local_genesis import REGISTRATION_RAO, GenesisNeuron
@@ -101,8 +102,8 @@ def node_config(root: Path, manifest: RunManifest, name: str, uid: int, options:
     )  # type: ignore[call-arg]
 
 
-def make_world(options: SimOptions, root: Path) -> World:
-    """Everything at block 0, the clock not started."""
+def make_world(options: SimOptions, root: Path, out: TextIO | None = None) -> World:
+    """Everything at block 0, the clock not started. `out` takes every event of every node, a JSON line each."""
     manifest = make_run(options, root)
     links = Links(options.seed, LOSSY if options.faults in ("loss", "all") else CALM)
     return World(
@@ -112,7 +113,7 @@ def make_world(options: SimOptions, root: Path) -> World:
         ledger=_genesis(options, manifest),
         links=links,
         switch=MemorySwitch(links),
-        recorder=Recorder(),
+        recorder=Recorder(str(root), out),
         engine=load_engine(node_config(root, manifest, "owner", 0, options), manifest),
     )
 
