@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from distributed_training.averaging.budget import peer_budget
 from distributed_training.averaging.butterfly import Butterfly
+from distributed_training.averaging.disk import check_disk
 from distributed_training.averaging.peers import PeerBook, VerifyPeer
 from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.base import Chain, Signer, Verify
@@ -29,6 +30,7 @@ from distributed_training.roles.audit import Auditor
 from distributed_training.roles.bootstrap import choose_start
 from distributed_training.roles.evaluation import Evaluator
 from distributed_training.roles.follower import Follower
+from distributed_training.roles.joining import serve_snapshots
 from distributed_training.roles.miner import Miner
 from distributed_training.roles.owner import Owner
 from distributed_training.roles.parts import Parts, TrainingThread
@@ -80,7 +82,8 @@ async def make_parts(
     if problem is not None:
         raise ConfigError(f"the manifest does not fit this chain: {problem}")
     peers = PeerBook(a.transport, manifest.netuid, a.signer.public_key, a.sign_as_peer, a.verify_peer)
-    store, clock = RoundStore(config.node_dir), BlockClock(a.chain, params.block_s)
+    store, clock = RoundStore(config.node_dir, config.disk.budget), BlockClock(a.chain, params.block_s)
+    serve_snapshots(manifest, peers, store, a.chain, clock)
     store.overflow.on_trouble = lambda detail: metrics.emit("fault", what="disk", detail=detail)
     return Parts(
         manifest=manifest,
@@ -161,6 +164,7 @@ async def _follow(
     """The main loop: one round after the other."""
     initial = initial_state(to_flat(engine.model), parts.manifest.average)
     parts.peers.limit(peer_budget(parts.manifest, len(initial.params), parts.clock.block_s))
+    check_disk(parts.manifest, len(initial.params), config.disk.budget_gib, config.node_dir)
     start = await choose_start(parts, initial)
     log.info("starting at round %d from %s", start.index, start.source)
     follower = Follower(parts, start.index, start.state, trusted=start.trusted)

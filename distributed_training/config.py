@@ -93,6 +93,17 @@ class LoggingSection(_Section):
     json_lines: bool = Field(default=False, alias="json", description="log JSON lines even on a terminal")
 
 
+class DiskSection(_Section):
+    budget_gib: float | None = Field(
+        default=None, gt=0, description="disk for rounds/ and state/ together, in GiB; default: what the run needs"
+    )
+
+    @property
+    def budget(self) -> int | None:
+        """In bytes."""
+        return None if self.budget_gib is None else int(self.budget_gib * (1 << 30))
+
+
 class NodeConfig(BaseSettings):
     """Everything a node is told by its operator. All paths are absolute; whether they exist is not checked."""
 
@@ -123,6 +134,7 @@ class NodeConfig(BaseSettings):
     subtensor: SubtensorSection = SubtensorSection()
     wallet: WalletSection = WalletSection()
     axon: AxonSection = AxonSection()
+    disk: DiskSection = DiskSection()
     logging: LoggingSection = LoggingSection()
     warnings: tuple[str, ...] = Field(default=(), description="one line per option that was set and has no effect")
 

@@ -31,6 +31,7 @@ GROUPS = {
     "subtensor": "chain",
     "wallet": "wallet",
     "axon": "network",
+    "disk": "disk",
     "logging": "logging",
     "device": "work",
     "threads": "work",
@@ -61,7 +62,13 @@ class Option:
     @property
     def metavar(self) -> str:
         """What stands for the value in the help."""
-        by_type = "N" if "int" in self.annotation else "PATH" if "Path" in self.annotation else None
+        by_type = (
+            "N"
+            if "int" in self.annotation or "float" in self.annotation
+            else "PATH"
+            if "Path" in self.annotation
+            else None
+        )
         return by_type or {"ip": "IP", "endpoint": "URL"}.get(self.key.split("_")[-1].split(".")[-1], "NAME")
 
     @property

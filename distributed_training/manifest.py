@@ -187,7 +187,7 @@ def check(manifest: RunManifest) -> list[str]:
 
 
 def _relation_problems(manifest: RunManifest) -> list[str]:
-    t, a, u = manifest.timing, manifest.average, manifest.audit
+    t, a, u, k = manifest.timing, manifest.average, manifest.audit, manifest.keep
     rules = [
         (manifest.protocol_version == PROTOCOL_VERSION, f"protocol_version must be {PROTOCOL_VERSION}"),
         (0 < t.commit_margin < t.commit, "timing: 0 < commit_margin < commit"),
@@ -205,6 +205,10 @@ def _relation_problems(manifest: RunManifest) -> list[str]:
         (u.error_ok < u.error_bad, "audit: error_ok < error_bad"),
         (u.norm_ok < u.norm_bad, "audit: norm_ok < norm_bad"),
         (u.loss_ok < u.loss_bad, "audit: loss_ok < loss_bad"),
+        (
+            k.output_rounds >= 2 * k.snapshot_every,
+            "keep: output_rounds >= 2 * snapshot_every, or the rounds after a snapshot are gone while it is served",
+        ),
         (manifest.data.num_pages >= manifest.max_uids, "data: num_pages >= max_uids, or a uid has no page at all"),
     ]
     return [message for ok, message in rules if not ok]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distributed_training.averaging.overflow import write_whole
 from distributed_training.averaging.snapshot import Header, Shape, decode_header, encode_header
 from distributed_training.averaging.statefile import Prefix, decode_prefix, encode_prefix, prefix_bytes, state_of
 from distributed_training.errors import LocalFault, WireError
@@ -64,18 +65,21 @@ class StateFiles:
         prefix = encode_prefix(round_index, state.applied, state.carry, len(state.params))
         with _local(f"cannot write {path}"):
             path.with_suffix(".header").unlink(missing_ok=True)
-            with partial.open("wb") as file:
-                for part in (prefix, _data(state.params), _data(state.momentum)):
-                    file.write(part)
-            partial.replace(path)
+            try:
+                with partial.open("wb") as file:
+                    for part in (prefix, _data(state.params), _data(state.momentum)):
+                        file.write(part)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)  # half a state would take the room that the disk lacks
         self.drop_old()
 
     def rounds(self) -> list[int]:
         """Rounds of which there is a snapshot, oldest first."""
         return sorted(int(path.stem) for path in self.folder.glob("*.safetensors") if path.stem.isdigit())
 
-    def drop_old(self) -> None:
-        for old in self.rounds()[:-KEPT]:
+    def drop_old(self, keep: int = KEPT) -> None:
+        for old in self.rounds()[:-keep]:
             self._path(old).unlink(missing_ok=True)
             self._path(old).with_suffix(".header").unlink(missing_ok=True)
 
@@ -145,9 +149,7 @@ class StateFiles:
 
     def _write(self, path: Path, data: bytes) -> None:
         with _local(f"cannot write {path}"):
-            partial = path.with_name(path.name + ".part")
-            partial.write_bytes(data)
-            partial.replace(path)
+            write_whole(path, data)
 
 
 class Fetched:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from distributed_training.averaging.disk import OWN_FILES, enforce_budget
 from distributed_training.averaging.overflow import Overflow
 from distributed_training.averaging.states import StateFiles
 from distributed_training.errors import LocalFault
@@ -32,8 +33,9 @@ class RoundStore:
     What the disk does not take is kept in memory, see `overflow`; a snapshot is not: whoever writes it tries again.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, budget: int | None = None) -> None:
+        """budget: bytes that rounds/ and state/ may take; see `disk.enforce_budget`."""
+        self.root, self._budget = root, budget
         self.states = StateFiles(root / "state")
         self.overflow = Overflow()
         try:
@@ -95,16 +97,26 @@ class RoundStore:
         """The newest snapshot that can be read whole."""
         return self.states.newest()
 
-    def prune(self, round_index: int, keep_rounds: int) -> None:
-        """Drop everything of rounds before round_index - keep_rounds, then write what the disk had no room for."""
+    def prune(self, round_index: int, keep_rounds: int, own_rounds: int) -> None:
+        """Drop everything of rounds before round_index - keep_rounds, and before round_index - own_rounds what only
+        ourselves can be asked for; then write what the disk had no room for."""
         folders = self.overflow.folders()
         with suppress(OSError):  # what cannot be listed is dropped another time
             folders |= set((self.root / "rounds").iterdir())
         for path in folders:
-            if path.name.isdigit() and int(path.name) < round_index - keep_rounds:
+            if not path.name.isdigit() or int(path.name) >= round_index - min(keep_rounds, own_rounds):
+                continue
+            if int(path.name) < round_index - keep_rounds:
                 self.overflow.forget(path)
                 shutil.rmtree(path, ignore_errors=True)
+            else:
+                for name in OWN_FILES:
+                    with suppress(OSError):
+                        (path / name).unlink(missing_ok=True)
         self.overflow.retry()
+        if self._budget is not None:
+            with suppress(OSError):
+                enforce_budget(self.root, self.states, round_index, self._budget)
 
     def _round(self, round_index: int) -> Path:
         return self.root / "rounds" / f"{round_index:06d}"

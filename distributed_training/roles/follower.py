@@ -98,7 +98,8 @@ class Follower:
             attempt(p, self.index, "disk", lambda: p.journal.save_trusted(self.index, self.root))
         if self.index % p.manifest.keep.snapshot_every == 0 or self._unsaved:
             await self.save()
-        p.store.prune(self.index, max(p.manifest.keep.work_rounds, p.manifest.keep.output_rounds))
+        keep = p.manifest.keep
+        p.store.prune(self.index, max(keep.work_rounds, keep.output_rounds), keep.work_rounds)
         works = {key: work for output in (*held.values(), *outputs.values()) for key, work in output.works.items()}
         return Settled(outcome, works)
 

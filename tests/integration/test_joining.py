@@ -1,8 +1,9 @@
-"""Nodes that come late or come back: from round 0, from a checkpoint, from their own snapshot."""
+"""Nodes that come late or come back: from round 0, from their own snapshot, from the peers' one."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 from subnet import WALLET, Node, Subnet, finished, make_subnet, running, seen, settled, start_node
@@ -42,13 +43,14 @@ async def test_nodes_join_and_return_while_the_run_goes_on(tmp_path: Path) -> No
         old, validator = await restart(subnet, "validator-1")
         await settled(subnet, 1, names=("owner", "validator-0"))
         await seen(subnet.nodes["owner"], "checkpoint", round=2, timeout_s=30)
+        shutil.rmtree(subnet.root / "checkpoints")
         late = await join(subnet, "miner-4")
         await finished(subnet)
         check_same_states(subnet)
         await check_early(subnet, early)
         assert started_from(returned) == (first_root, 1)
         assert returned.uid in subnet.nodes["owner"].rounds()[2]["included"]
-        assert started_from(late)[1] == 2, "from the checkpoint, not from round 0"
+        check_fetched(late)
         assert late.uid in subnet.nodes["owner"].rounds()[3]["included"]
         check_cards(old, validator)
 
@@ -62,6 +64,15 @@ async def test_a_validator_that_is_stopped_in_its_audits_leaves_no_task_behind(t
         await validator.stop()
         assert "audits" not in {task.get_name() for task in asyncio.all_tasks()}
         assert not validator.all("scores"), "half an audit is no observation"
+
+
+def check_fetched(late: Node) -> None:
+    """From peers: the newest state whose root the majority had committed. No checkpoint was there any more."""
+    fetched = late.all("sync")[-1]
+    assert fetched["share"] == 1.0 and fetched["bytes"] == fetched["total_bytes"] == sum(fetched["by_donor"].values())
+    assert started_from(late)[1] == fetched["round"] >= 1
+    assert late.rounds()[fetched["round"]]["included"], "rolled forward through a round it had no part in"
+    assert late.uid not in late.rounds()[fetched["round"]]["included"]
 
 
 def check_same_states(subnet: Subnet) -> None:

@@ -68,11 +68,13 @@ def test_a_write_that_was_cut_off_is_not_seen(store: RoundStore) -> None:
 def test_prune_drops_older_rounds_only(store: RoundStore) -> None:
     for index in range(12):
         store.put_work(index, key(1), b"work")
+        store.put_own(index, b"wire", b"log")
     (store.root / "rounds" / "notes").mkdir()
     store.put_state(1, state())
-    store.prune(11, 8)
+    store.prune(11, 8, 2)
     kept = [i for i in range(12) if store.work(i, key(1)) is not None]
     assert kept == list(range(3, 12))
+    assert [i for i in range(12) if store.own_wire(i) or store.own_log(i)] == [9, 10, 11]
     assert (store.root / "rounds" / "notes").is_dir() and store.newest_state() is not None
 
 
@@ -101,8 +103,12 @@ def test_a_place_that_cannot_be_written_is_our_own_fault(tmp_path: Path) -> None
         RoundStore(tmp_path / "file")
     store = RoundStore(tmp_path / "node")
     (tmp_path / "node" / "rounds" / "000003").write_text("in the way")
+    store.put_work(3, key(1), b"work")
+    assert store.work(3, key(1)) == b"work" and len(store.overflow) == 1, "in memory until the disk takes it"
+    (tmp_path / "node" / "state").rmdir()
+    (tmp_path / "node" / "state").write_text("in the way")
     with pytest.raises(LocalFault, match="cannot write"):
-        store.put_work(3, key(1), b"work")
+        store.put_state(3, state())
     (tmp_path / "node" / "rounds" / "000004" / "wire").mkdir(parents=True)
     with pytest.raises(LocalFault, match="cannot read"):
         store.own_wire(4)
