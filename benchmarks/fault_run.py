@@ -195,9 +195,10 @@ class FaultRun:
     def _finished(self) -> bool:
         """Nothing left to see: every saboteur is retired and every honest node has settled the last round."""
         assert self.watcher is not None
+        if not all(course.retired for course in self.courses):
+            return False
         last, observer = self._last_round(), self.watcher.observer
-        settled = all(observer.verdict(spec.name, last) == SETTLED for spec in self._subnet.honest)
-        return settled and all(course.retired for course in self.courses)
+        return all(observer.verdict(spec.name, last) == SETTLED for spec in self._subnet.honest)
 
     def _last_round(self) -> int:
         return max(c.trial.round for c in self.courses) + FINISH_ROUNDS

@@ -36,6 +36,7 @@ def free_port_base(count: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_four_faults_in_one_round_of_real_processes(tmp_path: Path) -> None:
     """A killed sender, a frozen reducer, a holder that is cut off, a reducer that lies, all at once."""
     cells = ("kill@mid-scatter", "freeze@reducing", "cut@after-output", "lie@before-output")
