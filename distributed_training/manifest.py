@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,10 +151,16 @@ class RunManifest(_Section):
             self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
         ).encode()
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
-        """sha256 of the canonical bytes, 32 bytes."""
+        """sha256 of the canonical bytes, 32 bytes. Made once: every record that is checked is compared with it."""
         return hashlib.sha256(self.canonical()).digest()
+
+    def __copy__(self) -> RunManifest:
+        """A copy is made to be changed, so it has a digest of its own."""
+        made = super().__copy__()
+        made.__dict__.pop("digest", None)
+        return made
 
     @property
     def sha256(self) -> str:
