@@ -32,7 +32,8 @@ process in a network namespace of its own. One row per round:
 
   included, credit   was the miner behind NAT in the average, with which share of the counted chunks
   reducers           who reduced; never the one behind NAT
-  probe, duty        speed of the validator's timed download from it, its duty (at most 0.8 without reducing)
+  probe, duty        bytes/s of the validator's timed download from it; its duty (at most 0.8 without reducing)
+  others             the slowest such download from the two reachable miners
   identical          one state root on all four nodes
 
 Fails if a direct connection to it can be made, from the validator's host, by whatever address.
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--rounds", type=int, default=4, metavar="N", help="rounds; default 4, about 3 minutes")
     add("--block-seconds", type=float, default=0.5, metavar="S", help="length of a block; default 0.5")
+    add("--run-dir", type=Path, metavar="DIR", help="new, kept; default: a temporary one that is removed")
     add("--rate", type=int, metavar="B", help="bytes per second of every host's link, both ways; default: unshaped")
 
 
@@ -55,7 +57,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """{"name", "rows", "failures", "totals"}. Raises ConfigError."""
     try:
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nat-")))
+            folder = args.run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nat-")))
+            folder.mkdir(parents=True, exist_ok=True)
             prepared = _create(folder, args)
             net = stack.enter_context(Namespaces())
             return _rounds(prepared, net, args)
@@ -132,9 +135,9 @@ def _dials(host: Host, address: str, port: int) -> bool:
 def _row(run: Run, index: int, names: Mapping[str, object]) -> dict[str, Any]:
     uid = next(spec.uid for spec in run.specs if spec.name == HIDDEN)
     told = [e for name in names for e in _events(run, name, "round") if e["round"] == index]
-    audits = [e for e in _events(run, "validator-0", "audit") if e["round"] == index and e["target"] == uid]
+    audits = {e["target"]: e for e in _events(run, "validator-0", "audit") if e["round"] == index}
     last = told[-1] if told else {}
-    audit = audits[-1] if audits else {}
+    audit = audits.pop(uid, {})
     return {
         "round": index,
         "applied": bool(last.get("applied")),
@@ -144,6 +147,7 @@ def _row(run: Run, index: int, names: Mapping[str, object]) -> dict[str, Any]:
         "verdict": audit.get("verdict"),
         "probe": audit.get("goodput_bytes_per_s"),
         "duty": audit.get("duty"),
+        "others": min((e["goodput_bytes_per_s"] or 0.0 for e in audits.values()), default=None),
         "nodes": len(told),
         "identical": len({e["state_root"] for e in told}) == 1,
     }
