@@ -162,11 +162,18 @@ def incentive_proportional(summary: Summary) -> Outcome:
 
 
 def offline_check(summary: Summary) -> Outcome:
+    """It found nothing wrong, and every root that a live node told is the one it computed."""
     offline = summary["offline"]
     if offline is None:
         return False, "did not run to its end"
     if not offline["ok"]:
         return False, "; ".join(offline["problems"][:3])
+    computed = {r["index"]: r["root"] for r in offline["rounds"]}
+    for r in summary["rounds"]:
+        told = {name: root for name, root in r["state_roots"].items() if root is not None}
+        other = sorted(name for name, root in told.items() if root != computed.get(r["index"]))
+        if other:
+            return False, f"round {r['index']}: {', '.join(other)} told another root than the one computed"
     slices = sum(r["recomputed"] for r in offline["rounds"])
     return True, f"{len(offline['rounds'])} rounds, {slices} slices bit for bit, {len(offline['nodes'])} nodes' states"
 

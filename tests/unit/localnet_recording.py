@@ -52,10 +52,13 @@ def recorded_summary() -> dict[str, Any]:
     incentive = {0: 0.0, 1: 0.0, 2: 0.0, **PAID}
     shares = {r: Shares(58 + 54 * r, {1: PAID, 2: PAID} if r else {}, incentive) for r in range(3)}
     solo = {uid: {-1: 5.38, 0: 4.0, 1: 3.4, 2: 3.2} for uid in PAID}
-    offline = {"ok": True, "problems": [], "rounds": [{"index": r, "recomputed": 4} for r in range(3)], "nodes": {}}
+    view = recorded_view()
+    roots = {r: view.nodes["owner"].rounds[r]["state_root"] for r in range(3)}
+    rounds = [{"index": r, "recomputed": 4, "root": root} for r, root in roots.items()]
+    offline = {"ok": True, "problems": [], "rounds": rounds, "nodes": {}}
     return build_summary(
         Run(RunPaths(OPTIONS.run_dir), recorded_manifest(), SPECS, 1, OPTIONS.params(), resumed=False),
-        recorded_view(),
+        view,
         ChainFacts(dict.fromkeys(range(3), bytes(32)), shares),
         rounds_wanted=OPTIONS.rounds,
         wire_bytes=WIRE_BYTES,

@@ -80,7 +80,8 @@ def move(summary: Summary, index: int, name: str, verdict: str) -> None:
 
 BREAKS: list[tuple[str, Break]] = [
     ("rounds_applied", lambda s: s.update(rounds_wanted=4)),
-    ("same_state_root", lambda s: s["rounds"][1]["state_roots"].update(owner="00" * 32)),
+    ("offline_check", lambda s: s["rounds"][1].update(state_roots=dict.fromkeys(s["nodes"], "00" * 32))),
+    ("offline_check", lambda s: s["offline"]["rounds"].pop()),
     ("same_state_root", lambda s: s["rounds"][2]["state_roots"].update({"miner-1": None})),
     ("offline_check", lambda s: s.update(offline=None)),
     ("offline_check", lambda s: s["offline"].update(ok=False, problems=["round 1: slice 2"])),
@@ -110,6 +111,11 @@ def test_each_check_fails_for_its_own_reason_only(summary: Summary, name: str, c
     assert failed(summary) == set()
     change(summary)
     assert failed(summary) == {name}
+
+
+def test_a_node_with_another_root_breaks_both_checks_of_roots(summary: Summary) -> None:
+    summary["rounds"][1]["state_roots"]["owner"] = "00" * 32
+    assert failed(summary) == {"same_state_root", "offline_check"}
 
 
 def test_exact_steps_are_checked_when_asked_for(summary: Summary) -> None:
@@ -177,7 +183,7 @@ KILL_BREAKS: list[tuple[set[str], Break]] = [
     ({"rounds_applied"}, lambda s: s.update(rounds_wanted=6)),
     ({"miners_included"}, lambda s: s["rounds"][2]["included"].remove(5)),
     ({"miners_included"}, lambda s: s["rounds"][1]["included"].remove(4)),
-    ({"same_state_root"}, lambda s: s["rounds"][1]["state_roots"].update({"miner-2": "00" * 32})),
+    ({"same_state_root", "offline_check"}, lambda s: s["rounds"][1]["state_roots"].update({"miner-2": "00" * 32})),
     ({"same_state_root"}, lambda s: s["rounds"][2]["state_roots"].update({"miner-2": None})),
     ({"slices_counted"}, lambda s: s["rounds"][1].update(counted=[0, 1])),
     ({"bytes_sent"}, lambda s: s["rounds"][1]["nodes"].update({"miner-1": None})),
