@@ -24,7 +24,8 @@ POLL_S = 0.1
 LEAD_ROUNDS = 3  # before its fault's round a saboteur is started: it loads, joins, is included once
 READY_S = 240.0
 FINISH_ROUNDS = 1  # after the last fault: audits, and those who come back
-SPARE_HOTKEYS = 6  # for cells whose fault did not come about the first time
+MAX_REPEATS = 2
+SPARE_HOTKEYS = 10  # for cells whose fault did not come about the first time
 
 Say = Callable[[str], None]
 
@@ -41,6 +42,7 @@ class Course:
     seen_at: float | None = None  # when the outside saw that event
     stopped: bool = False  # its process was seen in state T
     woken: bool = False
+    repeated: bool = False  # its cell was tried again, or given up
     exit_code: int | None = None
     logs_from: dict[str, int] = field(default_factory=dict)  # honest node -> length of its log at the fault
     logs_to: dict[str, int] = field(default_factory=dict)
@@ -53,7 +55,6 @@ class FaultRun:
         self._subnet, self._processes, self._say = subnet, processes, say
         self.courses = [Course(trial) for trial in trials]
         self._followers: dict[str, Follower] = {}
-        self._repeated: set[str] = set()
         self._rounds = 1 << 16
         self.times: RoundTimes | None = None
         self.watcher: Watcher | None = None
@@ -163,12 +164,14 @@ class FaultRun:
             self._processes.kill(course.trial.name)
 
     def _repeat_missed(self) -> None:
-        """A cell whose fault did not come about gets one more try, at the end, with a fresh hotkey."""
-        missed = [
-            c for c in self.courses if c.retired and c.injected is None and str(c.trial.cell) not in self._repeated
-        ]
-        for course in missed:
-            self._repeated.add(str(course.trial.cell))
+        """A cell whose fault did not come about is tried again at the end, with a fresh hotkey, MAX_REPEATS times.
+
+        Mostly its saboteur was ready too late to be a reducer in that round.
+        """
+        for course in [c for c in self.courses if c.retired and c.injected is None and not c.repeated]:
+            course.repeated = True
+            if sum(c.trial.cell == course.trial.cell for c in self.courses) > MAX_REPEATS:
+                continue
             last = max(c.trial.round for c in self.courses)
             self._say(f"{course.trial.cell} did not come about in round {course.trial.round}: once more")
             now = self.times.round_at(time.time()) if self.times else 0
