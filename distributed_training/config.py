@@ -202,6 +202,15 @@ def load_config(role: Role, argv: Sequence[str]) -> NodeConfig:
     return config
 
 
+def require_address(role: Role, config: NodeConfig) -> None:
+    """Raises ConfigError for a node that peers have to dial and that has told nobody where. The owner need not be."""
+    if config.announced is None and not config.axon.outbound_only and role is not Role.OWNER:
+        raise ConfigError(
+            "nobody could reach this node: it listens everywhere, but at which address do peers dial it? Give "
+            "--axon.external_ip; a miner that can open no port starts with --axon.outbound_only"
+        )
+
+
 def read_preset(name: str) -> dict[str, Any]:
     """The preset's values as nested dicts. Raises ConfigError if the file of the installation cannot be parsed."""
     path = files("distributed_training") / "presets" / f"{name}.toml"

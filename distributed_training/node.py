@@ -15,7 +15,7 @@ from distributed_training.chain.base import Chain
 from distributed_training.chain.keys import LocalKey, verify
 from distributed_training.chain.patient import PatientChain
 from distributed_training.checkpoints.local import LocalCheckpoints
-from distributed_training.config import NodeConfig
+from distributed_training.config import NodeConfig, require_address
 from distributed_training.dry_run import print_weights
 from distributed_training.engine import load_engine
 from distributed_training.errors import ConfigError
@@ -80,11 +80,7 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: W
         manifest = load_manifest(config.manifest)
         if manifest.netuid != config.netuid:
             raise ConfigError(f"the manifest is for netuid {manifest.netuid}, --netuid says {config.netuid}")
-        if config.announced is None and not config.axon.outbound_only and role is not Role.OWNER:
-            raise ConfigError(
-                "nobody could reach this node: it listens everywhere, but on which address do peers dial it? Give "
-                "--axon.external_ip; a miner that can open no port starts with --axon.outbound_only"
-            )
+        require_address(role, config)
         client, signer, me = await connect(config, stack)
         chain = PatientChain(client, (await client.params()).block_s)  # from here on an outage is waited for
         engine = load_engine(config, manifest)

@@ -12,11 +12,12 @@ ROUNDS = 1
 
 
 async def test_a_miner_without_a_port_contributes_over_streams_that_it_opened(tmp_path: Path) -> None:
-    subnet = make_subnet(tmp_path, miners=3, validators=1, owner=False, libp2p=True)
+    subnet = make_subnet(tmp_path, miners=3, validators=1, libp2p=True)
     chain = await connect(subnet, "miner-2")
     await chain.serve(HOST, 9)  # from before its port was closed; the chain takes no address back
     await chain.close()
-    async with running(subnet, each={"miner-2": {"hidden": True}}, rounds=ROUNDS + 1):
+    each = {"miner-2": {"hidden": True}, "owner": {"hidden": True}}  # an owner follows and publishes without a port
+    async with running(subnet, each=each, rounds=ROUNDS + 1):
         await scored(subnet, ROUNDS - 1)
         hidden, (validator,) = subnet.nodes["miner-2"], subnet.validators()
         uids = sorted(node.uid for node in subnet.miners())

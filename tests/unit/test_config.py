@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from distributed_training.config import PRESETS, load_config, run_main
+from distributed_training.config import PRESETS, load_config, require_address, run_main
 from distributed_training.config_flags import options
 from distributed_training.errors import ConfigError, NotRegisteredError
 from distributed_training.types import Role
@@ -157,12 +157,22 @@ def test_a_node_that_listens_everywhere_announces_nothing_until_told_its_address
     assert config.announced == ("203.0.113.7", 9)
 
 
+@pytest.mark.parametrize("role", [Role.MINER, Role.VALIDATOR])
+def test_who_has_to_be_dialled_must_say_where(role: Role) -> None:
+    argv = ["--netuid", "1", "--axon.ip", "0.0.0.0", "--preset", "testnet"]
+    with pytest.raises(ConfigError, match=r"--axon\.external_ip.*--axon\.outbound_only"):
+        require_address(role, load_config(role, argv))
+    require_address(role, load_config(role, [*argv, "--axon.external_ip", "203.0.113.7"]))
+    require_address(Role.OWNER, load_config(Role.OWNER, argv))
+
+
 def test_a_miner_without_a_port_announces_nothing_and_a_validator_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(Role.MINER, [*LOCAL, "--axon.outbound_only", "--axon.port", "9001"])
     assert config.axon.outbound_only and config.announced is None
     assert config.warnings == (
         "--axon.port has no effect: with --axon.outbound_only nothing listens and nothing is announced",
     )
+    require_address(Role.MINER, config)
     assert load_config(Role.OWNER, [*LOCAL, "--axon.outbound_only"]).announced is None
     message = refused(*LOCAL, "--axon.outbound_only", role=Role.VALIDATOR)
     assert "every miner pushes its log" in message and "--axon.external_ip" in message
