@@ -74,7 +74,7 @@ def decode_prefix(data: bytes, file_bytes: int) -> Prefix:
         canonical = encode_prefix(round_index, applied, carry, count)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"state snapshot: {error}") from None
-    if data != canonical or min(round_index, applied, count) < 0:
+    if data != canonical or not (0 <= round_index < 1 << 32 and 0 <= applied < 1 << 64 and count >= 0):
         raise WireError("state snapshot: another header than we would write")
     if file_bytes != len(data) + 8 * count:
         raise WireError(f"state snapshot: {file_bytes} bytes, {len(data) + 8 * count} expected")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import struct
 from collections.abc import Callable, Sequence
 
@@ -28,6 +29,23 @@ _INTEGERS = (
 )
 _FLOATS = (0.0, -0.0, 1.0, -1.0, float("nan"), float("inf"), float("-inf"), 1e-45, 1e-310, 1e-30, 3.4e38, 65504.0, 6e-8)
 _WIDTHS = ("<B", "<H", "<I", "<Q", ">H", ">I", ">Q")
+_DIGITS = re.compile(rb"[0-9]+")
+_NUMBERS = (
+    b"0",
+    b"1",
+    b"-1",
+    b"2",
+    b"07",
+    b"1.0",
+    b"1e3",
+    b"1e400",
+    b"4294967296",
+    b"9" * 30,
+    b"true",
+    b"null",
+    b"NaN",
+    b'"1"',
+)
 _TEXT = (b'"', b"{", b"[" * 40, b"]", b"}", b",", b":", b"null", b"NaN", b"-1", b"1e999", b"\xff", b"\0", b" ", b"0x")
 
 
@@ -114,8 +132,15 @@ def _text(data: bytearray, _: Sequence[bytes], rng: random.Random) -> None:
     data[at : at + rng.choice((0, 0, 1))] = rng.choice(_TEXT)
 
 
+def _number(data: bytearray, _: Sequence[bytes], rng: random.Random) -> None:
+    """Another number where a text has one."""
+    found = _DIGITS.search(data, rng.randint(0, len(data)))
+    if found is not None:
+        data[found.start() : found.end()] = rng.choice(_NUMBERS)
+
+
 _Edit = Callable[[bytearray, Sequence[bytes], random.Random], None]
 _EDITS: tuple[_Edit, ...] = (
     _flip, _flip, _byte, _integer, _nudge, _nudge, _float, _float, _cut, _remove, _insert, _append, _repeat, _splice,
-    _text,
+    _text, _number, _number,
 )  # fmt: skip
