@@ -184,10 +184,9 @@ async def test_a_donor_that_stalls_or_dies_holds_up_nobody(peers_of_both: Make) 
         return data
 
     dying.serve_badly(die)
-    async with asyncio.timeout(WAIT_S / 2):  # the stalled answer alone would take PIECE_TIMEOUT_S
+    async with asyncio.timeout(0.8 * snapshot_fetch.PIECE_TIMEOUT_S):  # what the stalled answer alone would take
         await fetch(joiner, [stalling, dying, honest])
     check_whole(joiner)
-    assert snapshot_fetch.PIECE_TIMEOUT_S > WAIT_S / 2
 
 
 async def test_without_an_honest_donor_it_ends_and_keeps_what_was_right(peers: Make) -> None:

@@ -24,13 +24,15 @@ from distributed_training.averaging.works import WorkBook
 from distributed_training.chain.base import Chain
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.errors import ConfigError, DeadlineMissed, PeerFault
+from distributed_training.manifest import RunManifest
 from distributed_training.network.base import Stream
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.memory import MemoryTransport
 from distributed_training.roles.bootstrap import choose_start
+from distributed_training.roles.joining import Decided, newest_decided
 from distributed_training.rules.membership import Claim
 from distributed_training.training.outer import RunState
-from distributed_training.types import Roster
+from distributed_training.types import Neuron, Roster
 from distributed_training.wire import decode_output, decode_signed
 
 TIMEOUT_S = 5.0
@@ -164,6 +166,43 @@ async def test_bytes_that_rot_on_our_own_disk_are_fetched_again(finished_subnet:
     assert b"".join(outputs[1].chunks) == whole == path.read_bytes()
 
 
+@shared
+async def test_a_state_is_decided_by_the_majority_or_on_a_tie_by_the_owner(
+    finished_subnet: Subnet, tmp_path: Path
+) -> None:
+    shutil.copytree(finished_subnet.root / "checkpoints", tmp_path / "checkpoints")
+    p = replace(finished_subnet.nodes["miner-0"].parts, checkpoints=LocalCheckpoints(tmp_path / "checkpoints"))
+    roots = [event["state_root"] for event in finished_subnet.nodes["owner"].rounds().values()]
+    assert await newest_decided(p, 0) == Decided(2, bytes.fromhex(roots[1]), True)
+    assert await newest_decided(p, 2) is None, "nobody has said the root of round 3"
+    split = replace(p, chain=cast(Any, OneSaysAnother(p.chain, finished_subnet.validators()[0].uid)))
+    assert await newest_decided(split, 0) == Decided(2, bytes.fromhex(roots[1]), False), "the owner's checkpoint"
+    path = tmp_path / "checkpoints" / "round-000002" / "training_state.json"
+    path.write_text(path.read_text().replace(roots[1], "00" * 32))
+    assert await newest_decided(split, 0) is None, "not the checkpoint that the owner put on chain"
+    assert await newest_decided(p, 0) is not None
+
+
+def keeping(manifest: RunManifest, **keep: int) -> RunManifest:
+    return manifest.model_copy(update={"keep": manifest.keep.model_copy(update=keep)})
+
+
+class OneSaysAnother:
+    """A chain on which one of two validators of equal stake committed another root."""
+
+    def __init__(self, chain: Chain, uid: int) -> None:
+        self.head, self._chain, self._uid = chain.head, chain, uid
+
+    async def roster(self, block: int) -> Roster:
+        roster = await self._chain.roster(block)
+        return replace(roster, neurons=tuple(self._altered(neuron) for neuron in roster.neurons))
+
+    def _altered(self, neuron: Neuron) -> Neuron:
+        if neuron.uid != self._uid or neuron.commitment is None:
+            return neuron
+        return replace(neuron, commitment=replace(neuron.commitment, first=bytes(32)))
+
+
 class NobodyListens:
     """A chain on which no node published an address."""
 
@@ -190,13 +229,23 @@ async def test_which_state_a_node_starts_from(finished_subnet: Subnet, tmp_path:
     assert found is not None and found[0] == 3
     state = found[1]
 
-    async def chosen() -> tuple[int, bool, str]:
-        start = await choose_start(p, first_state(p.manifest))
+    async def chosen(**more: int) -> tuple[int, bool, str]:
+        start = await choose_start(p, first_state(p.manifest), **more)
         return start.index, start.trusted, start.source
 
     assert await chosen() == (3, False, "own snapshot"), "round 3 never ran, so nobody has said its root"
     (states / "000003.safetensors").unlink()
     assert await chosen() == (2, True, "own snapshot")
+    assert await chosen(stuck_at=2) == (2, True, "own snapshot"), "peers have no later one that is decided"
+    old = first_state(p.manifest)
+    (states / "000002.safetensors").unlink()
+    (states / "000000.safetensors").write_bytes(encode_state(0, old))
+    assert await chosen() == (0, True, "own snapshot"), "peers keep every round since"
+    assert await chosen(stuck_at=1) == (2, True, "peers"), "our own state does not lead past round 1"
+    (states / "000002.safetensors").unlink()
+    kept, p = p, replace(p, manifest=keeping(p.manifest, output_rounds=2))
+    assert await chosen() == (2, True, "peers"), "nobody keeps the rounds since any more"
+    p = kept
     forged = RunState(state.params + np.float32(1), state.momentum, 2, state.carry)
     (states / "000002.safetensors").write_bytes(encode_state(2, forged))
     assert await chosen() == (2, True, "peers"), "the majority's state of the newest round that it has decided"
