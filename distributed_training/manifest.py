@@ -159,7 +159,7 @@ class RunManifest(_Section):
     def __copy__(self) -> RunManifest:
         """A copy is made to be changed, so it has a digest of its own."""
         made = super().__copy__()
-        made.__dict__.pop("digest", None)
+        vars(made).pop("digest", None)
         return made
 
     @property
