@@ -27,8 +27,8 @@ from distributed_training.simulation.swarm import SimResult, simulate
 
 EXIT_VIOLATION = 1
 DESCRIPTION = """\
-Run a whole swarm in this process: the node code of the real network, many nodes, a tiny model, a virtual clock, modelled
-links and a chain in memory. Nothing waits for real time, and everything follows from --seed: the same options give the
+Run a whole swarm in this process: the node code of the real network, many nodes, a tiny model, a virtual clock,
+modelled links and a chain in memory. Nothing waits for real time, and everything follows from --seed: the same options give the
 same digest over all events of all nodes, on the same machine and the same versions.
 
 faults:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Collection
 from typing import Any, Protocol, cast
 
@@ -126,6 +127,7 @@ class MemoryTransport:
         self._peer_key = identity if isinstance(identity, bytes) else identity.public_key
         self._traffic = Traffic()
         self._serving = Serving()
+        self._context = contextvars.copy_context()
         self._answering: set[asyncio.Task[None]] = set()
 
     @property
@@ -180,6 +182,9 @@ class MemoryTransport:
             return method
 
         stream = FrameStream(peer_key, reader, end, end.close, self._traffic)
-        task = asyncio.create_task(self._serving.answer(stream, named), name=f"serve {method}")
+        # In this node's context, as in a process of its own: log lines then bear its name, not the asker's.
+        task = asyncio.create_task(
+            self._serving.answer(stream, named), name=f"serve {method}", context=self._context.copy()
+        )
         self._answering.add(task)  # the loop keeps only weak references
         task.add_done_callback(self._answering.discard)
