@@ -22,6 +22,8 @@ from distributed_training.localnet.watcher import SETTLED, RoundTimes, Watcher
 
 POLL_S = 0.1
 LEAD_ROUNDS = 3  # before its fault's round a saboteur is started: it loads, joins, is included once
+LEAD_WHEN_BUSY = 5  # rounds, where processes take half a minute to start
+BUSY = 2.5  # load per core
 READY_S = 240.0
 FINISH_ROUNDS = 1  # after the last fault: audits, and those who come back
 MAX_REPEATS = 2
@@ -48,6 +50,10 @@ class Course:
     logs_to: dict[str, int] = field(default_factory=dict)
 
 
+def lead_rounds() -> int:
+    return LEAD_WHEN_BUSY if os.getloadavg()[0] > BUSY * (os.cpu_count() or 1) else LEAD_ROUNDS
+
+
 class FaultRun:
     """Use `run` once. Every loop ends by the clock."""
 
@@ -66,6 +72,16 @@ class FaultRun:
         assert genesis is not None
         self.times = RoundTimes(self._subnet.manifest.timing, genesis, self._subnet.block_s)
         self.watcher = Watcher(self._subnet.paths, self.times)
+        try:
+            self._follow()
+        except KeyboardInterrupt:
+            self._say("stopped early: judging the rounds there were")
+            self.courses = [course for course in self.courses if course.retired]
+        self.watcher.look()
+        self.watcher.write()
+
+    def _follow(self) -> None:
+        assert self.watcher is not None
         shown = -1
         while time.time() < self._end() and not self._finished():
             self.watcher.look()
@@ -75,8 +91,6 @@ class FaultRun:
             self._check_honest()
             shown = self._progress(shown)
             time.sleep(POLL_S)
-        self.watcher.look()
-        self.watcher.write()
 
     # --- processes -------------------------------------------------------------------------------
 
@@ -84,7 +98,7 @@ class FaultRun:
         for spec in self._subnet.honest:
             log = self._subnet.paths.node(spec.name) / "log.txt"
             self._processes.start(spec.name, self._subnet.command(spec, None, self._rounds), log)
-        early = [c for c in self.courses if c.trial.round <= LEAD_ROUNDS]
+        early = [c for c in self.courses if c.trial.round <= lead_rounds()]
         for course in early:
             self._start(course)
         waiting = {spec.name for spec in self._subnet.honest} | {c.trial.name for c in early}
@@ -118,7 +132,7 @@ class FaultRun:
         if course.retired:
             return
         if not course.started:
-            if now >= self.times.start(trial.round - LEAD_ROUNDS) and self._free(course):
+            if now >= self.times.start(trial.round - lead_rounds()) and self._free(course):
                 self._start(course)
             return
         for event in self._events(trial.name):
@@ -175,8 +189,9 @@ class FaultRun:
             last = max(c.trial.round for c in self.courses)
             self._say(f"{course.trial.cell} did not come about in round {course.trial.round}: once more")
             now = self.times.round_at(time.time()) if self.times else 0
-            first = max(last + 1, now + LEAD_ROUNDS + 1)
-            self.courses.append(Course(schedule([course.trial.cell], first, self._spare())[0]))
+            trial = schedule([course.trial.cell], max(last + 1, now + LEAD_WHEN_BUSY + 1), self._spare())[0]
+            if trial.name in self._subnet.saboteurs:
+                self.courses.append(Course(trial))
 
     def _spare(self) -> int:
         return sum(not c.trial.cell.validator for c in self.courses)
