@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=4, metavar="N", help="rounds; default 4, about 3 minutes")
     add("--block-seconds", type=float, default=0.5, metavar="S", help="length of a block; default 0.5")
     add("--run-dir", type=Path, metavar="DIR", help="new, kept; default: a temporary one that is removed")
+    add(
+        "--announce",
+        action="store_true",
+        help="its operator forgot that the port is shut: it announces its router and "
+        "reduces; the node has to notice and say so",
+    )
     add("--rate", type=int, metavar="B", help="bytes per second of every host's link, both ways; default: unshaped")
 
 
@@ -77,7 +83,8 @@ def _create(folder: Path, args: argparse.Namespace) -> Run:
 def _rounds(run: Run, net: Namespaces, args: argparse.Namespace) -> dict[str, Any]:
     specs = [spec for spec in run.specs if spec.role is not Role.OWNER]
     hosts = {spec.name: _host(net, spec, args.rate) for spec in specs}
-    processes = {spec.name: _start(run, spec, hosts[spec.name], args.rounds) for spec in specs}
+    announce = net.gateway_of(hosts[HIDDEN]).address if args.announce else None
+    processes = {spec.name: _start(run, spec, hosts[spec.name], args.rounds, announce) for spec in specs}
     _until(lambda: all(_events(run, name, "ready") for name in processes), READY_S, processes)
     start_clock(run.paths.chain)
     timing = run.manifest.timing
@@ -91,7 +98,8 @@ def _rounds(run: Run, net: Namespaces, args: argparse.Namespace) -> dict[str, An
         "exit_codes": {name: process.poll() for name, process in processes.items()},
         "faults": [e["detail"] for name in processes for e in _events(run, name, "fault")],
     }
-    return {"name": "nat", "rows": rows, "failures": _failures(rows, totals), "totals": totals}
+    failures = _failures(rows, totals, args.announce)
+    return {"name": "nat", "rows": rows, "failures": failures, "totals": totals}
 
 
 def _host(net: Namespaces, spec: NodeSpec, rate: int | None) -> Host:
@@ -99,9 +107,11 @@ def _host(net: Namespaces, spec: NodeSpec, rate: int | None) -> Host:
     return make(spec.name.replace("-", ""), egress=rate, ingress=rate)
 
 
-def _start(run: Run, spec: NodeSpec, host: Host, rounds: int) -> subprocess.Popen[Any]:
+def _start(run: Run, spec: NodeSpec, host: Host, rounds: int, announce: str | None) -> subprocess.Popen[Any]:
     command = node_command(spec, run.paths, run.specs, rounds)
-    if spec.name == HIDDEN:
+    if spec.name == HIDDEN and announce is not None:
+        command += ["--axon.ip", "0.0.0.0", "--axon.external_ip", announce]
+    elif spec.name == HIDDEN:
         at = command.index("--axon.port")
         command[at : at + 2] = ["--axon.outbound_only"]
     else:
@@ -160,7 +170,7 @@ def _card(run: Run) -> dict[str, Any] | None:
     return scores[-1]["cards"].get(str(uid)) if scores else None
 
 
-def _failures(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) -> list[str]:
+def _failures(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], announce: bool) -> list[str]:
     found = [f"{who} accepted a connection" for who, ok in totals["dialled_directly"].items() if ok and HIDDEN in who]
     found += [
         f"{who} cannot be dialled" for who, ok in totals["dialled_directly"].items() if not ok and HIDDEN not in who
@@ -170,6 +180,9 @@ def _failures(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) -> l
         wrong = [what for what in ("applied", "included", "identical") if not row[what]]
         wrong += [] if row["nodes"] == 4 else ["settled by all"]
         found += [f"round {row['round']}: not {what}" for what in wrong]
+    if announce:
+        told = any("--axon.outbound_only" in fault for fault in totals["faults"])
+        return found if told else [*found, f"{HIDDEN} did not notice that its port is shut"]
     for row in rows[:-1]:  # nobody is left to answer the audits of the last round
         if not row["probe"] or row["duty"] != 0.8:
             found.append(f"round {row['round']}: probe {row['probe']}, duty {row['duty']}")

@@ -28,6 +28,7 @@ BENCHMARKS = {
     "faults": "kill, freeze, slow, cut, lie at every point of a round, on real processes: no hang, all identical",
     "churn": "thirty rounds on real processes, a node killed or added in every one",
     "sync": "fetching a 124 M-parameter state from one and from several donors over shaped links",
+    "nat": "whole rounds with a miner behind NAT and no port open, in network namespaces",
     "simulate": "round time, messages and bytes per node from 4 to 256 nodes on a virtual clock",
 }
 
