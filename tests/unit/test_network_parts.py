@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from distributed_training.errors import ConfigError, NetworkFault, WireError
 from distributed_training.network.base import Traffic
 from distributed_training.network.frames import EndOfStream, FrameStream
-from distributed_training.network.hints import HINT_BYTES, HINT_LIFETIME_S, SignedHints, decode_hint, encode_hint
+from distributed_training.network.hints import (
+    HINT_BYTES,
+    HINT_LIFETIME_S,
+    HintBoard,
+    SignedHints,
+    decode_hint,
+    encode_hint,
+)
 from distributed_training.network.identity import PeerIdentity, verify_peer
 
 SEED = bytes(range(32))
@@ -123,3 +130,36 @@ def test_the_board_keeps_a_hint_only_under_its_peers_key_and_expiry() -> None:
     assert not validator.validate(Record(b"id" + bytes(32), value, float(expires)))
     assert not validator.validate(Record(mine, value, expires + 1e9)), "a record cannot be pinned"
     assert not validator.validate(Record(mine, value[:-1], float(expires)))
+
+
+class Shelf:
+    """A DHT of one node."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes] = {}
+
+    async def get(self, key: bytes) -> bytes | None:
+        return self.records.get(key)
+
+    async def store(self, key: bytes, value: bytes, expires: float) -> None:
+        self.records[key] = value
+
+    async def greet(self, peer_key: bytes) -> bool:
+        return True
+
+    async def shutdown(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("address", [("10.1.2.3", 8091), None])
+async def test_a_peer_without_a_port_gives_no_hint_and_finds_those_of_others(address: tuple[str, int] | None) -> None:
+    shelf, other, identity = Shelf(), PeerIdentity(bytes([7]) * 32), PeerIdentity(bytes([8]) * 32)
+    expires = int(time.time()) + HINT_LIFETIME_S
+    shelf.records[other.public_key] = encode_hint(other, ("10.9.9.9", 1), expires)
+    board = HintBoard(shelf, identity, address)
+    board.start()
+    board.meet(other.public_key)
+    await asyncio.sleep(0.05)
+    assert await board.find(other.public_key) == ("10.9.9.9", 1)
+    assert await board.find(identity.public_key) == address
+    await board.stop()
