@@ -111,7 +111,7 @@ class _Fetch:
         self._beginning = asyncio.Lock()
         self._file: Fetched | None = None
         self._pieces: Pieces | None = None
-        self._changed = asyncio.Condition()  # something arrived or was given back
+        self._changed = asyncio.Event()  # something arrived or was given back; each change sets one and makes another
         self._began = self._moved_at = asyncio.get_running_loop().time()
         self._resumed = 0
         self._by_donor: dict[bytes, int] = {}
@@ -135,6 +135,8 @@ class _Fetch:
         """Until the work is done or cannot be done; raises what stopped a worker."""
         loop, pending = asyncio.get_running_loop(), set(workers)
         while pending and not (self._pieces is not None and self._pieces.done):
+            if self._beginning.locked():  # we read what is on our own disk: nobody else's delay
+                self._moved_at = loop.time()
             left_s = self._moved_at + patience_s - loop.time()
             if left_s <= 0:
                 raise DeadlineMissed(f"nothing of the state of round {self._wanted.round} came in {patience_s:.0f} s")
@@ -182,7 +184,7 @@ class _Fetch:
             log.info("%s gave no more of the state: %s", name, fault)
             return self._retry_s
         finally:
-            await self._give_back(donor)
+            self._give_back(donor)
 
     async def _draw(self, donor: bytes) -> None:
         """Until the state is whole, or the donor has had its turn and others wait for theirs."""
@@ -199,15 +201,14 @@ class _Fetch:
         turn_ends = loop.time() + TURN_S
         waiting: deque[tuple[int, float]] = deque()  # (piece, when it was asked for), in the order of the answers
         while not pieces.done:
-            over = bool(self._queue) and loop.time() > turn_ends
+            changed, over = self._changed, bool(self._queue) and loop.time() > turn_ends
             while not over and len(waiting) < window and (piece := pieces.ask(donor)) is not None:
                 waiting.append((piece, loop.time()))
                 await stream.write(RANGE.pack(*self._ranges[piece]), PIECE_TIMEOUT_S)
             if not waiting and over:
                 return
             if not waiting:
-                async with self._changed:
-                    await self._changed.wait()
+                await changed.wait()
                 continue
             piece, asked_at = waiting.popleft()
             first, last = self._ranges[piece]
@@ -223,14 +224,16 @@ class _Fetch:
         if self._pieces.arrived(donor, piece):
             self._by_donor[donor] = self._by_donor.get(donor, 0) + len(data)
             self._moved_at = asyncio.get_running_loop().time()
-        async with self._changed:
-            self._changed.notify_all()
+        self._note_change()
 
-    async def _give_back(self, donor: bytes) -> None:
+    def _give_back(self, donor: bytes) -> None:
         if self._pieces is not None:
             self._pieces.dropped(donor)
-            async with self._changed:
-                self._changed.notify_all()
+            self._note_change()
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     # --- the header ---------------------------------------------------------------------------------
 

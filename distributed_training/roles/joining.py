@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE_ROUNDS = 0.25  # without a single byte that fits, as a part of a round
 MIN_PATIENCE_S = 3.0
+MAX_TARGETS = 3  # rounds that are tried, newer and newer
 CHECKPOINT_STATE = "training_state.json"  # what the owner commits the digest of
 
 
@@ -57,28 +58,34 @@ async def fetch_newest(parts: Parts, num_coords: int, after: int) -> Decided | N
 
     None: there is none, or nobody gave it in time (said in the log). Raises LocalFault for trouble of our own.
     """
-    decided = await newest_decided(parts, after)
-    if decided is None:
-        return None
+    tried = after
+    for _ in range(MAX_TARGETS):
+        decided = await newest_decided(parts, tried)
+        if decided is None:
+            return None
+        try:
+            await _fetch(parts, num_coords, decided)
+            return decided
+        except NetworkFault as fault:
+            log.warning("the state of round %d did not come from peers: %s", decided.round, fault)
+        tried = decided.round  # it took so long that peers have let it go, perhaps: then there is a newer one
+    return None
+
+
+async def _fetch(parts: Parts, num_coords: int, decided: Decided) -> None:
     donors = await _donors(parts)
     shape = Shape(num_coords, parts.manifest.average.chunk_coords)
-    wanted = Wanted(decided.round, decided.root, shape, shape.max_header_bytes(parts.manifest.max_uids))
     log.info("asking %d peers for the state of round %d", len(donors), decided.round)
-    try:
-        progress = await fetch_snapshot(
-            parts.peers.open,
-            donors,
-            wanted,
-            parts.store.states,
-            patience_s=patience_s(parts),
-            retry_s=parts.clock.block_s,
-            on_progress=lambda progress: _tell(parts, decided.round, progress),
-        )
-    except NetworkFault as fault:
-        log.warning("the state of round %d did not come from peers: %s", decided.round, fault)
-        return None
+    progress = await fetch_snapshot(
+        parts.peers.open,
+        donors,
+        Wanted(decided.round, decided.root, shape, shape.max_header_bytes(parts.manifest.max_uids)),
+        parts.store.states,
+        patience_s=patience_s(parts),
+        retry_s=parts.clock.block_s,
+        on_progress=lambda progress: _tell(parts, decided.round, progress),
+    )
     _tell(parts, decided.round, progress)
-    return decided
 
 
 def patience_s(parts: Parts) -> float:
