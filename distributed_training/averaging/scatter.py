@@ -61,9 +61,11 @@ async def send_slice(
             await stream.write(b"".join(own.contribution.digests), stall_s)
             for chunk in range(spec.first_chunk, spec.last_chunk):
                 await stream.write(own.contribution.chunks[chunk], stall_s)
+            beats = _Beats(stall_s)
             while (said := await stream.read(_LONGEST, stall_s)) != _ACK:
                 if said != _BEAT:
                     raise WireError("scatter: neither a beat nor the acknowledgement")
+                beats.heard()
         except BaseException:
             await stream.close()
             raise
@@ -71,7 +73,11 @@ async def send_slice(
 
 
 async def until_done(stream: Stream, stall_s: float, left_s: Callable[[], float]) -> bool:
-    """True: the output's hash is on chain. False: the cut-off is reached. Raises NetworkFault: the reducer is lost."""
+    """True: the output's hash is on chain. False: the cut-off is reached.
+
+    Raises NetworkFault (the reducer is lost), PeerFault (it says more than there is to say).
+    """
+    beats = _Beats(stall_s)
     try:
         while (left := left_s()) > 0:
             try:
@@ -84,9 +90,25 @@ async def until_done(stream: Stream, stall_s: float, left_s: Callable[[], float]
                 return True
             if said != _BEAT:
                 raise NetworkFault("scatter: neither a beat nor the end")
+            beats.heard()
         return False
     finally:
         await stream.close()
+
+
+class _Beats:
+    """Twice as many as an honest reducer sends in the time, and some. A flood of empty frames would cost us CPU."""
+
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s, self._count = stall_s, 0
+        self._began = asyncio.get_running_loop().time()
+
+    def heard(self) -> None:
+        """Raises PeerFault for one too many."""
+        self._count += 1
+        elapsed = asyncio.get_running_loop().time() - self._began
+        if self._count > 16 + 2 * BEATS_PER_STALL * elapsed / self._stall_s:
+            raise PeerFault("scatter: beats without end")
 
 
 def parse_header(payload: bytes) -> tuple[int, int]:
