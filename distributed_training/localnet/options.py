@@ -246,7 +246,8 @@ def _adversary(text: str | None, miners: int, directory: Path) -> Adversary | No
     if text is None:
         return None
     name, _, count = text.partition(":")
-    known = sorted(p.stem.replace("_", "-") for p in directory.glob("*.py") if "__main__" in p.read_text())
+    # Those that take a miner's flags and no more; the saboteur needs to be told its fault.
+    known = sorted(p.stem.replace("_", "-") for p in directory.glob("*.py") if "sys.exit(run(" in p.read_text())
     if name not in known:
         listed = ", ".join(known) or f"a file in {directory}"
         raise ConfigError(f"argument --adversary: expected one of {listed}, not {name!r}{nearest(name, known)}")
