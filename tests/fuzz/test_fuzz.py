@@ -9,6 +9,8 @@ from fuzz_decoders import DECODERS
 from fuzz_engine import ACCEPTED, CORPUS, Finding, Run, Target, measured, outcome, random_inputs, saved_inputs, warm_up
 from fuzz_rpc import RPCS
 from fuzz_structures import STRUCTURES
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 SEED = 1
 RUNS = 1000
@@ -26,6 +28,16 @@ def test_a_short_run_finds_nothing_and_reaches_deep(target: Target, tmp_path: Pa
     ends = run.result.ends
     assert ends[ACCEPTED] >= 1 and ends.total() == run.result.inputs > 100, ends
     assert len(ends) >= 2, f"every input ended at the same place: {ends}"
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=name_of)
+@settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_hypothesis_finds_nothing_either(target: Target, data: st.DataObject) -> None:
+    """Unlike the mutator it shrinks what it finds."""
+    seed = data.draw(st.sampled_from(target.seeds) | st.binary(max_size=200))
+    at, length = data.draw(st.integers(0, len(seed))), data.draw(st.integers(0, 40))
+    outcome(target, seed[:at] + data.draw(st.binary(max_size=40)) + seed[at + length :])
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=name_of)
