@@ -72,10 +72,12 @@ class MinerService:
         self._answered[held.record.round, neuron.uid] += 1
         if self._answered[held.record.round, neuron.uid] > MAX_PROBES:
             raise PeerFault(f"uid {neuron.uid} has had its chunks of round {held.record.round}")
-        await stream.write(b"".join(held.own.contribution.digests), CONTROL_TIMEOUT_S)
-        for chunk in drawn_chunks(beacon, neuron.public_key, held.record, self._manifest):
-            await stream.write(held.own.contribution.chunks[chunk], CONTROL_TIMEOUT_S)
-        await stream.read(len(_ACK), CONTROL_TIMEOUT_S)
+        # Who asks gives up after the bulk time: a reader that lets every frame take its longest is not waited for.
+        async with deadline(2 * bulk_timeout_s(self._manifest.timing, self._clock.block_s), "chunks"):
+            await stream.write(b"".join(held.own.contribution.digests), CONTROL_TIMEOUT_S)
+            for chunk in drawn_chunks(beacon, neuron.public_key, held.record, self._manifest):
+                await stream.write(held.own.contribution.chunks[chunk], CONTROL_TIMEOUT_S)
+            await stream.read(len(_ACK), CONTROL_TIMEOUT_S)
 
 
 def drawn_chunks(beacon: bytes, validator: bytes, record: WorkRecord, manifest: RunManifest) -> tuple[int, ...]:

@@ -62,6 +62,18 @@ def test_a_slice_that_does_not_count_is_zero_and_its_reducer_failed() -> None:
     assert outcome.counted == (0, 2, 3) and outcome.credit[key(0)] == 1.0
 
 
+def test_a_slice_that_its_backup_reduced_counts_and_its_reducer_failed() -> None:
+    g = group()
+    outputs = reduced(g)
+    spec = replace(g.plan.slices[1], reducer=g.plan.slices[2].reducer)
+    whole = combine(g.plan, counted(g), outputs, g.run)
+    outputs[1] = reduce_slice(g.plan, spec, g.received(), g.works, g.run)
+    average, carry, outcome = combine(g.plan, counted(g), outputs, g.run)
+    assert average.tobytes() == whole[0].tobytes() and outcome.credit == whole[2].credit
+    assert (outcome.counted, outcome.backed_up) == ((0, 1, 2, 3), (1,)) and whole[2].backed_up == ()
+    assert carry.rounds[-1].failed == (g.plan.slices[1].reducer,) and whole[1].rounds[-1].failed == ()
+
+
 def without(made: SliceOutput, who: int, rows: int | None = None) -> SliceOutput:
     """The output as if the first `rows` chunks (all by default) had not included sender `who`."""
     count = len(made.record.included) if rows is None else rows

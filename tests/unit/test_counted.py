@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from samples import ROUND, RUN, commitment, key, neuron, roster, with_neuron
 
 from distributed_training.rules.membership import (
+    backed_by,
+    backup_of,
     candidates,
     counted_slices,
     decode_slice_map,
     encode_slice_map,
     majority_root,
+    output_claims,
     output_hashes,
     slice_maps,
     slices,
@@ -158,6 +161,40 @@ def test_output_hashes_that_are_not_read(change: dict[str, Any]) -> None:
     specs = slices(candidates(ROUND, people, people), 10, AVERAGE)
     assert output_hashes(3, specs, people, with_neuron(people, 0, **change)) == {1: key(1, "second")}
     assert output_hashes(3, specs, roster(neuron(1)), people) == {1: key(1, "second")}
+
+
+def claimed(*absent: int, count: int = 3) -> dict[int, tuple[bytes, bytes, bool]]:
+    """Slice -> (who signs, hash on chain, by backup?), while reducers of `absent` slices have no output on chain."""
+    people = roster(*(neuron(i) for i in range(count)))
+    specs = slices(candidates(ROUND, people, people), 10, AVERAGE)
+    now = people
+    for j in absent:
+        now = with_neuron(now, j, commitment=commitment(j, second=None, second_round=None))
+    found = output_claims(3, specs, people, now)
+    assert list(found) == sorted(found)
+    return {j: (c.reducer, c.record_hash, c.by_backup) for j, c in found.items()}
+
+
+def test_the_next_reducer_stands_in_for_one_without_an_output() -> None:
+    own = {j: (key(j), key(j, "second"), False) for j in range(3)}
+    assert claimed() == own
+    assert claimed(0) == own | {0: (key(1), key(1, "second"), True)}
+    assert claimed(2) == own | {2: (key(0), key(0, "second"), True)}, "the first stands in for the last"
+    assert claimed(0, 1) == {1: (key(2), key(2, "second"), True), 2: own[2]}, "a backup that failed too"
+    assert claimed(0, 1, 2) == {}
+    assert claimed(1, count=2) == {0: own[0], 1: (key(0), key(0, "second"), True)}
+    assert claimed(0, count=1) == {}
+
+
+def test_who_stands_in_for_whom() -> None:
+    people = roster(*(neuron(i) for i in range(3)))
+    specs = slices(candidates(ROUND, people, people), 10, AVERAGE)
+    for spec in specs:
+        backup = backup_of(specs, spec.index)
+        assert backup is not None and backup.reducer != spec.reducer
+        again = backed_by(specs, backup.index)
+        assert again == replace(spec, reducer=backup.reducer)
+    assert backup_of(specs[:1], 0) is None and backed_by(specs[:1], 0) is None
 
 
 # --- state roots -----------------------------------------------------------------------------------------

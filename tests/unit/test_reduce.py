@@ -228,3 +228,21 @@ def test_including_somebody_without_record_or_weight_is_refused() -> None:
     with pytest.raises(WireError, match="without weight"):
         check(g, made, works=zero)
     check(g, made, works=without, included=flipped(made.record.included, 1))  # not included: no record needed
+
+
+# --- backups -----------------------------------------------------------------------------------------
+
+
+def test_the_output_of_a_backup_is_taken_only_where_it_counts() -> None:
+    g = group()
+    spec = replace(g.plan.slices[1], reducer=g.plan.slices[2].reducer)
+    made = reduce_slice(g.plan, spec, g.received(), g.works, g.run)
+    assert check(g, made, spec=spec).chunks == reduced(g)[1].chunks
+    with pytest.raises(WireError, match="another run, round, slice or reducer"):
+        check(g, made)  # the slice's own reducer has its hash on chain
+    with pytest.raises(WireError, match="another run, round, slice or reducer"):
+        check(g, reduced(g)[1], spec=spec)
+    with pytest.raises(WireError, match="names another"):
+        check(g, made, spec=spec, backup=key(5, "output"))
+    named = replace(reduced(g)[1].record, backup=key(5, "output"))
+    assert check(g, replace(reduced(g)[1], record=named)).record == named
