@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,14 +50,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not counts or min(counts) < 1:
         raise ConfigError("--donors: numbers of at least 1, like 1,2,4")
     folder = Path(tempfile.mkdtemp(prefix="dt-sync-"))
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what follows is removed then too
     try:
         with Namespaces() as net:
             plan = _prepare(net, folder, max(counts), args)
-            rows = [_measure(plan, folder, count, args.mbit) for count in counts]
+            rows = []
+            for count in counts:
+                rows.append(_measure(plan, folder, count, args.mbit))
+                print(f"{count} donors: {rows[-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
     except NamespacesUnavailable as error:
         raise ConfigError(f"sync needs network namespaces: {error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, former)
     for row in rows:
         row["speedup"] = rows[0]["seconds"] / row["seconds"]
     return {"name": "sync", "rows": rows, "failures": _failures(rows)}
