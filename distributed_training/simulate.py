@@ -28,8 +28,8 @@ from distributed_training.simulation.swarm import SimResult, simulate
 EXIT_VIOLATION = 1
 DESCRIPTION = """\
 Run a whole swarm in this process: the node code of the real network, many nodes, a tiny model, a virtual clock,
-modelled links and a chain in memory. Nothing waits for real time, and everything follows from --seed: the same options give the
-same digest over all events of all nodes, on the same machine and the same versions.
+modelled links and a chain in memory. Nothing waits for real time, and everything follows from --seed: the same
+options give the same digest over all events of all nodes, on the same machine and the same versions.
 
 faults:
   none       nothing goes wrong
@@ -88,9 +88,8 @@ def show(result: SimResult, console: Console) -> None:
         numbers = (str(row.live), str(row.included), f"{row.messages:.0f}", f"{row.sent_bytes / 1e3:.0f}")
         table.add_row(str(row.round), seconds, applied, *numbers)
     console.print(table)
-    print(
-        "virtual s: from block s+D until a node's last slice had come, median; messages and bytes: sent by a node, mean"
-    )
+    print("virtual s: from block s+D until a node's last slice had come, median")
+    print("messages and kB: sent by a miner, mean")
     happened = Counter(i.kind for i in result.incidents)
     shown = ", ".join(f"{count} x {kind}" for kind, count in sorted(happened.items())) or "none"
     lost = "-" if result.lost_share is None else f"{100 * result.lost_share:.2f} %"

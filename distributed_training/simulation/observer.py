@@ -33,7 +33,7 @@ class RoundRow:
     included: int
     trained_tokens: int
     averaged_tokens: float | None
-    messages: float  # frames sent by a node since the former line, mean
+    messages: float  # frames sent by a miner since the former line, mean
     sent_bytes: float
 
 

@@ -33,6 +33,7 @@ class SimOptions:
     validators: int = 2
     width: int = 16  # of the model: 16 gives about 8 thousand parameters
     steps: int = 3  # inner steps a round, of miners fast enough
+    min_slices: int = 0  # at least so many chunks, whatever the number of miners
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""
@@ -83,7 +84,7 @@ def chunk_coords(num_coords: int, slices: int) -> int:
 
 def overrides(options: SimOptions) -> Mapping[str, Any]:
     """Sections of the manifest that differ from the local ones; its timing is the local preset's."""
-    chunk = chunk_coords(model_size(model_config(options.width)), options.miners)
+    chunk = chunk_coords(model_size(model_config(options.width)), max(options.miners, options.min_slices))
     return {
         "name": "simulation",
         "max_uids": options.names_count + options.spare,

@@ -22,6 +22,7 @@ from distributed_training.simulation.observer import RoundRow, Violation
 from distributed_training.simulation.options import SimOptions
 from distributed_training.simulation.world import World, make_world
 from distributed_training.training.model import num_parameters
+from distributed_training.types import Role
 
 FIRST_START_S = 0.2  # nodes of the genesis start within this time, in uid order
 Progress = Callable[[RoundRow], None]
@@ -153,9 +154,11 @@ class Swarm:
                 node.task = None
 
     def _traffic(self) -> tuple[float, float]:
-        """(frames, bytes) sent by a node since the last call, mean over those that live."""
+        """(frames, bytes) sent by a miner since the last call, mean over all."""
         frames, sent = [], []
         for name, node in self.nodes.items():
+            if node.role is not Role.MINER:
+                continue
             former = self._moved.get(name, (0, 0))
             now = (node.traffic.frames_sent, node.traffic.sent)
             reborn = now[0] < former[0]

@@ -1,0 +1,109 @@
+"""Growth: round time, messages and bytes per node from 4 to 256 miners, on a virtual clock over modelled links."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from distributed_training.errors import ConfigError
+from distributed_training.simulation.options import SimOptions
+from distributed_training.simulation.swarm import SimResult, simulate
+
+DESCRIPTION = """\
+Simulate swarms of growing size without faults (python -m distributed_training.simulate --help says how) and measure,
+per miner and round, the last round left out (nobody audits it):
+
+  round_s_virtual    from block s+D until a node has kept its last slice: finality of s+D, the exchange, the block of
+                     the output hash and its finality. Rounds are as long as the manifest says (54 s), whatever n
+  messages_per_node  frames sent
+  bytes_per_node     payload bytes sent; vector_bytes is what theory asks for, 2 (n-1)/n of the encoded vector, and the
+                     rest is records, digests, logs, probes and what validators and the owner fetch
+  real_s             seconds of this machine for the whole simulation
+
+Every swarm has the same model, whose vector has a chunk for each of the most miners asked for.
+"""
+SIZES = (4, 8, 16, 32, 64, 128, 256)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), metavar="N", help="miners of each swarm")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="rounds of each simulation (default 2)")
+    parser.add_argument("--width", type=int, default=48, metavar="N", help="of the model (default 48)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="decides everything (default 1)")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the growth here")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Rows by size. A violated invariant is a failure, named with the command that replays it. Raises ConfigError."""
+    if args.plot is not None and not args.plot.absolute().parent.is_dir():
+        raise ConfigError(f"--plot {args.plot}: the folder does not exist")
+    if args.rounds < 2:
+        raise ConfigError("--rounds: at least 2, since the last round is not measured")
+    rows, failures = [], []
+    for miners in args.sizes:
+        options = SimOptions(
+            miners=miners,
+            rounds=args.rounds,
+            seed=args.seed,
+            validators=1,
+            width=args.width,
+            steps=1,
+            min_slices=max(args.sizes),
+        )
+        result = simulate(options)
+        rows.append(row(result))
+        print(f"{miners} miners: {rows[-1]['round_s_virtual']:.2f} virtual s, {result.real_s:.0f} s", flush=True)
+        failures += [f"{v.what}: round {v.round}, {', '.join(v.nodes)}; {options.command()}" for v in result.violations]
+    if args.plot is not None:
+        plot(rows, args.plot)
+    return {"name": "simulate", "rows": rows, "failures": failures}
+
+
+def row(result: SimResult) -> dict[str, Any]:
+    n, measured = result.options.miners, result.rows[:-1]
+    times = [r.seconds for r in measured if r.seconds is not None]
+    return {
+        "miners": n,
+        "round_s_virtual": round(mean(times), 3) if times else None,
+        "messages_per_node": round(mean(r.messages for r in measured), 1),
+        "bytes_per_node": round(mean(r.sent_bytes for r in measured)),
+        "vector_bytes": round(2 * (n - 1) / n * result.wire_bytes),
+        "applied": sum(r.applied is True for r in result.rows),
+        "rounds": len(result.rows),
+        "real_s": round(result.real_s, 1),
+        "digest": result.digest,
+    }
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Three panels over the number of miners, both axes logarithmic but for the time."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sizes = [r["miners"] for r in rows]
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, label, log) in zip(
+        figure.subplots(1, 3),
+        (
+            ("round_s_virtual", "s+D until all slices are held, virtual s", False),
+            ("messages_per_node", "frames sent by a miner in a round", True),
+            ("bytes_per_node", "bytes sent by a miner in a round", True),
+        ),
+        strict=True,
+    ):
+        axes.plot(sizes, [r[name] for r in rows], "o-", label="measured")
+        if name == "bytes_per_node":
+            axes.plot(sizes, [r["vector_bytes"] for r in rows], "--", label="2 (n-1)/n of the vector")
+        if name == "messages_per_node":
+            first = rows[0]["messages_per_node"] / sizes[0]
+            axes.plot(sizes, [first * n for n in sizes], "--", label="proportional to n")
+        axes.set(xlabel="miners", title=label, xscale="log", yscale="log" if log else "linear")
+        axes.set_xticks(sizes, [str(n) for n in sizes])
+        axes.set_ylim(bottom=None if log else 0)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
