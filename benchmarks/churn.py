@@ -87,7 +87,9 @@ def churn(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             watch = churning(prepared, options, added, extra, processes, events, display, stop)
             train(watch)
             check_offline(prepared, processes)
-            return result(prepared, events, {item.name: item.round for item in added}, args.rounds)
+            found = result(prepared, events, {item.name: item.round for item in added}, args.rounds)
+            display.say(json.dumps(found["totals"]))
+            return found
         finally:
             events.close()
 
