@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from threading import Event
 
 from subnet import Subnet, finished, make_subnet, running, scored
 
@@ -28,6 +29,17 @@ class LackingPages:
     def fetch(self, index: int) -> Page:
         if index in self._lacking:
             raise DataUnavailable(f"page {index} is missing")
+        return self._source.fetch(index)
+
+
+class HangingPages(LackingPages):
+    """A page source that takes for ever over some pages."""
+
+    come = Event()
+
+    def fetch(self, index: int) -> Page:
+        if index in self._lacking:
+            self.come.wait(60)
         return self._source.fetch(index)
 
 
@@ -63,12 +75,31 @@ async def test_who_lacks_a_page_stops_there_and_judges_nobody_by_it(tmp_path: Pa
         assert card["G"] == 0.5, "neither for nor against it"
 
 
-def check_short_miner(subnet: Subnet) -> None:
+async def test_who_waits_for_a_page_for_ever_goes_on_without_it_and_judges_nobody_by_it(tmp_path: Path) -> None:
+    subnet = make_subnet(tmp_path, miners=2, owner=False)
+    hanging_miner, hanging_auditor = page_of(subnet, "miner-0", 1), page_of(subnet, "miner-1", 0)
+    each = {
+        "miner-0": {"pages": lambda source: HangingPages(source, {hanging_miner})},
+        "validator-1": {"pages": lambda source: HangingPages(source, {hanging_auditor})},
+    }
+    try:
+        async with running(subnet, each=each, steps=STEPS):
+            await scored(subnet, 0)
+            check_short_miner(subnet, "did not come in time")
+            blind, other = subnet.nodes["validator-1"], subnet.nodes["miner-1"]
+            (audit,) = blind.all("audit", round=0, target=other.uid)
+            assert audit["verdict"] is None, "its own trouble is no observation"
+            assert "did not come in time" in blind.all("fault", round=0, what="audit")[0]["detail"]
+    finally:
+        HangingPages.come.set()
+
+
+def check_short_miner(subnet: Subnet, detail: str = "is missing") -> None:
     """It committed the steps it had, and they counted."""
     short = subnet.nodes["miner-0"]
     (train,), (fault,) = short.all("train", round=0), short.all("fault", round=0)
     assert 1 <= train["steps"] < STEPS
-    assert fault["what"] == "data" and "is missing" in fault["detail"]
+    assert fault["what"] == "data" and detail in fault["detail"]
     event = short.rounds()[0]
     assert event["applied"] and short.uid in event["included"] and event["credit"][str(short.uid)] == 1.0
     claimed = subnet.nodes["validator-0"].rounds()[0]["tokens"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +13,22 @@ from threading import Event
 
 import numpy as np
 import pytest
+from tiny_training import GPT2, manifest
 
+import distributed_training
 from distributed_training.averaging.overflow import Overflow, write_whole
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.data.base import Page
 from distributed_training.data.patience import MAX_LEFT, PageReads
-from distributed_training.errors import DataUnavailable, LocalFault
+from distributed_training.data.tokens import ByteTokenizer
+from distributed_training.errors import DataUnavailable, LocalFault, OutOfMemory
 from distributed_training.journal import Journal
 from distributed_training.metrics.base import JsonlSink
-from distributed_training.training.inner import out_of_memory
+from distributed_training.roles.work import Trainer, WorkTask
+from distributed_training.training.inner import InnerLoop, out_of_memory
+from distributed_training.training.model import build_model, to_flat
+from distributed_training.training.outer import initial_state
+from distributed_training.types import StepRecord
 
 
 class SlowPages:
@@ -190,3 +198,42 @@ def journal_refuses(journal: Journal, number: int) -> bool:
         assert "full" in str(error)
         return True
     return False
+
+
+def test_a_clock_that_jumps_changes_nothing_a_node_does() -> None:
+    """Only these look at the wall clock: stamps of events, expiry of hints, and the local chain's arithmetic."""
+    package = Path(distributed_training.__file__).parent
+    asks = re.compile(r"\btime\.time\(|\bdatetime\.(now|utcnow|today)\(|\btime\.(gmtime|localtime|strftime)\(")
+    found = {str(path.relative_to(package)) for path in package.rglob("*.py") if asks.search(path.read_text("utf-8"))}
+    node_code = {path for path in found if not path.startswith(("localnet/", "simulation/", "chain/local_"))}
+    assert node_code == {"metrics/base.py", "network/hints.py"}
+
+
+def test_too_little_memory_makes_the_next_attempt_smaller() -> None:
+    run = manifest(GPT2)
+    inner = InnerLoop(build_model(GPT2, 7), run)
+    sizes = list[bool]()
+    worker = Trainer(inner, HungryPages(), ByteTokenizer(), run)
+    task = WorkTask(0, 1, bytes(32), initial_state(to_flat(build_model(GPT2, 7)), run.average), 2, lambda: False, noted)
+    for _ in range(5):
+        with pytest.raises(OutOfMemory) as caught:
+            worker.work(task)
+        sizes.append(caught.value.retry)
+    assert sizes == [True, True, True, False, False], "a batch of 8 can be halved three times"
+
+
+def noted(record: StepRecord, seconds: float) -> None:
+    raise AssertionError("no step can be done")
+
+
+class HungryPages:
+    """A source that needs more memory than there is."""
+
+    def __init__(self) -> None:
+        self.num_pages, self.sha256 = 8, "00"
+
+    def fetch(self, index: int) -> Page:
+        raise MemoryError
+
+    def heldout(self) -> tuple[str, ...]:
+        raise MemoryError
