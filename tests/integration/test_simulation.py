@@ -63,11 +63,11 @@ def recorder(roots: dict[str, str]) -> Recorder:
 def test_the_observer_finds_who_differs_who_is_late_and_who_changed_its_mind(tmp_path: Path) -> None:
     options = SimOptions(miners=3, rounds=2)
     round_ = make_run(options, tmp_path).round(0)
-    names: tuple[str, ...] = ("miner-0", "miner-1", "miner-2", "miner-3")
+    names = ("miner-0", "miner-1", "miner-2", "miner-3")
     seen = recorder({"miner-0": "aa", "miner-1": "bb", "miner-2": "aa"})
 
     def check(*troubles: Incident) -> list[observer.Violation]:
-        since = dict.fromkeys(names, 0.0)
+        since: dict[str, float] = dict.fromkeys(list[str](names), 0.0)
         return observer.check_round(seen, round_, names, since, observer.Troubles(troubles), 1.0, 54)
 
     assert [(v.nodes, v.what) for v in check()] == [
