@@ -13,10 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ring import LINK, Ring, RingNode, play
+from ring import LINK, D, Ring, RingNode, play
 
+from distributed_training.averaging.store import RoundStore
 from distributed_training.errors import StateDiverged
+from distributed_training.localnet.recompute import counted_outputs
 from distributed_training.network.links import LinkProfile
+from distributed_training.roles.follower import Follower
+from distributed_training.training.outer import initial_state
 
 Fault = Callable[[Ring, str], Awaitable[None]]
 
@@ -106,6 +110,23 @@ def test_a_backup_reduces_the_slice_of_a_reducer_that_fails(
     failed = node.follower.state.carry.rounds[0].failed
     assert failed == (ring.nodes[victim].key.public_key,), "its backup did the work, so it did not"
     assert same(ring, 1, victim).rounds[1]["applied"]
+
+
+def test_the_offline_check_recomputes_what_a_backup_reduced(tmp_path: Path) -> None:
+    async def story(ring: Ring) -> None:
+        await kill_before(ring, ring.order[1])
+        await ring.settled(0, *(n for n in ring.nodes if n != ring.order[1]))
+        parts = ring.nodes["validator-0"].parts
+        assert parts is not None
+        follower = Follower(parts, 0, initial_state(np.zeros(D, np.float32), ring.run.average), trusted=True)
+        plan = await follower.plan(await follower.prepare())
+        claims = await parts.butterfly.wanted(plan, plan.round.output_block)
+        assert [j for j, claim in claims.items() if claim.by_backup] == [1]
+        stores = {name: RoundStore(tmp_path / name) for name in ring.nodes}
+        outputs, same_bytes, problems = counted_outputs(plan, claims, stores, ring.run)
+        assert (sorted(outputs), same_bytes, problems) == ([0, 1, 2, 3], 4, [])
+
+    play(tmp_path, story)
 
 
 @pytest.mark.parametrize("miners", [1, 2, 3])
