@@ -68,7 +68,7 @@ def row(course: Course, evidence: Evidence) -> dict[str, Any]:
         "bytes_in_flight": None if event is None else event["bytes_in_flight"],
         "hung": seen is None or any(seen["verdicts"].get(name) != SETTLED for name in evidence.honest),
         "identical": identical([*settled, *([own] if own else [])], evidence.checks.get(index)),
-        "credit_lost": credit_lost(evidence, index),
+        "credit_lost": credit_lost(evidence, index, course.trial.name),
         "effect": effects(course, evidence),
     }
 
@@ -100,12 +100,15 @@ def identical(settled: Sequence[Event | None], check: RoundCheck | None) -> bool
     return check is not None and roots == {check.root}
 
 
-def credit_lost(evidence: Evidence, index: int) -> float | None:
-    """Share of the tokens trained in the round, the saboteur's included, that got no credit."""
+def credit_lost(evidence: Evidence, index: int, saboteur: str) -> float | None:
+    """Share of the tokens trained in the round that got no credit: the honest miners' and this saboteur's.
+
+    Other saboteurs are left out: they join, or were broken a round ago.
+    """
     event = next((e for n in evidence.honest if (e := evidence.settled(n, index))), None)
     if event is None:
         return None
-    trained = {name: tokens(evidence, name, index) for name in evidence.events}
+    trained = {name: tokens(evidence, name, index) for name in (*evidence.honest, saboteur) if name in evidence.events}
     total = fsum(trained.values())
     uids = {s.name: s.uid for s in (*evidence.subnet.honest, *evidence.subnet.saboteurs.values())}
     kept = fsum(count * event["credit"].get(str(uids[name]), 0.0) for name, count in trained.items())
@@ -175,7 +178,7 @@ def _map_effects(evidence: Evidence, index: int, uid: int) -> list[str]:
     others = {found for other, found in maps.items() if other != uid}
     if uid not in maps:
         return ["no map on chain"]
-    return [] if maps[uid] in others else ["a false map on chain"]
+    return [] if maps[uid] in others else ["another map on chain"]
 
 
 def _own_effects(course: Course, evidence: Evidence) -> list[str]:
