@@ -102,8 +102,10 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
             first = rows[0]["messages_per_node"] / sizes[0]
             axes.plot(sizes, [first * n for n in sizes], "--", label="proportional to n")
         axes.set(xlabel="miners", title=label, xscale="log", yscale="log" if log else "linear")
+        axes.minorticks_off()
         axes.set_xticks(sizes, [str(n) for n in sizes])
-        axes.set_ylim(bottom=None if log else 0)
+        if not log:
+            axes.set_ylim(0, 1.2 * max(r[name] or 0.0 for r in rows))
         axes.legend()
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
