@@ -243,7 +243,7 @@ async def test_which_state_a_node_starts_from(finished_subnet: Subnet, tmp_path:
     assert await chosen() == (0, True, "own snapshot"), "peers keep every round since"
     assert await chosen(stuck_at=1) == (2, True, "peers"), "our own state does not lead past round 1"
     (states / "000002.safetensors").unlink()
-    kept, p = p, replace(p, manifest=keeping(p.manifest, output_rounds=2))
+    kept, p = p, replace(p, manifest=keeping(p.manifest, output_rounds=1))
     assert await chosen() == (2, True, "peers"), "nobody keeps the rounds since any more"
     p = kept
     forged = RunState(state.params + np.float32(1), state.momentum, 2, state.carry)
