@@ -16,32 +16,38 @@ from distributed_training.wire import decode_signed
 
 _KEPT_ROUNDS = 2
 
+_Key = tuple[bytes, bytes]  # public key and record hash: anybody can commit to the hash of somebody else's record
+
+
+def _key(candidate: Candidate) -> _Key:
+    return candidate.public_key, candidate.record_hash
+
 
 class WorkBook:
-    """What this node knows of its peers' work records, by the hash on chain. One per node, for one event loop."""
+    """What this node knows of its peers' work records, as the chain names them. One per node, for one event loop."""
 
     def __init__(self, manifest: RunManifest, verify: Verify, store: RoundStore) -> None:
         self._manifest, self._verify, self._store = manifest, verify, store
-        # (round, state root) -> record hash -> record and its signed bytes; None: not in the store, or damaged there
-        self._rounds: dict[tuple[int, bytes], dict[bytes, tuple[WorkRecord, bytes] | None]] = {}
-        self._asked: dict[bytes, asyncio.Event] = {}  # record hash -> set when the stream that asked has ended
+        # (round, state root) -> whose -> record and its signed bytes; None: not in the store, or damaged there
+        self._rounds: dict[tuple[int, bytes], dict[_Key, tuple[WorkRecord, bytes] | None]] = {}
+        self._asked: dict[_Key, asyncio.Event] = {}  # set when the stream that asked has ended
 
     def get(self, plan: RoundPlan, candidate: Candidate) -> WorkRecord | None:
         """The checked record, from memory or from our own disk."""
         known = self._known(plan)
-        if candidate.record_hash not in known:
-            known[candidate.record_hash] = self._load(plan, candidate)
-        found = known[candidate.record_hash]
+        if _key(candidate) not in known:
+            known[_key(candidate)] = self._load(plan, candidate)
+        found = known[_key(candidate)]
         return None if found is None else found[0]
 
     def take(self, plan: RoundPlan, candidate: Candidate, signed: bytes) -> WorkRecord:
         """Check a record that a peer sent, keep it, and serve it to others. Raises WireError with the reason."""
-        held = self._known(plan).get(candidate.record_hash)
+        held = self._known(plan).get(_key(candidate))
         if held is not None and held[1] == signed:
             return held[0]
         record = check_work(decode_signed(signed), candidate, plan, self._manifest, self._verify)
         self._store.put_work(plan.round.index, candidate.record_hash, signed)
-        self._known(plan)[candidate.record_hash] = record, signed
+        self._known(plan)[_key(candidate)] = record, signed
         return record
 
     def lacking(self, plan: RoundPlan, members: Iterable[Candidate]) -> list[Candidate]:
@@ -52,18 +58,18 @@ class WorkBook:
 
     def claim(self, wanted: Iterable[Candidate]) -> list[Candidate]:
         """Those that nobody is being asked for; from now on we are asking. `release` them afterwards."""
-        mine = [c for c in wanted if c.record_hash not in self._asked]
-        self._asked |= {c.record_hash: asyncio.Event() for c in mine}
+        mine = [c for c in wanted if _key(c) not in self._asked]
+        self._asked |= {_key(c): asyncio.Event() for c in mine}
         return mine
 
     def release(self, asked: Collection[Candidate]) -> None:
         """Whether they came or not: wake whoever waits for them."""
         for candidate in asked:
-            self._asked.pop(candidate.record_hash).set()
+            self._asked.pop(_key(candidate)).set()
 
     async def others(self, wanted: Iterable[Candidate], timeout_s: float) -> None:
         """Until the streams that ask for these have ended, or the time is over."""
-        events = [self._asked[c.record_hash] for c in wanted if c.record_hash in self._asked]
+        events = [self._asked[_key(c)] for c in wanted if _key(c) in self._asked]
         try:
             async with asyncio.timeout(timeout_s):
                 for event in events:
@@ -71,7 +77,7 @@ class WorkBook:
         except TimeoutError:
             pass
 
-    def _known(self, plan: RoundPlan) -> dict[bytes, tuple[WorkRecord, bytes] | None]:
+    def _known(self, plan: RoundPlan) -> dict[_Key, tuple[WorkRecord, bytes] | None]:
         key = (plan.round.index, plan.state_root)
         if key not in self._rounds:
             self._rounds[key] = {}

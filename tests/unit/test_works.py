@@ -1,0 +1,52 @@
+"""What a node knows of work records, under miners that commit to the hash of somebody else's record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from samples import group, key
+
+from distributed_training.averaging.plan import RoundPlan
+from distributed_training.averaging.store import RoundStore
+from distributed_training.averaging.works import WorkBook
+from distributed_training.errors import WireError
+from distributed_training.types import Signed
+from distributed_training.wire import encode_signed, encode_work
+
+G = group()
+OWNER, THIEF = G.plan.candidates[:2]
+SIGNED = encode_signed(Signed(encode_work(G.works[OWNER.public_key]), bytes(64)))
+
+
+def yes(public_key: bytes, message: bytes, signature: bytes) -> bool:
+    return True
+
+
+def stolen() -> RoundPlan:
+    """The round in which the second candidate has committed to the hash of the first one's record."""
+    members = (OWNER, replace(THIEF, record_hash=OWNER.record_hash), *G.plan.candidates[2:])
+    return replace(G.plan, candidates=members)
+
+
+@pytest.mark.parametrize("held", ["in memory", "on disk"])
+def test_a_record_speaks_for_nobody_but_its_miner(tmp_path: Path, held: str) -> None:
+    plan, store = stolen(), RoundStore(tmp_path)
+    works = WorkBook(G.run, yes, store)
+    owner, thief = plan.candidates[:2]
+    work = works.take(plan, owner, SIGNED)
+    if held == "on disk":
+        works = WorkBook(G.run, yes, store)
+    assert works.get(plan, owner) == work and work.public_key == key(0)
+    assert works.get(plan, thief) is None
+    with pytest.raises(WireError, match="another miner"):
+        works.take(plan, thief, SIGNED)
+
+
+async def test_both_can_be_asked_for_at_once(tmp_path: Path) -> None:
+    plan, works = stolen(), WorkBook(G.run, yes, RoundStore(tmp_path))
+    asked = works.claim(works.lacking(plan, plan.candidates))
+    assert asked == list(plan.candidates)
+    works.release(asked)
+    assert works.claim(plan.candidates) == list(plan.candidates)
