@@ -20,6 +20,7 @@ from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.reducing import Publish, Reduction
 from distributed_training.averaging.scatter import OwnWork as OwnWork
 from distributed_training.averaging.store import RoundStore
+from distributed_training.averaging.touch import Touch
 from distributed_training.averaging.works import WorkBook
 from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
@@ -109,8 +110,10 @@ class Butterfly:
         return None if reduced is None else reduced.result()
 
     async def _open(self, plan: RoundPlan, spec: SliceSpec, own: OwnWork) -> Reduction:
+        decide_block = plan.round.output_block - max(1, self._manifest.timing.reduce_margin // 2)
+        touch = Touch(plan, spec, decide_block, self.slices, self._collector, self._clock)
         reduction = Reduction(
-            plan, spec, self._manifest, self.slices, self._signer, lambda: self._left_s(plan)
+            plan, spec, self._manifest, self.slices, self._signer, lambda: self._left_s(plan), touch
         )  # fmt: skip
         ourselves = plan.candidate(self._signer.public_key)
         if ourselves is not None:
@@ -130,12 +133,16 @@ class Butterfly:
                 if not taken:
                     stream = await self._deliver(plan, spec, spec.reducer, own)
                     taken = True
+                    if reduction is not None:
+                        reduction.touch.took(spec.reducer)
                     done = await scatter.until_done(stream, self._stall_s, lambda: self._left_s(plan))
                     if done and ours is not None:
                         ours.spare()
                     return
             except (NetworkFault, PeerFault) as error:
                 log.info("slice %d: its reducer %s: %s", spec.index, spec.reducer.hex()[:12], error)
+                if reduction is not None and taken:
+                    reduction.touch.lost(spec.reducer)
             backed_up = backed_up or await self._back_up(plan, spec, own, ours)
             await asyncio.sleep(min(left_s, self._clock.block_s / 2))
 

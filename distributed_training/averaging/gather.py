@@ -26,7 +26,7 @@ from distributed_training.chain.base import Verify
 from distributed_training.errors import PeerFault, WireError
 from distributed_training.manifest import RunManifest
 from distributed_training.network.base import Stream, deadline
-from distributed_training.types import Candidate, OutputRecord
+from distributed_training.types import NO_BACKUP, Candidate, OutputRecord
 from distributed_training.wire import decode_output, decode_signed, output_senders, record_hash, signing_message
 
 METHOD = "slice"
@@ -141,6 +141,15 @@ class Slices:
             finally:
                 await stream.close()
         return self._checked(signed_record, plan, slice_index, reducer, output_hash)
+
+    async def ping(self, peer_key: bytes, plan: RoundPlan) -> None:
+        """Ask for a slice that there is not: does the peer answer at all? Raises NetworkFault, PeerFault."""
+        async with deadline(self._patience.stall_s, "ping"):
+            stream = await self._open(peer_key, plan, NO_BACKUP)
+            try:
+                await stream.read(len(NO_BACKUP), self._patience.stall_s)
+            finally:
+                await stream.close()
 
     def load(self, plan: RoundPlan, slice_index: int, reducer: bytes, output_hash: bytes) -> SliceOutput | None:
         """A slice from our own kept bytes, checked like a foreign one; None when absent. Raises WireError: damaged."""

@@ -12,6 +12,7 @@ from distributed_training.averaging.gather import Slices
 from distributed_training.averaging.inbox import Inbox
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import StoredOutput
+from distributed_training.averaging.touch import Touch
 from distributed_training.chain.base import Signer
 from distributed_training.manifest import RunManifest
 from distributed_training.rules.membership import backed_by, backup_of
@@ -35,10 +36,11 @@ class Reduction:
         slices: Slices,
         signer: Signer,
         left_s: Callable[[], float],
+        touch: Touch,
     ) -> None:
-        """left_s: seconds until the cut-off."""
+        """left_s: seconds until the cut-off. touch: is told by whoever sends for us."""
         self.plan, self._manifest, self._slices = plan, manifest, slices
-        self._signer, self._left_s = signer, left_s
+        self._signer, self._left_s, self.touch = signer, left_s, touch
         everybody = frozenset(c.public_key for c in plan.candidates)
         self.own = Inbox(plan, spec, everybody)
         other = backed_by(plan.slices, spec.index)
@@ -75,6 +77,9 @@ class Reduction:
         await self.own.wait(self._left_s())
         if missing := self.own.missing():
             log.warning("slice %d: %d sender(s) incomplete at the cut-off", self.own.spec.index, len(missing))
+            if await self.touch.cut_off(self.own.expected - set(missing)):
+                log.warning("slice %d: our line is cut, it is left to the backup", self.own.spec.index)
+                return None
         output = await self._reduced(self.own)
         said: bytes | None = None
         if self._left_s() > 0 or self.stand_in is None:

@@ -242,6 +242,10 @@ class Ring:
         self.nodes[name].chain_open.set()
         self.links.thaw(self.nodes[name].identity.public_key)
 
+    def cut(self, *names: str) -> None:
+        """Nothing passes between these and the rest any more; all of them still reach the chain."""
+        self.links.partition([self.nodes[name].identity.public_key for name in names])
+
     def slow(self, name: str, bytes_per_s: float) -> None:
         nic = self.links.nic(self.nodes[name].identity.public_key)
         nic.up_bytes_s = nic.down_bytes_s = bytes_per_s
