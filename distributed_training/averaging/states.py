@@ -65,6 +65,7 @@ class StateFiles:
         prefix = encode_prefix(round_index, state.applied, state.carry, len(state.params))
         with _local(f"cannot write {path}"):
             path.with_suffix(".header").unlink(missing_ok=True)
+            self._drop_remains(round_index)
             try:
                 with partial.open("wb") as file:
                     for part in (prefix, _data(state.params), _data(state.momentum)):
@@ -72,7 +73,7 @@ class StateFiles:
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)  # half a state would take the room that the disk lacks
-        self.drop_old()
+            self.drop_old()
 
     def rounds(self) -> list[int]:
         """Rounds of which there is a snapshot, oldest first."""
@@ -143,6 +144,14 @@ class StateFiles:
             if other.name != name:
                 other.unlink(missing_ok=True)
         return Fetched(self.folder / name, self._path(header.round), header, shape)
+
+    def _drop_remains(self, round_index: int) -> None:
+        """What killed processes of ours left: half a state, and fetches of states that we have passed."""
+        for path in self.folder.glob("*.safetensors.part"):
+            path.unlink(missing_ok=True)
+        for path in self.folder.glob("*.fetch"):
+            if path.name.split("-")[0] <= f"{round_index:06d}":
+                path.unlink(missing_ok=True)
 
     def _path(self, round_index: int) -> Path:
         return self.folder / f"{round_index:06d}.safetensors"

@@ -31,8 +31,11 @@ def keep_work(parts: Parts, held: HeldWork) -> None:
     attempt(parts, index, "disk", write)
 
 
-def find_work(parts: Parts, follower: Follower) -> HeldWork | None:
-    """What a former process of ours made for the round that begins now, if it fits this state. Never raises."""
+def find_work(parts: Parts, follower: Follower, held: HeldWork | None = None) -> HeldWork | None:
+    """What this process (`held`) or a former one made for the round that begins now, if it fits this state: who joined
+    again may hold another one now. Never raises."""
+    if held is not None and (held.record.round, held.record.state_root) == (follower.index, follower.root):
+        return held
     index, layout = follower.index, layout_of(parts.manifest, len(follower.state.params))
     try:
         line = parts.journal.load_own(index)

@@ -71,7 +71,7 @@ class Miner:
         """One round, as in protocol section 3. May be called again for a round that was broken off."""
         p, round_ = self._p, self._p.manifest.round(self._follower.index)
         report = RoundReport(p, round_)
-        kept = self._service.held(round_.index) or find_work(p, self._follower)
+        kept = find_work(p, self._follower, self._service.held(round_.index))
         try:
             if kept is None and self._train_ahead:
                 await self._begin_early(round_, report)
@@ -84,7 +84,7 @@ class Miner:
         plan = await self._follower.plan(start)
         report.phase("average")
         async with asyncio.TaskGroup() as tasks:
-            if own is not None and self._is_committed(plan, own):
+            if own is not None and p.clock.head < round_.output_block and self._is_committed(plan, own):
                 tasks.create_task(self._push_logs(plan), name="push logs")
                 tasks.create_task(self._reduce(plan, own, resumed=kept is not None), name="scatter and reduce")
             gathering = tasks.create_task(p.butterfly.gather(plan, plan.round.map_block), name="gather")

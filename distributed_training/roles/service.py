@@ -110,9 +110,14 @@ class LogService:
         peers.transport.serve(LOG_METHOD, self._on_log)
 
     async def open_round(self, plan: RoundPlan) -> None:
-        """From now on logs of this round are taken, and no others."""
+        """From now on logs of this round are taken, and no others.
+
+        A round that is opened again keeps what has come: nobody sends a log twice.
+        """
         async with self._opened:
-            self._plan, self._logs = plan, {}
+            if self._plan is None or self._plan.round.index != plan.round.index:
+                self._logs = {}
+            self._plan = plan
             self._opened.notify_all()
 
     def logs(self) -> dict[bytes, PushedLog]:
@@ -129,7 +134,7 @@ class LogService:
         if record_hash(decode_signed(signed).body) != candidate.record_hash:
             raise WireError("log: comes with another work record than the one on chain")
         log = await stream.read(self._max_log_bytes, self._bulk_s)
-        if self._plan is plan:
+        if self._plan is not None and self._plan.round.index == plan.round.index:
             self._logs.setdefault(neuron.public_key, PushedLog(signed, log, self._clock.head))
         await stream.write(_ACK, CONTROL_TIMEOUT_S)
 

@@ -70,16 +70,18 @@ class Trainer:
         source = self._reads.until(lambda: ended or task.should_stop())
         stream = assigned_batches(self._manifest, source, self._tokenizer, task.round, task.beacon, task.uid)
         with stream:
-            result = self._loop.run(
-                task.state.params,
-                stream,
-                applied_rounds=task.state.applied,
-                sketch_seed=task.beacon,
-                max_steps=task.max_steps,
-                should_stop=task.should_stop,
-                on_step=task.on_step,
-            )
-            ended = True  # a page that is still being read ahead is not waited for
+            try:
+                result = self._loop.run(
+                    task.state.params,
+                    stream,
+                    applied_rounds=task.state.applied,
+                    sketch_seed=task.beacon,
+                    max_steps=task.max_steps,
+                    should_stop=task.should_stop,
+                    on_step=task.on_step,
+                )
+            finally:
+                ended = True  # a page that is still being read ahead is not waited for
             return WorkResult(task.state.params - result.end, result.steps, stream.page_digests, stream.fault)
 
 

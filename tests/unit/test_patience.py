@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -220,6 +221,29 @@ def test_too_little_memory_makes_the_next_attempt_smaller() -> None:
             worker.work(task)
         sizes.append(caught.value.retry)
     assert sizes == [True, True, True, False, False], "a batch of 8 can be halved three times"
+
+
+def test_a_worker_that_fails_does_not_wait_for_the_page_it_reads_ahead() -> None:
+    class OneLongPage(SlowPages):
+        def fetch(self, index: int) -> Page:
+            if not self.asked.is_set():
+                self.asked.set()
+                return Page(index, ("text " * 20_000,), bytes(32))
+            self.come.wait(30)
+            raise DataUnavailable("nobody waited")
+
+        asked = Event()
+
+    def no_room(record: StepRecord, seconds: float) -> None:
+        raise MemoryError
+
+    run, pages = manifest(GPT2), OneLongPage()
+    worker = Trainer(InnerLoop(build_model(GPT2, 7), run), pages, ByteTokenizer(), run)
+    state, began = initial_state(to_flat(build_model(GPT2, 7)), run.average), time.monotonic()
+    with pytest.raises(OutOfMemory):
+        worker.work(WorkTask(0, 1, bytes(32), state, 2, lambda: False, no_room))
+    assert time.monotonic() - began < 20
+    pages.come.set()
 
 
 def noted(record: StepRecord, seconds: float) -> None:

@@ -87,6 +87,14 @@ def test_the_two_newest_states_are_kept(store: RoundStore) -> None:
     assert state_root(newest[1], 64) == state_root(state(10), 64)
 
 
+def test_what_killed_processes_left_of_states_goes_with_the_next_one(store: RoundStore) -> None:
+    folder = store.root / "state"
+    for name in ("000002.safetensors.part", "000003-aa.fetch", "000009-bb.fetch"):
+        (folder / name).write_bytes(b"half a state")
+    store.put_state(3, state())
+    assert list(files(store.root)) == ["state/000003.safetensors", "state/000009-bb.fetch"]
+
+
 @pytest.mark.parametrize("damage", [b"", b"no safetensors", encode_state(3, state())[:-1], bytes(8)])
 def test_a_corrupt_snapshot_is_skipped(store: RoundStore, damage: bytes) -> None:
     store.put_state(2, state(2))
