@@ -6,6 +6,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import random
 import subprocess
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         return replay(options.replay)
     engine = chosen_engine(options.engine)
     if options.child is not None:
+        logging.getLogger("distributed_training").setLevel(logging.CRITICAL)  # refusals are what happens here
         return child(targets()[options.targets[0]], engine, options)
     known = targets()
     names = list(known) if "all" in options.targets else options.targets

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import replace
@@ -33,7 +32,6 @@ MAX_SENT = 1 << 20  # bytes a node may answer to one scripted stream
 PEER_ERRORS = (PeerFault, NetworkFault)
 VALIDATOR = 9
 LOOP = VirtualLoop()
-logging.getLogger("distributed_training").setLevel(logging.CRITICAL)  # refusals are what happens here
 
 
 def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:

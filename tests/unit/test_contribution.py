@@ -57,7 +57,7 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
     "codec": ({"codec": 2}, "unknown codec"),
     "too few norms": ({"chunk_norms": RECORD.chunk_norms[:-1]}, "number of chunk norms"),
     "too many norms": ({"chunk_norms": (*RECORD.chunk_norms, 1.0)}, "number of chunk norms"),
-    "negative norm": ({"chunk_norms": (-1.0, 1.0, 1.0)}, "negative norm"),
+    "negative norm": ({"chunk_norms": (-1.0, 1.0, 1.0)}, "norm is negative"),
 }
 
 

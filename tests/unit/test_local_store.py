@@ -16,8 +16,8 @@ from distributed_training.chain.local_epoch import empty_epoch, write_epoch
 from distributed_training.chain.local_store import (
     NO_SUCH_BLOCK,
     ChainParams,
+    FileRows,
     LocalStore,
-    Rows,
     block_hash,
     block_of_hash,
     create_file,
@@ -29,7 +29,7 @@ PARAMS = ChainParams(1, 0.05, 1, 1000, 0, 0, 4, 4, 0, 0, 0, "hot", "cold")
 
 def make_store(path: Path, started: bool = True) -> LocalStore:
     connection = create_file(path, PARAMS)
-    write_epoch(Rows(connection, 0), empty_epoch([]))
+    write_epoch(FileRows(connection, 0), empty_epoch([]))
     if started:
         connection.execute("update meta set value = ? where name = 'genesis_time'", (json.dumps(time.time()),))
     connection.close()
@@ -100,7 +100,7 @@ def test_an_open_block_cannot_be_read(tmp_path: Path) -> None:
 
 def test_rows_are_the_newest_at_or_before_the_block(tmp_path: Path) -> None:
     connection = create_file(tmp_path / "c", PARAMS)
-    rows = Rows(connection, 5)
+    rows = FileRows(connection, 5)
     rows.put("item", "a", 1)
     rows.as_of(7).put("item", "a", 2)
     rows.as_of(7).put("item", "b", {"x": [1]})

@@ -43,7 +43,7 @@ def test_timers_fire_in_the_order_of_their_time(delays: list[float]) -> None:
         async def one(delay: float) -> None:
             await asyncio.sleep(delay)
             fired.append(now())
-            assert now() == pytest.approx(delay)
+            assert now() == pytest.approx(delay, abs=1e-8)  # the loop joins timers within its resolution
 
         await asyncio.gather(*map(one, delays))
         return fired
