@@ -229,20 +229,23 @@ def test_a_worker_that_fails_does_not_wait_for_the_page_it_reads_ahead() -> None
             if not self.asked.is_set():
                 self.asked.set()
                 return Page(index, ("text " * 20_000,), bytes(32))
+            self.ahead.set()
             self.come.wait(30)
             raise DataUnavailable("nobody waited")
 
-        asked = Event()
+        asked, ahead = Event(), Event()
 
     def no_room(record: StepRecord, seconds: float) -> None:
         raise MemoryError
 
-    run, pages = manifest(GPT2), OneLongPage()
-    worker = Trainer(InnerLoop(build_model(GPT2, 7), run), pages, ByteTokenizer(), run)
-    state, began = initial_state(to_flat(build_model(GPT2, 7)), run.average), time.monotonic()
+    config, pages = GPT2 | {"vocab_size": 257}, OneLongPage()
+    run = manifest(config)
+    pages.num_pages = run.data.num_pages
+    worker = Trainer(InnerLoop(build_model(config, 7), run), pages, ByteTokenizer(), run)
+    state, began = initial_state(to_flat(build_model(config, 7)), run.average), time.monotonic()
     with pytest.raises(OutOfMemory):
         worker.work(WorkTask(0, 1, bytes(32), state, 2, lambda: False, no_room))
-    assert time.monotonic() - began < 20
+    assert pages.ahead.is_set() and time.monotonic() - began < 20
     pages.come.set()
 
 
