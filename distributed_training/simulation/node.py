@@ -62,6 +62,7 @@ class SimNode:
     async def kill(self) -> None:
         """As kill -9 looks from outside: silent at once, every stream broken, the files as they are."""
         task, transport = self.task, self._transport
+        self.task = self._transport = None
         if task is None:
             return
         if transport is not None:
@@ -72,7 +73,6 @@ class SimNode:
         await asyncio.wait({task})
         if not task.cancelled():
             task.exception()  # it was killed: what it died of does not matter
-        self.task = self._transport = None
 
     def freeze(self) -> None:
         """No byte and no chain call passes; streams stay open."""

@@ -93,6 +93,13 @@ def disagreements(round_index: int, words: Mapping[str, Settlement]) -> list[Vio
     return found
 
 
+def never_back(recorder: Recorder, last: int, names: Sequence[str]) -> list[Violation]:
+    """Some rounds after all trouble: whoever runs has settled round `last`, or joined with a state of after it."""
+    done = recorder.settled.get(last, {})
+    gone = tuple(sorted(name for name in names if name not in done and name not in recorder.stopped))
+    return [Violation(last, gone, f"not back {RECOVERY_ROUNDS} rounds after the last trouble")] if gone else []
+
+
 def contradictions(recorder: Recorder) -> list[Violation]:
     return [Violation(r, (name,), "settled the round twice, differently") for r, name in recorder.contradictions]
 

@@ -32,6 +32,7 @@ class Recorder:
     settled: dict[int, dict[str, Settlement]] = field(default_factory=dict)  # round -> node -> its last word
     trained: dict[int, dict[str, int]] = field(default_factory=dict)  # round -> node -> tokens
     held_at: dict[int, dict[str, float]] = field(default_factory=dict)  # round -> node -> when its last slice came
+    stopped: set[str] = field(default_factory=set)  # nodes that said that all their rounds are done
     contradictions: list[tuple[int, str]] = field(default_factory=list)  # (round, node): settled twice, differently
     events: int = 0
     _hash: Any = field(default_factory=lambda: blake2b(digest_size=16))
@@ -54,6 +55,8 @@ class Recorder:
             self._settle(node, event)
         elif event["event"] == "train":
             self.trained.setdefault(event["round"], {})[node] = event["tokens"]
+        elif event["event"] == "stopped":
+            self.stopped.add(node)
 
     def holds(self, round_index: int, node: str) -> None:
         """The node has received a slice of the round."""

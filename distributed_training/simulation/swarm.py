@@ -75,6 +75,7 @@ class Swarm:
             self._watch(index)
             progress(self.rows[-1])
         await asyncio.gather(*script)
+        await self._last_look()
         self._find_the_dead(w.options.rounds - 1)
         self.violations += observer.contradictions(w.recorder)
         for node in self.nodes.values():
@@ -143,11 +144,22 @@ class Swarm:
         )
         self._find_the_dead(index)
 
+    async def _last_look(self) -> None:
+        """`_watch` excuses who had trouble, and looks at a round once: in the end there is no excuse for anybody."""
+        w, over_s = self.world, max((i.end_s for i in self.planned), default=0.0)
+        round_s = w.manifest.timing.length * w.ledger.params.block_s
+        await self._until(over_s + observer.RECOVERY_ROUNDS * round_s + observer.BOUND_S)
+        running = [name for name, node in self.nodes.items() if node.running]
+        self.violations += observer.never_back(w.recorder, w.options.rounds - 1, running)
+        for index in range(w.options.rounds):
+            found = observer.disagreements(index, w.recorder.settled.get(index, {}))
+            self.violations += [violation for violation in found if violation not in self.violations]
+
     def _find_the_dead(self, index: int) -> None:
         """A node ends when it is killed; whatever else ends it is a violation, once."""
         for name, node in self.nodes.items():
-            if node.task is not None and node.task.done() and not node.task.cancelled():
-                error = node.task.exception()
+            if node.task is not None and node.task.done():
+                error = asyncio.CancelledError() if node.task.cancelled() else node.task.exception()
                 while isinstance(error, BaseExceptionGroup):
                     error = error.exceptions[0]
                 self.violations.append(Violation(index, (name,), f"ended by itself: {type(error).__name__}: {error}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 from distributed_training import simulate as command
 from distributed_training.simulation import observer
 from distributed_training.simulation.faults import Incident, incidents
+from distributed_training.simulation.loop import run
+from distributed_training.simulation.node import SimNode
 from distributed_training.simulation.options import FAULTS, FaultKind, SimOptions, make_run
 from distributed_training.simulation.records import Recorder
-from distributed_training.simulation.swarm import SimResult, simulate
+from distributed_training.simulation.swarm import SimResult, Swarm, simulate
+from distributed_training.simulation.world import make_world
 
 
 def small(faults: FaultKind, seed: int = 7, rounds: int = 4) -> SimResult:
@@ -78,6 +82,32 @@ def test_the_observer_finds_who_differs_who_is_late_and_who_changed_its_mind(tmp
     seen.write("miner-0", {"event": "round", "round": 0, "state_root": "bb", "applied": True, "reason": "applied",
                            "included": []})  # fmt: skip
     assert [v.nodes for v in observer.contradictions(seen)] == [("miner-0",)]
+
+
+def test_in_the_end_nobody_is_excused() -> None:
+    seen = recorder({"miner-0": "aa", "miner-1": "aa"})
+    seen.write("miner-2", {"event": "stopped", "reason": "rounds done"})
+    assert observer.never_back(seen, 0, ["miner-0", "miner-1", "miner-2"]) == []
+    (violation,) = observer.never_back(seen, 0, ["miner-3", "miner-0"])
+    assert violation.nodes == ("miner-3",) and violation.what.startswith("not back")
+
+
+class Wedged(SimNode):
+    """Hangs for ever once it has been cut off."""
+
+    async def _line(self) -> None:
+        if self.world.links.blocked(self.peer_key, self.world.identity("owner").public_key):
+            await asyncio.Event().wait()
+        await super()._line()
+
+
+def test_a_node_that_hangs_after_a_partition_is_found(tmp_path: Path) -> None:
+    world = make_world(SimOptions(miners=3, rounds=1), tmp_path)
+    begin = world.block_time(world.manifest.round(0).commit_block)
+    swarm = Swarm(world, (Incident("cut", begin, begin + 5.0, ("miner-1",)),))
+    swarm.nodes["miner-1"] = Wedged(world, "miner-1")
+    run(swarm.run(lambda row: None))
+    assert [(v.nodes, v.what[:8]) for v in swarm.violations] == [(("miner-1",), "not back")]
 
 
 def test_the_command_prints_a_table_and_writes_what_it_found(
