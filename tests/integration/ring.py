@@ -39,16 +39,19 @@ from distributed_training.metrics.base import Metrics
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.links import LinkProfile, Links
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
+from distributed_training.roles.bootstrap import choose_start
 from distributed_training.roles.follower import Follower
+from distributed_training.roles.joining import serve_snapshots
 from distributed_training.roles.miner import Miner
 from distributed_training.roles.parts import Parts, TrainingThread
 from distributed_training.roles.report import RoundReport
+from distributed_training.roles.rounds import Rounds
 from distributed_training.roles.service import LogService, MinerService
 from distributed_training.roles.work import WorkResult, WorkTask
 from distributed_training.rules import membership
 from distributed_training.rules.assignment import assignment_beacon
 from distributed_training.simulation import loop
-from distributed_training.training.outer import initial_state
+from distributed_training.training.outer import initial_state, state_root
 from distributed_training.types import Commitment, Field, Role, StepRecord
 from distributed_training.wire import encode_commitment
 
@@ -62,9 +65,12 @@ def ring_manifest(**average: Any) -> RunManifest:
     """Blocks of one second; reducers wait for their senders from s+28 to s+32."""
     base = manifest(GPT2)
     fields = {"chunk_coords": 64, "block_coords": 16, "min_counted": 1, "initial_tau": 50.0, **average}
+    section = base.average.model_copy(update=fields)
+    root = state_root(initial_state(np.zeros(D, np.float32), section), section.chunk_coords)
     return base.model_copy(
         update={
-            "average": base.average.model_copy(update=fields),
+            "average": section,
+            "model": base.model.model_copy(update={"initial_root": root.hex()}),
             "timing": base.timing.model_copy(update={"reduce_margin": 4}),
             "keep": base.keep.model_copy(update={"snapshot_every": 1, "max_missing_rounds": 1}),
             "max_uids": 16,
@@ -147,6 +153,7 @@ class Ring:
         self, root: Path, run: RunManifest, miners: int, stakes: Sequence[float], profile: LinkProfile
     ) -> None:
         self.root, self.run = root, run
+        self.heals = False  # nodes that cannot go on join again, instead of ending with the reason
         names = [f"validator-{i}" for i in range(len(stakes))] + [f"miner-{i}" for i in range(miners)]
         self.nodes = {
             n: RingNode(n, LocalKey(derive_keypair(3, n)), PeerIdentity(digest(n.encode())), uid)
@@ -189,6 +196,7 @@ class Ring:
             metrics=Metrics([EventList(node.events)], role="node", uid=node.uid),
             checkpoints=LocalCheckpoints(self.root / "checkpoints"), training=training,
         )  # fmt: skip
+        serve_snapshots(self.run, peers, store, chain, clock)
         found = store.newest_state()
         index, state = (0, initial_state(np.zeros(D, np.float32), self.run.average)) if found is None else found
         node.follower = Follower(node.parts, index, state, trusted=True)
@@ -214,9 +222,11 @@ class Ring:
             worker = Voter(p, follower, LogService(self.run, p.peers, p.clock, 1), node.lie)
         async with asyncio.TaskGroup() as tasks:
             clock = tasks.create_task(p.clock.run())
+            initial = initial_state(np.zeros(D, np.float32), self.run.average)
+            rounds = Rounds(p, follower, lambda stuck_at: choose_start(p, initial, stuck_at=stuck_at))
             try:
                 while True:
-                    await worker.run_round()
+                    await (rounds.one(worker) if self.heals else worker.run_round())
             finally:
                 clock.cancel()
 
@@ -285,12 +295,14 @@ def play(
     lies: Mapping[str, MapLie] | None = None,
     profile: LinkProfile = LINK,
     absent: Sequence[str] = (),
+    heals: bool = False,
     **average: Any,
 ) -> Ring:
     """Run a story from the chain's block 0 on; everybody is stopped at its end."""
 
     async def main() -> Ring:
         ring = Ring(root, ring_manifest(**average), miners, stakes, profile)
+        ring.heals = heals
         for name, lie in (lies or {}).items():
             ring.nodes[name].lie = lie
         for name in ring.nodes:
