@@ -44,6 +44,7 @@ class Probe:
 
     chunks: Mapping[int, bytes]
     goodput_bytes_per_s: float
+    unreached: bool = False  # the network failed, on whichever side
 
 
 class Auditor:
@@ -184,7 +185,7 @@ class Auditor:
                     await stream.close()
         except (NetworkFault, PeerFault) as error:
             log.info("probe of uid %d failed: %s", candidate.uid, error)
-            return Probe(found, 0.0)
+            return Probe(found, 0.0, unreached=isinstance(error, NetworkFault))
         return Probe(found, timed / seconds)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import ChainFault
 from distributed_training.manifest import ScoringSection
-from distributed_training.roles.audit import Auditor
+from distributed_training.roles.audit import Auditor, Probe
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.service import PushedLog
 from distributed_training.roles.trouble import attempt
@@ -50,6 +50,17 @@ class FinishedRound:
         return self.heard_all and bool(self.logs)
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a validator saw of one miner before it judges."""
+
+    candidate: Candidate
+    task: AuditTask
+    pushed: bool  # its log was here in time
+    audit: AuditResult | None
+    probe: Probe | None
+
+
 class Examiner:
     """Holds the score cards; they survive a restart through the journal."""
 
@@ -66,29 +77,48 @@ class Examiner:
         beacon = audit_beacon(await p.chain.block_hash(plan.round.audit_block), plan.round.index)
         by_key = {c.public_key: self.cards[c.hotkey] for c in plan.candidates if c.hotkey in self.cards}
         works = [done.works[key] for key in sorted(done.works)]
-        observed: dict[str, Observation] = {}
+        looks: list[Look] = []
         for task in plan_audits(beacon, p.signer.public_key, works, by_key, p.manifest.audit):
             candidate = plan.candidate(task.public_key)
             if candidate is not None:
-                observation = await self._observe(done, task, candidate, beacon)
-                if observation is not None:
-                    observed[candidate.hotkey] = observation
+                looks.append(await self._look(done, task, candidate, beacon))
+        observed: dict[str, Observation] = {}
+        for look in self._believed(plan.round.index, looks):
+            observation = self._observe(done, look)
+            if observation is not None:
+                observed[look.candidate.hotkey] = observation
         observed |= {c.hotkey: self._observation(done, c, 0.0, None, None, "no record") for c in _silent(done)}
         self._fold(done, observed)
         await self._set_weights(plan.round.index)
 
-    async def _observe(
-        self, done: FinishedRound, task: AuditTask, candidate: Candidate, beacon: bytes
-    ) -> Observation | None:
-        """None: our own trouble, or nobody's log reached us, so nothing was observed."""
+    async def _look(self, done: FinishedRound, task: AuditTask, candidate: Candidate, beacon: bytes) -> Look:
         record, pushed = done.works[task.public_key], done.logs.get(task.public_key)
         # One block of grace after s+X: later, and certainly once the beacon is out, a miner could fit its log to it.
         if pushed is None or pushed.block > done.plan.round.output_block + 1:
+            return Look(candidate, task, False, None, None)
+        return Look(
+            candidate, task, True, *await self._auditor.audit(done.plan, done.state, task, record, pushed, beacon)
+        )
+
+    def _believed(self, round_index: int, looks: Sequence[Look]) -> list[Look]:
+        """If the network failed in every probe of several peers, it is our own line: then none was measured."""
+        probes = [look.probe for look in looks if look.probe is not None]
+        if len(probes) < 2 or not all(probe.unreached for probe in probes):
+            return list(looks)
+        detail = f"none of {len(probes)} probes came through: no goodput is recorded"
+        log.error("round %d: own trouble (probe): %s", round_index, detail)
+        self._p.metrics.emit("fault", round=round_index, what="probe", detail=detail)
+        return [replace(look, probe=None) for look in looks]
+
+    def _observe(self, done: FinishedRound, look: Look) -> Observation | None:
+        """None: our own trouble, or nobody's log reached us, so nothing was observed."""
+        candidate, task, audit, probe = look.candidate, look.task, look.audit, look.probe
+        if not look.pushed:
             return self._observation(done, candidate, 0.0, None, None, "log missing") if done.missed else None
-        audit, probe = await self._auditor.audit(done.plan, done.state, task, record, pushed, beacon)
         goodput = None if probe is None else probe.goodput_bytes_per_s
         share = done.outcome.credit.get(task.public_key, 0.0)
-        credited = scoring.credited_tokens(record.tokens, share, self._p.manifest.average.token_cap)
+        tokens = done.works[task.public_key].tokens
+        credited = scoring.credited_tokens(tokens, share, self._p.manifest.average.token_cap)
         reason = "" if audit is None else audit.reason
         if task.depth.full and probe is not None and len(probe.chunks) < done.plan.layout.num_chunks:
             credited, reason = 0.0, "vector not served"  # else a poisoner would skip just the audit that finds it
