@@ -7,6 +7,8 @@ import asyncio
 from distributed_training.chain.base import Chain, Head
 from distributed_training.errors import ChainFault
 
+MAX_STEP = 3  # blocks that pass between two looks of a node that runs and whose chain answers
+
 
 class BlockClock:
     """The chain's head as this node last saw it, on the event loop's clock. `run` polls; an outage is waited for."""
@@ -17,6 +19,7 @@ class BlockClock:
         self._head = Head(0, 0)
         self._seen_at: float | None = None  # loop time; None: no block seen yet
         self._moved = asyncio.Condition()
+        self.resumed_at = 0  # the head after which this node, or its way to the chain, last stood still; 0: never
 
     @property
     def head(self) -> int:
@@ -35,6 +38,8 @@ class BlockClock:
                 await asyncio.sleep(self.block_s)
                 continue
             if head != self._head:
+                if self._seen_at is not None and head.number > self._head.number + MAX_STEP:
+                    self.resumed_at = head.number
                 if head.number != self._head.number:
                     self._seen_at = asyncio.get_running_loop().time()
                 async with self._moved:

@@ -70,7 +70,7 @@ class Validator:
             log.warning("round %d is not audited: the former round's audits are still under way", plan.round.index)
             return
         due = plan.round.index > self._examiner.last_scored and plan.round.index != self._last_round
-        heard_all = plan.round.commit_block >= self._began
+        heard_all = plan.round.commit_block >= max(self._began, self._p.clock.resumed_at)
         finished = FinishedRound(plan, base, settled.outcome, works, logs, heard_all)
         audited = finished if settled.outcome.applied and listened and due else None
         self._audits = asyncio.create_task(self._look_back(plan, self._follower.state, audited), name="audits")

@@ -137,6 +137,18 @@ def test_an_outage_over_the_whole_exchange_costs_that_round_only(tmp_path: Path,
     assert story.all("validator-1", "weights", round=3)
 
 
+def test_a_validator_that_stands_still_while_logs_come_blames_nobody(tmp_path: Path, timing: RunManifest) -> None:
+    round_, out = timing.round(1), io.StringIO()
+    world = make_world(SimOptions(miners=4, rounds=3, seed=3), tmp_path, out)
+    begin = round_.commit_block + timing.timing.finality + 0.45  # some logs have come, some have not
+    swarm = Swarm(world, (Incident("freeze", begin, round_.output_block + 1.0, ("validator-1",)),))
+    run(swarm.run(lambda row: None))
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    audits = [e for _, name, e in lines if name == "validator-1" and e["event"] == "audit" and e["round"] == 1]
+    assert 0 < len(audits) < 4 and {e["reason"] for e in audits} == {"ok"}
+    assert not swarm.violations
+
+
 def test_an_outage_of_minutes_is_made_up_for(tmp_path: Path, timing: RunManifest) -> None:
     cut = (timing.round(1).start_block + 5.0, timing.round(3).start_block + 5.0)  # rounds 1 and 2
     story = Story(tmp_path, {"miner-1": {"outage": cut}, "owner": {"outage": cut}})

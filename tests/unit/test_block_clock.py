@@ -51,6 +51,15 @@ async def test_waits_end_when_the_block_is_there() -> None:
         await clock.final(1)
 
 
+async def test_a_node_that_stood_still_knows_it() -> None:
+    async with running(Head(90, 88), Head(93, 91), Head(94, 92)) as clock:
+        await asyncio.wait_for(clock.reached(94), 2)
+        assert clock.resumed_at == 0, "neither the first look nor a few blocks are a gap"
+    async with running(Head(90, 88), Head(94, 92), Head(95, 93)) as clock:
+        await asyncio.wait_for(clock.reached(95), 2)
+        assert clock.resumed_at == 94
+
+
 async def test_a_block_that_does_not_come_is_waited_for() -> None:
     async with running(Head(7, 5)) as clock:
         for wait in (clock.reached(8), clock.final(6)):
