@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from distributed_training.errors import ConfigError
+from distributed_training.arguments import new_file, whole
 from distributed_training.simulation.options import SimOptions
 from distributed_training.simulation.swarm import SimResult, simulate
 
@@ -29,19 +29,17 @@ SIZES = (4, 8, 16, 32, 64, 128, 256)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), metavar="N", help="miners of each swarm")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="rounds of each simulation (default 2)")
-    parser.add_argument("--width", type=int, default=48, metavar="N", help="of the model (default 48)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="decides everything (default 1)")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the growth here")
+    add = parser.add_argument
+    size, rounds = whole(1, 900, "miners"), whole(2, 1000, "rounds")
+    add("--sizes", type=size, nargs="+", default=list(SIZES), metavar="N", help="miners of each swarm")
+    add("--rounds", type=rounds, default=2, metavar="N", help="default 2; the last one is not measured")
+    add("--width", type=int, default=48, metavar="N", help="of the model, even; default 48")
+    add("--seed", type=int, default=1, metavar="N", help="decides everything; default 1")
+    add("--plot", type=new_file, metavar="PNG", help="draw the growth here")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Rows by size. A violated invariant is a failure, named with the command that replays it. Raises ConfigError."""
-    if args.plot is not None and not args.plot.absolute().parent.is_dir():
-        raise ConfigError(f"--plot {args.plot}: the folder does not exist")
-    if args.rounds < 2:
-        raise ConfigError("--rounds: at least 2, since the last round is not measured")
     rows, failures = [], []
     for miners in args.sizes:
         options = SimOptions(

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.namespaces import Host, Namespaces, NamespacesUnavailable
+from benchmarks.namespaces import MAX_HOSTS, Host, Namespaces, NamespacesUnavailable
+from distributed_training.arguments import real, whole
 from distributed_training.averaging.snapshot import Shape
 from distributed_training.averaging.states import StateFiles
 from distributed_training.errors import ConfigError
@@ -37,20 +37,19 @@ READY_S = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--donors", default="1,2,4", help="numbers of donors (default: %(default)s)")
-    parser.add_argument("--mbit", type=float, default=100.0, help="uplink of each donor (default: %(default)s)")
-    parser.add_argument("--params", type=int, default=124_000_000, help="parameters (default: %(default)s)")
-    parser.add_argument("--chunk-coords", type=int, default=1 << 18, help="coordinates in a chunk (default: mainnet's)")
-    parser.add_argument("--seed", type=int, default=1, help="of the numbers (default: %(default)s)")
+    add = parser.add_argument
+    add("--donors", type=_counts, default=(1, 2, 4), metavar="N,N,...", help="numbers of donors; default 1,2,4")
+    add("--mbit", type=real(0.1, 1e5, "Mbit/s"), default=100.0, metavar="R", help="uplink of each donor; default 100")
+    size = whole(1, 1 << 31, "coordinates")
+    add("--params", type=size, default=124_000_000, metavar="N", help="parameters; default 124000000")
+    add("--chunk-coords", type=size, default=1 << 18, metavar="N", help="default 262144, mainnet's")
+    add("--seed", type=whole(0, 1 << 32, "a seed"), default=1, metavar="N", help="of the numbers; default 1")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """One row per number of donors. `failures` names what is slower than it should be, or not the same state."""
-    counts = [int(count) for count in str(args.donors).split(",")]
-    if not counts or min(counts) < 1:
-        raise ConfigError("--donors: numbers of at least 1, like 1,2,4")
+    counts = args.donors
     folder = Path(tempfile.mkdtemp(prefix="dt-sync-"))
-    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what follows is removed then too
     try:
         with Namespaces() as net:
             plan = _prepare(net, folder, max(counts), args)
@@ -62,10 +61,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"sync needs network namespaces: {error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        signal.signal(signal.SIGTERM, former)
     for row in rows:
         row["speedup"] = rows[0]["seconds"] / row["seconds"]
     return {"name": "sync", "rows": rows, "failures": _failures(rows)}
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    if not all(part.isdigit() and 1 <= int(part) < MAX_HOSTS for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected numbers from 1 to {MAX_HOSTS - 1} like 1,2,4, not {text!r}")
+    return tuple(int(part) for part in text.split(","))
 
 
 def _failures(rows: list[dict[str, Any]]) -> list[str]:

@@ -18,6 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from distributed_training.arguments import Parser, new_file
 from distributed_training.config import run_main
 from distributed_training.errors import ConfigError
 from distributed_training.simulation.node import CURRENT
@@ -53,22 +54,18 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m distributed_training.simulate",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    made.add_argument("--miners", type=int, default=16, metavar="N", help="at the start (default 16)")
-    made.add_argument("--rounds", type=int, default=6, metavar="N", help="rounds to run (default 6)")
-    made.add_argument("--faults", choices=FAULTS, default="none", help="what goes wrong (default none)")
-    made.add_argument("--seed", type=int, default=0, metavar="N", help="decides everything (default 0)")
-    made.add_argument("--validators", type=int, default=2, metavar="N", help="of equal stake (default 2)")
-    made.add_argument("--steps", type=int, default=3, metavar="N", help="inner steps a round at most (default 3)")
-    made.add_argument("--width", type=int, default=16, metavar="N", help="of the model (default 16)")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the result as one JSON object")
-    made.add_argument("--events", type=Path, metavar="FILE", help="write every event: [virtual time, node, event]")
-    made.add_argument("--log", type=Path, metavar="FILE", help="write what the nodes log, each line with node and time")
+    made = Parser(prog="python -m distributed_training.simulate", description=DESCRIPTION)
+    add = made.add_argument
+    add("--miners", type=int, default=16, metavar="N", help="at the start (default 16)")
+    add("--rounds", type=int, default=6, metavar="N", help="rounds to run (default 6)")
+    add("--faults", choices=FAULTS, default="none", help="what goes wrong (default none)")
+    add("--seed", type=int, default=0, metavar="N", help="decides everything (default 0)")
+    add("--validators", type=int, default=2, metavar="N", help="of equal stake (default 2)")
+    add("--steps", type=int, default=3, metavar="N", help="inner steps a round at most (default 3)")
+    add("--width", type=int, default=16, metavar="N", help="of the model, even (default 16)")
+    add("--json", type=new_file, metavar="FILE", help="write the result as one JSON object")
+    add("--events", type=new_file, metavar="FILE", help="write every event: [virtual time, node, event]")
+    add("--log", type=new_file, metavar="FILE", help="write what the nodes log, each line with node and time")
     return made
 
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +23,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ lies beside scripts/
 
 from benchmarks.table import Stopwatch, show
+from distributed_training.arguments import Parser, new_file
 from distributed_training.config import run_main
+from distributed_training.config_flags import nearest
 from distributed_training.errors import ConfigError
 
 BENCHMARKS = {
@@ -40,7 +44,7 @@ def names() -> str:
 def load(name: str) -> ModuleType:
     """The module of one benchmark. Raises ConfigError for a name that is not known or not there."""
     if name not in BENCHMARKS:
-        raise ConfigError(f"no benchmark {name!r}; there are:\n{names()}")
+        raise ConfigError(f"no benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}{nearest(name, BENCHMARKS)}")
     try:
         return import_module(f"benchmarks.{name}")
     except ModuleNotFoundError as error:
@@ -50,13 +54,10 @@ def load(name: str) -> ModuleType:
 
 
 def parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog=f"bench.py {name}",
-        description=module.DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    made = Parser(prog=f"scripts/bench.py {name}", description=module.DESCRIPTION)
+    made.add_argument(
+        "--json", type=new_file, metavar="FILE", help="write the whole result here; replaced if it exists"
     )
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the whole result here; replaced if it exists")
     module.add_arguments(made)
     return made
 
@@ -74,6 +75,16 @@ def report(result: dict[str, Any], target: Path | None) -> int:
     return 1 if result.get("failures") else 0
 
 
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM takes the way of Ctrl-C, so that processes, namespaces and folders are removed then too."""
+    former = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
 def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("list", "-h", "--help"):
         print(__doc__ if argv and argv[0] != "list" else "benchmarks (python scripts/bench.py NAME --help):")
@@ -81,10 +92,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     module = load(argv[0])
     args = parser(argv[0], module).parse_args(argv[1:])
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ConfigError(f"--json {args.json}: the folder does not exist")
     stopwatch = Stopwatch()
-    result = module.run(args)
+    with ended_as_by_ctrl_c():
+        result = module.run(args)
     return report(result | {"machine": stopwatch.machine()}, args.json)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distributed_training.arguments import Parser
 from distributed_training.config import run_main
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.errors import ConfigError
@@ -33,9 +34,7 @@ from distributed_training.manifest import RunManifest, load_manifest
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    made = Parser(description=__doc__)
     made.add_argument("--check", type=Path, metavar="FILE", help="only validate this manifest")
     made.add_argument("--base", choices=sorted(BASES), default="mainnet", help="constants to start from")
     made.add_argument("--model", type=Path, metavar="FILE", help="transformers config, JSON or TOML")

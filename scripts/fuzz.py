@@ -17,6 +17,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from distributed_training.arguments import Parser, new_file, real, whole
+from distributed_training.config import run_main
+from distributed_training.errors import ConfigError
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "fuzz"), str(ROOT / "tests" / "unit")]
 
@@ -35,22 +39,23 @@ examples:
 An input that breaks a property is saved in tests/fuzz/corpus/TARGET and the exit code is 1. Every test run replays
 that folder: commit the file together with the fix.
 """
+RUNS = whole(1, 1 << 40, "inputs")
+ENGINES = ("auto", "atheris", "plain")
 HEAD = ("target", "inputs", "accepted", "refused", "ends", "peak_bytes", "rss_mb", "seconds", "per_second")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("targets", nargs="*", default=["all"], metavar="TARGET", help="names, or `all` (default)")
-    parser.add_argument("--runs", type=int, default=20_000, metavar="N", help="inputs per target (default: 20000)")
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="of the mutations (default: 1)")
-    parser.add_argument("--seconds", type=float, default=3600.0, metavar="T", help="at most, per target")
-    parser.add_argument("--engine", choices=("auto", "atheris", "plain"), default="auto")
-    parser.add_argument("--ends", action="store_true", help="print where the inputs of each target ended")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON, too")
-    parser.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="run saved inputs and nothing else")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser = Parser(description=DESCRIPTION, epilog=EPILOG)
+    add = parser.add_argument
+    add("targets", nargs="*", default=["all"], metavar="TARGET", help="names, or `all` (default)")
+    add("--runs", type=RUNS, default=20_000, metavar="N", help="inputs per target (default: 20000)")
+    add("--seed", type=int, default=1, metavar="S", help="of the mutations (default: 1)")
+    add("--seconds", type=real(0.1, 1e6, "seconds"), default=3600.0, metavar="T", help="at most, per target")
+    add("--engine", choices=ENGINES, default="auto", help="default: atheris if it is installed")
+    add("--ends", action="store_true", help="print where the inputs of each target ended")
+    add("--json", type=new_file, metavar="FILE", help="write the rows as JSON, too")
+    add("--replay", type=Path, nargs="+", metavar="FILE", help="run saved inputs and nothing else")
+    add("--child", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -74,8 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = list(known) if "all" in options.targets else options.targets
     unknown = sorted(set(names) - set(known))
     if unknown:
-        print(f"error: no target {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
-        return 2
+        raise ConfigError(f"no target {', '.join(unknown)}; expected some of {', '.join(known)}")
     rows = [run_child(name, engine, options) for name in names]
     if options.json is not None:
         options.json.write_text(json.dumps({"engine": engine, "seed": options.seed, "rows": rows}, indent=1) + "\n")
@@ -87,7 +91,7 @@ def chosen_engine(asked: str) -> str:
     if asked == "auto" and not found:
         print("atheris is not installed: plain seeded mutator (pip install -e '.[fuzz]' for guided fuzzing)")
     if asked == "atheris" and not found:
-        raise SystemExit("error: --engine atheris: atheris is not installed (pip install -e '.[fuzz]')")
+        raise ConfigError("--engine atheris: atheris is not installed (pip install -e '.[fuzz]')")
     return "atheris" if found and asked != "plain" else "plain"
 
 
@@ -185,7 +189,8 @@ def guided(name: str, options: argparse.Namespace) -> None:
         rng = random.Random(seed)
         return mutate(data, target.seeds, rng)[:max_size] if rng.random() < 0.8 else atheris.Mutate(data, max_size)
 
-    folder = Path(tempfile.mkdtemp(prefix="dt-fuzz-seeds-"))
+    folder = options.child.parent / "seeds"
+    folder.mkdir()
     for number, data in enumerate(target.seeds):
         (folder / str(number)).write_bytes(data)
     flags = ["-max_len=16384", "-len_control=0", "-timeout=60", "-rss_limit_mb=4096", "-malloc_limit_mb=512"]
@@ -199,7 +204,10 @@ def replay(paths: list[Path]) -> int:
 
     known = targets()
     for path in paths:
-        target, data = known[path.resolve().parent.name], path.read_bytes()
+        name = path.resolve().parent.name
+        if not path.is_file() or name not in known:
+            raise ConfigError(f"--replay {path}: expected a file in a folder named after its target")
+        target, data = known[name], path.read_bytes()
         warm_up(target)
         with measured(target, data) as peak:
             end = outcome(target, data)
@@ -208,4 +216,4 @@ def replay(paths: list[Path]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

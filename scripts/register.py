@@ -7,6 +7,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+from distributed_training.arguments import Parser
 from distributed_training.chain.keys import LOCAL_WALLET
 from distributed_training.chain.local_register import register_local
 from distributed_training.errors import ChainFault, ConfigError
@@ -29,9 +30,7 @@ A validator also needs stake, and gets its permit at the end of the epoch:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--run-dir", type=Path, required=True, help="directory of the local run")
     parser.add_argument("--wallet.hotkey", dest="hotkey", required=True, metavar="NAME", help="name of the hotkey")
     parser.add_argument(
@@ -47,9 +46,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    chain_file, wallets = options.run_dir / "chain.sqlite", options.run_dir / "wallets"
     try:
+        options = parse(arguments)
+        chain_file, wallets = options.run_dir / "chain.sqlite", options.run_dir / "wallets"
         done = asyncio.run(register_local(chain_file, wallets, options.wallet, options.hotkey, options.stake))
     except (ConfigError, ChainFault) as error:
         print(f"register: {error}", file=sys.stderr)

@@ -10,7 +10,6 @@ Prints a table, writes RUN_DIR/offline.json; exit code 1 on any difference.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from distributed_training.arguments import Parser
 from distributed_training.averaging.combine import combine
 from distributed_training.averaging.plan import RoundPlan, make_plan
 from distributed_training.averaging.statefile import decode_state
@@ -221,8 +221,7 @@ def show(rounds: Sequence[RoundCheck], nodes: Sequence[NodeCheck], console: Cons
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m distributed_training.localnet.offline", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(prog="python -m distributed_training.localnet.offline", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--rounds", type=int, metavar="N", help="check rounds 0 to N-1; default: all that were run")
     args = parser.parse_args(argv)

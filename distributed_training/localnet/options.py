@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from distributed_training.arguments import Parser, real, whole
 from distributed_training.config_flags import nearest
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.kills import PHASES, KillRequest, parse_kill
 
 STEPS_AT_SPEED_1 = 5
 DEFAULT_BLOCK_S = 1.0
+BLOCK_SECONDS = real(0.25, 12.0, "seconds")  # also of the benchmarks' --block-seconds
+PORT_BASE = whole(1024, 65000, "a port")
 MAX_MINERS = 12
 MAX_VALIDATORS = 3
 ADVERSARIES_DIR = Path(__file__).resolve().parents[2] / "adversaries"
@@ -121,38 +123,6 @@ def parse_options(argv: Sequence[str], *, adversaries_dir: Path = ADVERSARIES_DI
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        match = re.match(r"unrecognized arguments: (\S+)", message)
-        known = [flag for action in self._actions for flag in action.option_strings]
-        if match:
-            message = f"unknown option {match[1]}{nearest(match[1].split('=')[0], known)}"
-        raise ConfigError(f"{message} (--help lists all options)")
-
-
-def _whole(low: int, high: int, what: str) -> Any:
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"expected {what}, a whole number from {low} to {high}, not {text!r}")
-        return value
-
-    return convert
-
-
-def _block_seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.25 <= value <= 12.0:
-        raise argparse.ArgumentTypeError(f"expected seconds from 0.25 to 12, not {text!r}")
-    return value
-
-
 def _kills(args: argparse.Namespace, miners: int) -> tuple[KillRequest, ...]:
     """Each on its own; whether there is room for all of them is the plan's question."""
     if args.kill and args.steps is not None:
@@ -162,26 +132,24 @@ def _kills(args: argparse.Namespace, miners: int) -> tuple[KillRequest, ...]:
     return tuple(parse_kill(text, nodes) for text in args.kill)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="scripts/demo.sh",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--rounds", metavar="N", type=_whole(1, 1000, "rounds"), default=5, help="rounds to apply; default 5")
+    add("--rounds", metavar="N", type=whole(1, 1000, "rounds"), default=5, help="rounds to apply; default 5")
     add(
         "--miners",
         metavar="N",
-        type=_whole(2, MAX_MINERS, "miners"),
+        type=whole(2, MAX_MINERS, "miners"),
         help="default 4, or as many as --speeds names",
     )
     add(
         "--validators",
         metavar="N",
-        type=_whole(1, MAX_VALIDATORS, "validators"),
+        type=whole(1, MAX_VALIDATORS, "validators"),
         default=2,
         help="default 2",
     )
@@ -189,14 +157,14 @@ def _parser() -> _Parser:
     add(
         "--seed",
         metavar="N",
-        type=_whole(0, 2**32 - 1, "a seed"),
+        type=whole(0, 2**32 - 1, "a seed"),
         default=1,
         help="all keys, the model's start and the data order follow from it; default 1",
     )
     add(
         "--steps",
         metavar="N",
-        type=_whole(1, 200, "inner steps"),
+        type=whole(1, 200, "inner steps"),
         help="exactly N inner steps a round at speed 1; a miner that misses them fails the run",
     )
     _add_kill(parser)
@@ -204,11 +172,11 @@ def _parser() -> _Parser:
     add("--model", metavar="FILE", type=Path, help="JSON or TOML transformers config of another causal model")
     add("--text", metavar="DIR", type=Path, help="directory of text files; default: Python's own library")
     add("--run-dir", metavar="DIR", type=Path, help="default runs/DATE-TIME; a run that is there already is resumed")
-    add("--port-base", metavar="N", type=_whole(1024, 65000, "a port"), default=9100, help="first port; default 9100")
+    add("--port-base", metavar="N", type=PORT_BASE, default=9100, help="first port; default 9100")
     add(
         "--block-seconds",
         metavar="S",
-        type=_block_seconds,
+        type=BLOCK_SECONDS,
         default=DEFAULT_BLOCK_S,
         help="length of a block; default 1. Shorter blocks make shorter rounds, for faster machines and smaller models",
     )

@@ -39,6 +39,8 @@ class SimOptions:
         """Raises ConfigError."""
         if self.miners < 1 or self.validators < 1 or self.rounds < 1 or self.steps < 1:
             raise ConfigError("a simulation needs at least one miner, one validator, one round and one step")
+        if self.width < 2 or self.width % 2:
+            raise ConfigError(f"the model's width is an even number of at least 2, for its two heads, not {self.width}")
         if self.names_count + self.spare > MAX_UIDS:
             raise ConfigError(f"at most {MAX_UIDS} uids are simulated; {self.miners} miners are too many")
 
