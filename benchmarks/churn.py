@@ -9,25 +9,33 @@ import argparse
 import json
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distributed_training.localnet import offline, watcher
+from benchmarks.churn_rows import result
+from benchmarks.small_demo import demo_options, run_folder
+from distributed_training.arguments import whole
+from distributed_training.localnet import offline
 from distributed_training.localnet.create import Run, open_or_create
-from distributed_training.localnet.demo import Disturber, StopRequest, Watch, make_watch, stop_on_signals, train
+from distributed_training.localnet.demo import (
+    Disturber,
+    Interrupted,
+    StopRequest,
+    Watch,
+    make_watch,
+    stop_on_signals,
+    train,
+)
 from distributed_training.localnet.display import Display
-from distributed_training.localnet.events import Event, RunEvents, RunView
+from distributed_training.localnet.events import Event, RunEvents
 from distributed_training.localnet.faults import Start
 from distributed_training.localnet.kills import FIRST_ROUND, PHASES, RECOVERY_ROUNDS, Kill
 from distributed_training.localnet.layout import REPOSITORY, NodeSpec
-from distributed_training.localnet.options import Options, parse_options
+from distributed_training.localnet.options import Options
 from distributed_training.localnet.processes import NodeProcesses, check_ports, node_command
-from distributed_training.localnet.summary import rounds_seen
 from distributed_training.types import Role
 
 DESCRIPTION = """\
@@ -41,7 +49,6 @@ watcher process with its own clock and by the offline check. One row per round:
   identical    one root on all nodes that settled  included     miners in the average
   lost         share of the tokens that all registered miners owed this round and nobody was credited for
 """
-MODEL = {"model_type": "gpt2", "vocab_size": 257, "n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 4}
 ADD_SHARE = 0.15  # of the rounds, while there is room
 OFFLINE_TIMEOUT_S = 300.0
 
@@ -56,9 +63,9 @@ class Added:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--rounds", type=int, default=30, metavar="N", help="rounds; default 30, about 14 minutes")
+    add("--rounds", type=whole(3, 1000, "rounds"), default=30, metavar="N", help="rounds; default 30, about 14 minutes")
     add("--miners", type=int, default=5, metavar="N", help="miners at the start; default 5")
-    add("--add", type=int, default=2, metavar="N", help="miners added at most; default 2")
+    add("--add", type=whole(0, 64, "miners"), default=2, metavar="N", help="miners added at most; default 2")
     add("--seed", type=int, default=1, metavar="N", help="draws nodes, phases and order; default 1")
     add("--block-seconds", type=float, default=0.5, metavar="S", help="length of a block; default 0.5: rounds of 27 s")
     add("--run-dir", type=Path, metavar="DIR", help="kept; default: a temporary one that is removed")
@@ -67,13 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """{"name", "rows", "failures", "totals"}. Raises ConfigError."""
-    with _folder(args.run_dir) as folder:
-        return churn(args, folder)
+    try:
+        with run_folder(args.run_dir) as folder:
+            return churn(args, folder)
+    except Interrupted:
+        raise KeyboardInterrupt from None
 
 
 def churn(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    folder.mkdir(parents=True, exist_ok=True)
-    options = demo_options(args, folder)
+    options = churn_options(args, folder)
     display = Display(plain=True)
     with stop_on_signals() as stop, NodeProcesses() as processes:
         prepared = open_or_create(options, display.say)
@@ -94,12 +103,10 @@ def churn(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             events.close()
 
 
-def demo_options(args: argparse.Namespace, folder: Path) -> Options:
-    model = folder / "model.json"
-    model.write_text(json.dumps(MODEL))
-    flags = ["--rounds", str(args.rounds), "--miners", str(args.miners), "--seed", str(args.seed), "--plain"]
-    flags += ["--model", str(model), "--run-dir", str(folder / "run"), "--port-base", str(args.port_base)]
-    return parse_options([*flags, "--block-seconds", str(args.block_seconds)])
+def churn_options(args: argparse.Namespace, folder: Path) -> Options:
+    flags = ["--rounds", str(args.rounds), "--miners", str(args.miners), "--seed", str(args.seed)]
+    flags += ["--port-base", str(args.port_base), "--block-seconds", str(args.block_seconds)]
+    return demo_options(folder, *flags)
 
 
 def plan(
@@ -193,107 +200,3 @@ def check_offline(run: Run, processes: NodeProcesses) -> None:
     while "offline check" in processes.running() and time.monotonic() < until:
         time.sleep(0.2)
     processes.stop()
-
-
-# --- what came of it ------------------------------------------------------------------------------
-
-
-def result(run: Run, events: RunEvents, joined: Mapping[str, int], rounds: int) -> dict[str, Any]:
-    view = events.view
-    verdicts = read(run.paths.root / watcher.RESULT).get("rounds", {})
-    done = faults_done(events, joined)
-    owed = {n.name: joined.get(n.name, 0) for n in view.of_role("miner")}
-    rows = [row_of(run, view, index, verdicts.get(str(index)), done, owed) for index in rounds_seen(view) if index >= 0]
-    checked = read(run.paths.root / offline.RESULT)
-    losses = [row["heldout_loss"] for row in rows if row["heldout_loss"] is not None]
-    total = sum(row.pop("owed") for row in rows)
-    credited = sum(row.pop("credited") for row in rows)
-    totals = {
-        "rounds": len(rows),
-        "applied": sum(row["applied"] for row in rows),
-        "kills": sum(e["event"] == "killed" for e in events.notes),
-        "added": sum(n in {m.name for m in view.of_role("miner") if m.ready} for n in joined),
-        "survivors": sum(len(e.get("survivors") or []) for e in events.notes if e["event"] == "restarted"),
-        "loss_first": view.heldout().get(-1),
-        "loss_last": losses[-1] if losses else None,
-        "tokens_owed": total,
-        "tokens_credited": round(credited),
-        "tokens_lost_share": round(1 - credited / total, 4) if total else None,
-        "offline_ok": checked.get("ok"),
-    }
-    return {"name": "churn", "rows": rows, "failures": failures(rows, totals, checked, rounds), "totals": totals}
-
-
-def read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def faults_done(events: RunEvents, joined: Mapping[str, int]) -> dict[int, str]:
-    """Round -> what really happened in it."""
-    done: dict[int, list[str]] = {}
-    for e in events.notes:
-        if e["event"] == "killed":
-            done.setdefault(e["round"], []).append(f"kill {e['name']} at {e['phase']}")
-    for name, index in joined.items():
-        if events.view.nodes.get(name) is not None:
-            done.setdefault(index, []).append(f"add {name}")
-    return {index: ", ".join(what) for index, what in done.items()}
-
-
-def row_of(
-    run: Run, view: RunView, index: int, watched: Mapping[str, Any] | None, done: Mapping[int, str],
-    owed_from: Mapping[str, int],
-) -> dict[str, Any]:  # fmt: skip
-    told = {n.name: n.rounds[index] for n in view.nodes.values() if index in n.rounds}
-    first = next(iter(told.values()))
-    verdicts = {} if watched is None else watched["verdicts"]
-    tokens = next((e["tokens"] for e in told.values() if e.get("tokens")), {})
-    credit = first.get("credit") or {}
-    per_miner = run.manifest.tokens_per_step * (next(s.steps for s in run.specs if s.steps) or 0)
-    owed = per_miner * sum(since <= index for since in owed_from.values())
-    credited = sum(tokens.get(uid, 0) * share for uid, share in credit.items()) if first["applied"] else 0.0
-    same = len({(e["state_root"], e["applied"], e["reason"]) for e in told.values()}) == 1
-    return {
-        "round": index,
-        "fault": done.get(index),
-        "applied": bool(first["applied"]),
-        "reason": None if first["applied"] else first["reason"],
-        "live": sum(v != watcher.DEAD for v in verdicts.values()),
-        "late": sorted(n for n, v in verdicts.items() if v == watcher.LATE),
-        "identical": same,
-        "included": len(first["included"]),
-        "counted": f"{len(first['counted'])}/{first['num_slices']}",
-        "heldout_loss": view.heldout().get(index),
-        "lost": round(1 - credited / owed, 3) if owed else None,
-        "owed": owed,
-        "credited": credited,
-    }
-
-
-def failures(
-    rows: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], checked: Mapping[str, Any], rounds: int
-) -> list[str]:
-    """Whatever must not be."""
-    found = [f"round {r['round']}: {', '.join(r['late'])} late" for r in rows if r["late"]]
-    found += [f"round {r['round']}: live nodes differ" for r in rows if not r["identical"]]
-    found += [f"round {r['round']}: nothing was done to anybody" for r in rows[FIRST_ROUND:rounds] if not r["fault"]]
-    found += [f"round {index}: nobody settled it" for index in range(rounds) if index not in {r["round"] for r in rows}]
-    found += [f"offline check: {p}" for p in checked.get("problems", ["did not run to its end"])]
-    first, last = totals["loss_first"], totals["loss_last"]
-    if first is None or last is None or last >= first:
-        found.append(f"held-out loss did not fall: {first} to {last}")
-    if totals["survivors"]:
-        found.append(f"{totals['survivors']} processes outlived their node")
-    return found
-
-
-@contextmanager
-def _folder(wanted: Path | None) -> Iterator[Path]:
-    if wanted is not None:
-        yield wanted.expanduser().absolute()
-        return
-    with tempfile.TemporaryDirectory(prefix="churn-") as made:
-        yield Path(made)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,9 @@ from benchmarks.fault_cells import POINTS, QUICK, Trial, chosen_cells, schedule
 from benchmarks.fault_rows import gather, problem, row
 from benchmarks.fault_run import SPARE_HOTKEYS, FaultRun
 from benchmarks.fault_subnet import FaultSubnet, create
+from benchmarks.small_demo import run_folder
 from distributed_training.errors import ConfigError
+from distributed_training.localnet.options import BLOCK_SECONDS, PORT_BASE
 from distributed_training.localnet.processes import NodeProcesses, check_ports
 
 DESCRIPTION = f"""Kill, freeze, slow, cut and lie at {len(POINTS)} points of a round: rows of fault, point, round_s,
@@ -27,25 +27,20 @@ kept bytes and the chain. A row whose fault took no effect is a failure. The who
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", metavar="CELLS", help="comma-separated FAULT@POINT, like kill@mid-scatter,lie@*")
-    parser.add_argument("--quick", action="store_true", help=f"four cells: {', '.join(QUICK)}")
-    parser.add_argument("--block-seconds", type=float, default=0.5, metavar="S", help="default 0.5: rounds of 16 s")
-    parser.add_argument("--port-base", type=int, default=9300, metavar="N", help="first of about 60 ports")
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="keep the run here; default: a temporary folder")
+    add = parser.add_argument
+    add("--only", metavar="CELLS", help="comma-separated FAULT@POINT, like kill@mid-scatter,lie@*")
+    add("--quick", action="store_true", help=f"four cells: {', '.join(QUICK)}")
+    add("--block-seconds", type=BLOCK_SECONDS, default=0.5, metavar="S", help="default 0.5: rounds of 16 s")
+    add("--port-base", type=PORT_BASE, default=9300, metavar="N", help="first of about 60 ports")
+    add("--run-dir", type=Path, metavar="DIR", help="new, kept; default: a temporary one that is removed")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     trials = schedule(chosen_cells(args.only, args.quick))
-    keep = args.run_dir is not None
-    root = (args.run_dir or Path(tempfile.mkdtemp(prefix="dt-faults-")) / "run").absolute()
-    if root.exists() and any(root.iterdir()):
-        raise ConfigError(f"--run-dir {root} is not empty; expected a new directory")
-    root.mkdir(parents=True, exist_ok=True)
-    try:
+    with run_folder(args.run_dir) as root:
+        if any(root.iterdir()):
+            raise ConfigError(f"--run-dir {root} is not empty; expected a new directory")
         return measure(create(root, hotkeys(trials), args.block_seconds, args.port_base), trials)
-    finally:
-        if not keep:
-            shutil.rmtree(root.parent, ignore_errors=True)
 
 
 def hotkeys(trials: Sequence[Trial]) -> list[str]:

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.namespaces import Host, Namespaces, NamespacesUnavailable
+from benchmarks.small_demo import demo_options, run_folder
+from distributed_training.arguments import whole
 from distributed_training.chain.local_genesis import start_clock
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.create import Run, open_or_create
 from distributed_training.localnet.layout import REPOSITORY, NodeSpec
-from distributed_training.localnet.options import parse_options
 from distributed_training.localnet.processes import THREAD_VARIABLES, node_command
 from distributed_training.types import Role
 
@@ -39,8 +39,8 @@ process in a network namespace of its own. One row per round:
 Fails if a direct connection to it can be made, from the validator's host, by whatever address.
 Needs root, iproute2, and iptables or nft.
 """
-MODEL = {"model_type": "gpt2", "vocab_size": 257, "n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 4}
 HIDDEN = "miner-2"
+RATE = whole(10_000, 1 << 40, "bytes per second")
 READY_S = 180.0
 DIAL = "import socket,sys;socket.create_connection((sys.argv[1],int(sys.argv[2])),2)"
 
@@ -56,15 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="its operator forgot that the port is shut: it announces its router and "
         "reduces; the node has to notice and say so",
     )
-    add("--rate", type=int, metavar="B", help="bytes per second of every host's link, both ways; default: unshaped")
+    add("--rate", type=RATE, metavar="B", help="bytes per second of every host's link, both ways; default: unshaped")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """{"name", "rows", "failures", "totals"}. Raises ConfigError."""
     try:
         with ExitStack() as stack:
-            folder = args.run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nat-")))
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(run_folder(args.run_dir))
             prepared = _create(folder, args)
             net = stack.enter_context(Namespaces())
             return _rounds(prepared, net, args)
@@ -73,11 +72,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _create(folder: Path, args: argparse.Namespace) -> Run:
-    model = folder / "model.json"
-    model.write_text(json.dumps(MODEL))
-    flags = ["--rounds", str(args.rounds), "--miners", "3", "--validators", "1", "--plain"]
-    flags += ["--model", str(model), "--run-dir", str(folder / "run"), "--block-seconds", str(args.block_seconds)]
-    return open_or_create(parse_options(flags), lambda line: None)
+    flags = ["--rounds", str(args.rounds), "--miners", "3", "--validators", "1"]
+    flags += ["--block-seconds", str(args.block_seconds)]
+    return open_or_create(demo_options(folder, *flags), lambda line: None)
 
 
 def _rounds(run: Run, net: Namespaces, args: argparse.Namespace) -> dict[str, Any]:

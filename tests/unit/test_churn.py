@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.churn import add_arguments, demo_options, failures, plan
+from benchmarks.churn import add_arguments, churn_options, plan
+from benchmarks.churn_rows import failures
 from distributed_training.localnet.kills import RECOVERY_ROUNDS
 from distributed_training.localnet.layout import node_specs
 from distributed_training.localnet.options import parse_options
@@ -35,7 +36,7 @@ def test_one_fault_in_every_round_and_time_to_recover(rounds: int, most: int, se
 def test_its_options_are_the_demos(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    options = demo_options(parser.parse_args(["--rounds", "4", "--seed", "9"]), tmp_path)
+    options = churn_options(parser.parse_args(["--rounds", "4", "--seed", "9"]), tmp_path)
     assert (options.rounds, options.miners, options.validators, options.seed) == (4, 5, 2, 9)
     assert options.block_s == 0.5 and options.model == tmp_path / "model.json"
 
