@@ -59,10 +59,17 @@ class Collector:
     async def fetch(
         self, plan: RoundPlan, wanted: Mapping[int, Claim], timeout_s: float, holders: Holders | None = None
     ) -> dict[int, SliceOutput]:
-        """Slices from our own store, else from holders, the reducer, then anybody. What came in time."""
+        """Slices from our own store, else from holders, the reducer, then anybody. What came in time.
+
+        The whole time is waited for a slice that does not come, also where the backup's record names none.
+        """
         tasks = {j: self._start(plan, j, claim, (holders or {}).get(j, ())) for j, claim in wanted.items()}
+        end = asyncio.get_running_loop().time() + timeout_s
         try:
-            return await _results(tasks, timeout_s)
+            found = await _results(tasks, timeout_s)
+            if len(found) < len(tasks):
+                await asyncio.sleep(end - asyncio.get_running_loop().time())
+            return found
         finally:
             await _cancel(tasks.values())
 

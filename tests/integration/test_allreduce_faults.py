@@ -292,6 +292,23 @@ def test_a_majority_that_claims_what_nobody_holds_stops_everybody_and_nobody_div
     assert not any(node.rounds for node in ring.nodes.values()), "nobody went on with a state of its own"
 
 
+def test_a_majority_that_claims_what_a_backup_never_reduced_is_waited_for_as_long(tmp_path: Path) -> None:
+    """The reducer beats and never commits, so nobody asks its backup, whose record names no output."""
+    ended: list[int] = []
+
+    async def story(ring: Ring) -> None:
+        await ring.at(27)
+        ring.nodes[ring.order[1]].may_commit.clear()
+        for offset, round_index in ((30, 1), (20, 2)):
+            await ring.at(offset, round_index)
+            ended.append(sum(n.task is not None and n.task.done() for n in ring.nodes.values()))
+
+    lies = {"validator-0": lambda bits: [True for _ in bits]}
+    play(tmp_path, story, stakes=(600.0, 500.0), lies=lies)
+    assert ended[0] == 0, "they wait for max_missing_rounds"
+    assert ended[1] >= 5
+
+
 def test_a_cancelled_round_leaves_no_task_behind(tmp_path: Path) -> None:
     async def story(ring: Ring) -> None:
         await ring.at(29.2)
