@@ -126,13 +126,14 @@ def combine(
     by_slice = np.stack([2 * bits[j].sum(axis=0) >= len(bits[j]) for j in counted.slices])
     expected = 2 * by_slice.sum(axis=0) >= len(counted.slices)
     works = {key: work for j in counted.slices for key, work in outputs[j].works.items()}
+    raw = {key: sender_weight(work, plan, manifest.average) for key, work in works.items()}
     average = np.zeros(plan.layout.num_coords, np.float32)
     for j in counted.slices:
         for offset, data in enumerate(outputs[j].chunks):
             chunk = plan.slices[j].first_chunk + offset
             row = bits[j][offset]
-            senders = [works[key] for key, bit in zip(keys, row, strict=True) if bit]
-            pairs = [(sender_weight(w, plan, manifest.average), w.chunk_norms[chunk]) for w in senders]
+            senders = [key for key, bit in zip(keys, row, strict=True) if bit]
+            pairs = [(raw[key], works[key].chunk_norms[chunk]) for key in senders]
             missing = int((expected & ~row).sum())
             norm = chunk_norm(data, plan.layout, chunk)
             slack = rounding_norm(data, plan.layout, chunk)

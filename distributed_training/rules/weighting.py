@@ -20,7 +20,7 @@ def vector_norm(chunk_norms: Sequence[float]) -> float:
 
 @lru_cache(maxsize=4096)
 def _vector_norm(chunk_norms: tuple[float, ...]) -> float:
-    """Remembered: a round asks for the norm of every sender once per chunk."""
+    """Remembered: a round asks for the norm of every sender once per slice."""
     return math.sqrt(math.fsum(n * n for n in chunk_norms))
 
 
