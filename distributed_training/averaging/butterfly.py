@@ -18,6 +18,7 @@ from distributed_training.averaging.inbox import Inbox
 from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.reducing import Publish, Reduction
+from distributed_training.averaging.retries import Retries
 from distributed_training.averaging.scatter import OwnWork as OwnWork
 from distributed_training.averaging.store import RoundStore
 from distributed_training.averaging.touch import Touch
@@ -128,25 +129,31 @@ class Butterfly:
         """Until the reducer's output is on chain, or the cut-off. Its backup gets our chunks when it seems lost."""
         ours = None if reduction is None else reduction.needs_us(spec.index)
         taken = backed_up = False
-        while not (taken and backed_up) and (left_s := self._left_s(plan)) > 0:
-            try:
-                if not taken:
-                    stream = await self._deliver(plan, spec, spec.reducer, own)
-                    taken = True
-                    if reduction is not None:
-                        reduction.touch.took(spec.reducer)
-                    done = await scatter.until_done(stream, self._stall_s, lambda: self._left_s(plan))
-                    if done and ours is not None:
-                        ours.spare()
-                    return
-            except (NetworkFault, PeerFault) as error:
-                log.info("slice %d: its reducer %s: %s", spec.index, spec.reducer.hex()[:12], error)
-                if reduction is not None and taken:
-                    reduction.touch.lost(spec.reducer)
-            backed_up = backed_up or await self._back_up(plan, spec, own, ours)
-            await asyncio.sleep(min(left_s, self._clock.block_s / 2))
+        reducer_tries = Retries(log, f"slice {spec.index}, its reducer {spec.reducer.hex()[:12]}")
+        backup_tries = Retries(log, f"slice {spec.index}, its backup")
+        with reducer_tries, backup_tries:
+            while not (taken and backed_up) and (left_s := self._left_s(plan)) > 0:
+                try:
+                    if not taken:
+                        stream = await self._deliver(plan, spec, spec.reducer, own)
+                        taken = True
+                        reducer_tries.worked()
+                        if reduction is not None:
+                            reduction.touch.took(spec.reducer)
+                        done = await scatter.until_done(stream, self._stall_s, lambda: self._left_s(plan))
+                        if done and ours is not None:
+                            ours.spare()
+                        return
+                except (NetworkFault, PeerFault) as error:
+                    reducer_tries.failed(error)
+                    if reduction is not None and taken:
+                        reduction.touch.lost(spec.reducer)
+                backed_up = backed_up or await self._back_up(plan, spec, own, ours, backup_tries)
+                await asyncio.sleep(min(left_s, self._clock.block_s / 2))
 
-    async def _back_up(self, plan: RoundPlan, spec: SliceSpec, own: OwnWork, ours: Inbox | None) -> bool:
+    async def _back_up(
+        self, plan: RoundPlan, spec: SliceSpec, own: OwnWork, ours: Inbox | None, tries: Retries
+    ) -> bool:
         """Our chunks to the reducer that stands in. True: it has them, or there is none."""
         backup = backup_of(plan.slices, spec.index)
         if ours is not None:
@@ -156,8 +163,9 @@ class Butterfly:
         try:
             stream = await self._deliver(plan, spec, backup.reducer, own)
         except (NetworkFault, PeerFault) as error:
-            log.info("slice %d: its backup %s: %s", spec.index, backup.reducer.hex()[:12], error)
+            tries.failed(f"{backup.reducer.hex()[:12]}: {error}")
             return False
+        tries.worked()
         await stream.close()
         return True
 

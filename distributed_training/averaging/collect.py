@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeVar
 
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.gather import Slices
 from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.plan import RoundPlan
+from distributed_training.averaging.retries import Retries
 from distributed_training.chain.base import Chain
 from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import NetworkFault, PeerFault, WireError
@@ -18,6 +20,8 @@ from distributed_training.rules.membership import Claim
 from distributed_training.types import NO_BACKUP
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Holders = Mapping[int, tuple[bytes, ...]]  # slice -> public keys of validators that said they hold it
 Fetched = asyncio.Task[SliceOutput | None]
@@ -89,13 +93,12 @@ class Collector:
                 return kept
         except WireError as error:
             log.warning("slice %d is damaged on our own disk, fetching it again: %s", j, error)
-        while True:
-            for peer_key in self._sources(claim, holders):
-                try:
-                    return await self._slices.fetch(peer_key, plan, j, claim.reducer, output_hash)
-                except (NetworkFault, PeerFault) as error:
-                    log.info("slice %d from %s: %s", j, peer_key.hex()[:12], error)
-            await asyncio.sleep(self._clock.block_s / 2)
+        return await self._ask(
+            f"slice {j}",
+            claim,
+            holders,
+            lambda peer_key: self._slices.fetch(peer_key, plan, j, claim.reducer, output_hash),
+        )
 
     async def _named_by_backup(self, plan: RoundPlan, j: int, claim: Claim, holders: tuple[bytes, ...]) -> bytes:
         """The hash of the output that the backup's own record names."""
@@ -108,13 +111,25 @@ class Collector:
                 return kept.backup
         except WireError as error:
             log.warning("the record of slice %d is damaged on our own disk: %s", backup.index, error)
-        while True:
-            for peer_key in self._sources(claim, holders):
-                try:
-                    return (await self._slices.fetch_record(peer_key, *asked)).backup
-                except (NetworkFault, PeerFault) as error:
-                    log.info("record of slice %d from %s: %s", backup.index, peer_key.hex()[:12], error)
-            await asyncio.sleep(self._clock.block_s / 2)
+        what = f"record of slice {backup.index}"
+        record = await self._ask(what, claim, holders, lambda key: self._slices.fetch_record(key, *asked))
+        return record.backup
+
+    async def _ask(
+        self, what: str, claim: Claim, holders: tuple[bytes, ...], ask: Callable[[bytes], Awaitable[T]]
+    ) -> T:
+        """Ask one peer after the other, and all of them again, until one gives it. Ends otherwise only cancelled."""
+        with Retries(log, what) as retries:
+            while True:
+                for peer_key in self._sources(claim, holders):
+                    try:
+                        found = await ask(peer_key)
+                    except (NetworkFault, PeerFault) as error:
+                        retries.failed(f"{peer_key.hex()[:12]}: {error}")
+                    else:
+                        retries.worked()
+                        return found
+                await asyncio.sleep(self._clock.block_s / 2)
 
     def _sources(self, claim: Claim, holders: tuple[bytes, ...]) -> list[bytes]:
         """Peer keys to ask, best first, ourselves left out."""

@@ -11,6 +11,7 @@ from distributed_training.averaging.butterfly import OwnWork
 from distributed_training.averaging.codecs import INT8_CODEC
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, layout_of
+from distributed_training.averaging.retries import Retries
 from distributed_training.errors import LocalFault, NetworkFault, OutOfMemory, PeerFault
 from distributed_training.merkle import digest, merkle_root
 from distributed_training.roles.ahead import Training, guessed_beacon
@@ -287,10 +288,12 @@ class Miner:
 
     async def _push_log(self, plan: RoundPlan, peer_key: bytes) -> None:
         held = self._service.held(plan.round.index)
-        while held is not None and (left_s := self._p.clock.seconds_until(plan.round.output_block)) > 0:
-            try:
-                await push_log(self._p.peers, peer_key, plan.round.index, held.own.signed, held.log, left_s)
-                return
-            except (NetworkFault, PeerFault) as error:
-                log.info("pushing the log to %s failed: %s", peer_key.hex()[:12], error)
-                await asyncio.sleep(min(left_s, self._p.clock.block_s))
+        with Retries(log, f"pushing the log to {peer_key.hex()[:12]}") as retries:
+            while held is not None and (left_s := self._p.clock.seconds_until(plan.round.output_block)) > 0:
+                try:
+                    await push_log(self._p.peers, peer_key, plan.round.index, held.own.signed, held.log, left_s)
+                    retries.worked()
+                    return
+                except (NetworkFault, PeerFault) as error:
+                    retries.failed(error)
+                    await asyncio.sleep(min(left_s, self._p.clock.block_s))

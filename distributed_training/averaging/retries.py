@@ -1,0 +1,30 @@
+"""What is tried again and again is said when it first fails and when that ends, not every time."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+
+
+class Retries:
+    """A block in which one thing is tried until it works or the time is over."""
+
+    def __init__(self, log: logging.Logger, what: str) -> None:
+        self._log, self._what = log, what
+        self._failed, self._worked = 0, False
+
+    def __enter__(self) -> Retries:
+        return self
+
+    def failed(self, error: BaseException | str) -> None:
+        self._failed += 1
+        if self._failed == 1:
+            self._log.info("%s: %s", self._what, error)
+
+    def worked(self) -> None:
+        self._worked = True
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Say how it ended, if more went wrong than the one line tells."""
+        if self._failed > 1:
+            self._log.info("%s: %s, %d tries failed", self._what, "done" if self._worked else "over", self._failed)
