@@ -12,6 +12,7 @@ from benchmarks.fault_cells import Trial
 from distributed_training.chain.keys import derive_coldkey, derive_keypair, write_wallet
 from distributed_training.chain.local_genesis import GenesisNeuron, create_chain
 from distributed_training.data.local import LocalPages, build_pages
+from distributed_training.data.words import write_words
 from distributed_training.localnet.layout import REPOSITORY, WALLET, NodeSpec, RunPaths
 from distributed_training.localnet.processes import node_command
 from distributed_training.localnet.recipe import make_manifest
@@ -71,7 +72,7 @@ def create(
 ) -> FaultSubnet:
     """A run directory and a chain at block 0, its clock not started; every saboteur has a uid of its own."""
     paths = RunPaths(root)
-    write_text(root / "text")
+    write_words(root / "text", random.Random(SEED), DOCUMENTS)
     build_pages(paths.pages, root / "text", num_pages=None, page_bytes=PAGE_BYTES, heldout_bytes=4000)
     manifest = make_manifest("local", MODEL, LocalPages(paths.pages), init_seed=SEED, overrides=OVERRIDES)
     paths.manifest.write_bytes(manifest.canonical())
@@ -122,13 +123,3 @@ def _spec(name: str, uid: int, port_base: int) -> NodeSpec:
         adversary=None,
         script=REPOSITORY / "adversaries" / "saboteur.py" if name.startswith("saboteur") else script,
     )
-
-
-def write_text(directory: Path) -> None:
-    """Documents of words in a skewed distribution: learnable, and always the same."""
-    source = random.Random(SEED)
-    words = ["".join(source.choices("etaoinshrdlu", k=source.randint(2, 7))) for _ in range(60)]
-    directory.mkdir(parents=True)
-    for number in range(DOCUMENTS):
-        drawn = [words[min(int(source.expovariate(0.15)), 59)] for _ in range(30)]
-        (directory / f"{number:03d}.txt").write_text(" ".join(drawn))

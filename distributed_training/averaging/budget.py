@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from distributed_training.averaging.plan import layout_of
+from distributed_training.averaging.sizes import RECORD_BYTES, log_bytes, works_bytes
 from distributed_training.manifest import RunManifest
 from distributed_training.network.budgets import Budget
 
 MARGIN = 4  # no honest round comes near it, whatever breaks off and is asked for again
-_RECORD_BYTES = 4096  # of a work record without its norms, and of everything small around it
-_MAX_GROUPS = 255  # of a sketch
 _LEAST_STREAMS, _LEAST_BYTES = 256, 16 << 20  # so that a tiny run is not about its overhead
 
 
@@ -19,13 +18,12 @@ def peer_budget(manifest: RunManifest, num_coords: int, block_s: float) -> Budge
     includes, of this round and of all kept ones (it may roll forward through them), and one snapshot of the state.
     Streams: each slice of those rounds once, and asked for again every half block while it is missing.
     """
-    layout, keep, data = layout_of(manifest, num_coords), manifest.keep, manifest.data
+    layout, keep = layout_of(manifest, num_coords), manifest.keep
     slices = min(manifest.max_uids, manifest.average.max_reducers, layout.num_chunks)
     rounds = 1 + keep.output_rounds
-    gathered = layout.wire_bytes + manifest.max_uids * (_RECORD_BYTES + 4 * layout.num_chunks)
-    scattered = layout.wire_bytes + _RECORD_BYTES + 36 * layout.num_chunks
-    step = 16 + 2 * data.batch_size + 2 * _MAX_GROUPS * manifest.audit.sketch_size
-    once = scattered + manifest.inner.max_steps * step + 8 * num_coords
+    gathered = layout.wire_bytes + works_bytes(manifest, layout)
+    scattered = layout.wire_bytes + RECORD_BYTES + 36 * layout.num_chunks
+    once = scattered + log_bytes(manifest) + 8 * num_coords
     size = MARGIN * max(_LEAST_BYTES, rounds * gathered + once)
     return Budget(
         streams=MARGIN * max(_LEAST_STREAMS, rounds * slices),

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from distributed_training.averaging.plan import layout_of
+from distributed_training.averaging.sizes import log_bytes, works_bytes
 from distributed_training.averaging.states import StateFiles
 from distributed_training.errors import ConfigError
 from distributed_training.manifest import RunManifest
@@ -20,8 +21,6 @@ log = logging.getLogger(__name__)
 
 OWN_FILES = ("wire", "log")  # of a round: our chunks as we committed them, and the steps they came from
 GIB = 1 << 30
-_RECORD_BYTES = 4096  # of a work record without its norms
-_MAX_GROUPS = 255  # of a sketch
 _STATES = 3  # two kept, one on its way
 _ROUNDS_MORE = 2  # the one under way, and the one that goes next
 _OWN_NEEDED = 3  # rounds whose own bytes may still be asked for or are needed after a restart
@@ -29,12 +28,10 @@ _OWN_NEEDED = 3  # rounds whose own bytes may still be asked for or are needed a
 
 def required_bytes(manifest: RunManifest, num_coords: int) -> int:
     """What the manifest makes a node keep at most, with every uid a miner."""
-    layout, keep, data = layout_of(manifest, num_coords), manifest.keep, manifest.data
-    works = manifest.max_uids * (_RECORD_BYTES + 4 * layout.num_chunks)
+    layout, keep = layout_of(manifest, num_coords), manifest.keep
     inclusion = layout.num_chunks * -(-manifest.max_uids // 8) + 32 * manifest.max_uids * manifest.average.max_reducers
-    step = 16 + 2 * data.batch_size + 2 * _MAX_GROUPS * manifest.audit.sketch_size
-    own = layout.wire_bytes + manifest.inner.max_steps * step
-    outputs = layout.wire_bytes + works + inclusion
+    own = layout.wire_bytes + log_bytes(manifest)
+    outputs = layout.wire_bytes + works_bytes(manifest, layout) + inclusion
     kept = max(keep.output_rounds, keep.work_rounds) + _ROUNDS_MORE
     return kept * outputs + (keep.work_rounds + _ROUNDS_MORE) * own + _STATES * 8 * num_coords
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from distributed_training.localnet.kills import RECOVERY_ROUNDS
 from distributed_training.simulation.faults import Incident
 from distributed_training.simulation.records import Recorder, Settlement
 from distributed_training.types import Round
 
 BOUND_S = 10.0  # after s+L: by then every node that nothing happened to has settled the round
-RECOVERY_ROUNDS = 2  # so long a node may take after its trouble
 
 
 @dataclass(frozen=True, slots=True)

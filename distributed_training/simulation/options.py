@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from distributed_training.data.local import LocalPages, build_pages
+from distributed_training.data.words import write_words
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.recipe import make_manifest, model_size
 from distributed_training.manifest import RunManifest
@@ -19,7 +20,6 @@ FAULTS = cast(tuple[FaultKind, ...], get_args(FaultKind))
 MAX_UIDS = 1024
 PAGE_BYTES = 150  # tokens of a few steps: nobody needs more than two pages a round
 SPARE_UIDS = 8  # and a tenth of the miners: for those who join
-_WORDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +103,11 @@ def overrides(options: SimOptions) -> Mapping[str, Any]:
 def make_run(options: SimOptions, root: Path) -> RunManifest:
     """Write text and pages below `root`; the manifest over them. The same options give the same manifest."""
     needed = 2 * (options.names_count + options.spare)
-    _write_text(root / "text", options.seed, documents=math.ceil(needed * PAGE_BYTES / 100) + 40)
+    write_words(
+        root / "text", random.Random(f"text/{options.seed}"), documents=math.ceil(needed * PAGE_BYTES / 100) + 40
+    )
     build_pages(root / "pages", root / "text", num_pages=needed, page_bytes=PAGE_BYTES, heldout_bytes=1000)
     pages = LocalPages(root / "pages")
     return make_manifest(
         "local", model_config(options.width), pages, init_seed=options.seed, overrides=overrides(options)
     )
-
-
-def _write_text(directory: Path, seed: int, documents: int) -> None:
-    """Documents of words in a skewed distribution: learnable, and the same for the same seed."""
-    source = random.Random(f"text/{seed}")
-    words = ["".join(source.choices("etaoinshrdlu", k=source.randint(2, 7))) for _ in range(_WORDS)]
-    directory.mkdir(parents=True)
-    for number in range(documents):
-        drawn = [words[min(int(source.expovariate(0.15)), _WORDS - 1)] for _ in range(30)]
-        (directory / f"{number:05d}.txt").write_text(" ".join(drawn))

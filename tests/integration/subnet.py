@@ -30,6 +30,7 @@ from distributed_training.chain.local_genesis import GenesisNeuron, create_chain
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.config import NodeConfig
 from distributed_training.data.local import LocalPages, build_pages
+from distributed_training.data.words import write_words
 from distributed_training.engine import Engine, load_engine
 from distributed_training.journal import Journal
 from distributed_training.localnet.recipe import make_manifest
@@ -153,16 +154,6 @@ def role_of(name: str) -> Role:
     return {"owner": Role.OWNER, "validator": Role.VALIDATOR}.get(kind, Role.MINER)
 
 
-def write_text(directory: Path, seed: int) -> None:
-    """Two hundred documents of words in a skewed distribution: learnable, and the same for the same seed."""
-    source = random.Random(seed)
-    words = ["".join(source.choices("etaoinshrdlu", k=source.randint(2, 7))) for _ in range(60)]
-    directory.mkdir(parents=True)
-    for number in range(200):
-        drawn = [words[min(int(source.expovariate(0.15)), 59)] for _ in range(30)]
-        (directory / f"{number:03d}.txt").write_text(" ".join(drawn))
-
-
 def make_subnet(
     root: Path,
     *,
@@ -178,7 +169,7 @@ def make_subnet(
     """Pages, manifest and a chain at block 0 whose clock is not started yet. The owner, if any, has uid 0."""
     names = [f"validator-{i}" for i in range(validators)] + [f"miner-{i}" for i in range(miners)]
     names = ["owner", *names] if owner else names
-    write_text(root / "text", seed)
+    write_words(root / "text", random.Random(seed), documents=200)
     build_pages(root / "pages", root / "text", num_pages=None, page_bytes=PAGE_BYTES, heldout_bytes=1000)
     fields = {key: dict(value) if isinstance(value, Mapping) else value for key, value in OVERRIDES.items()}
     for key, value in (overrides or {}).items():

@@ -1,0 +1,20 @@
+"""Upper bounds on what a round's records take, from the manifest: for budgets of disk and of peers."""
+
+from __future__ import annotations
+
+from distributed_training.averaging.codecs import Layout
+from distributed_training.manifest import RunManifest
+
+RECORD_BYTES = 4096  # of a work record without its norms, and of everything small around it
+_MAX_GROUPS = 255  # of a sketch
+
+
+def works_bytes(manifest: RunManifest, layout: Layout) -> int:
+    """Of a work record of every uid, norms included."""
+    return manifest.max_uids * (RECORD_BYTES + 4 * layout.num_chunks)
+
+
+def log_bytes(manifest: RunManifest) -> int:
+    """Of the longest log of a round's steps."""
+    step = 16 + 2 * manifest.data.batch_size + 2 * _MAX_GROUPS * manifest.audit.sketch_size
+    return manifest.inner.max_steps * step
