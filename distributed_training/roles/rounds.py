@@ -50,9 +50,13 @@ class Rounds:
         tell(self._p, index, "state", error)
         if self._joined_again is not None and index <= self._joined_again:
             raise GaveUp(f"{error}; joining again did not help") from error
-        self._joined_again = index
         former = self._follower.root
-        start = await self._find_start(index if isinstance(error, SlicesMissing) else None)
+        try:
+            start = await self._find_start(index if isinstance(error, SlicesMissing) else None)
+        except (LocalFault, MemoryError) as trouble:  # of our own, and it may pass
+            await self._pause(index, trouble)
+            return
+        self._joined_again = index
         log.warning("joining again at round %d from %s", start.index, start.source)
         self._follower.start_from(start.index, start.state, trusted=start.trusted)
         if (start.index, self._follower.root) == (index, former):

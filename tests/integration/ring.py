@@ -32,6 +32,7 @@ from distributed_training.chain.local_genesis import GenesisNeuron
 from distributed_training.chain.local_store import ChainParams, block_hash
 from distributed_training.chain.memory import Ledger, MemoryChain
 from distributed_training.checkpoints.local import LocalCheckpoints
+from distributed_training.errors import LocalFault
 from distributed_training.journal import Journal
 from distributed_training.manifest import RunManifest
 from distributed_training.merkle import digest
@@ -39,7 +40,7 @@ from distributed_training.metrics.base import Metrics
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.links import LinkProfile, Links
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
-from distributed_training.roles.bootstrap import choose_start
+from distributed_training.roles.bootstrap import Start, choose_start
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.joining import serve_snapshots
 from distributed_training.roles.miner import Miner
@@ -131,6 +132,7 @@ class RingNode:
     uid: int
     events: list[dict[str, Any]] = field(default_factory=list)
     lie: MapLie = list
+    troubles: int = 0  # of its own, when it looks for another state
     parts: Parts | None = None
     follower: Follower | None = None
     task: asyncio.Task[None] | None = None
@@ -223,7 +225,14 @@ class Ring:
         async with asyncio.TaskGroup() as tasks:
             clock = tasks.create_task(p.clock.run())
             initial = initial_state(np.zeros(D, np.float32), self.run.average)
-            rounds = Rounds(p, follower, lambda stuck_at: choose_start(p, initial, stuck_at=stuck_at))
+
+            async def find_start(stuck_at: int | None) -> Start:
+                if node.troubles:
+                    node.troubles -= 1
+                    raise LocalFault("no room on the disk")
+                return await choose_start(p, initial, stuck_at=stuck_at)
+
+            rounds = Rounds(p, follower, find_start)
             try:
                 while True:
                     await (rounds.one(worker) if self.heals else worker.run_round())

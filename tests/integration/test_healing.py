@@ -54,6 +54,20 @@ def test_a_flipped_bit_is_found_and_the_node_joins_again(tmp_path: Path, name: s
         assert node.uid not in other.rounds[2]["included"], "what it made of a wrong state counts nowhere"
 
 
+def test_trouble_while_it_joins_again_is_tried_again(tmp_path: Path) -> None:
+    async def story(ring: Ring) -> None:
+        await ring.settled(0)
+        await ring.at(10, round_index=1)
+        flip(ring.nodes["miner-0"])
+        ring.nodes["miner-0"].troubles = 2
+        await ring.settled(LAST)
+
+    ring = play(tmp_path, story, stakes=STAKES, heals=True)
+    faults = [e["what"] for e in ring.nodes["miner-0"].events if e["event"] == "fault"]
+    assert faults == ["state", "round", "state", "round", "state"]
+    check_alike(ring, LAST)
+
+
 def test_who_lacks_slices_for_too_long_goes_on_from_a_later_state(tmp_path: Path) -> None:
     """Its line is dead from the exchange of round 0 until it has given the slices up."""
 
