@@ -27,6 +27,7 @@ async def main(identity: Path, port: int) -> None:
     transport.serve("echo", echo)
     transport.serve("sink", sink)
     await transport.start()
+    assert transport.address is not None
     print(transport.peer_key.hex(), transport.address[1], flush=True)
     await asyncio.sleep(120)
 

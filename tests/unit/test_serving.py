@@ -24,7 +24,7 @@ class SocketDaemon:
     def __init__(self) -> None:
         self._writers: list[asyncio.StreamWriter] = []
 
-    async def start(self, port: int, on_stream: StreamCallback) -> None:
+    async def start(self, port: int | None, on_stream: StreamCallback) -> None:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self._writers.append(writer)
             await on_stream(await reader.readexactly(32), reader, writer)
@@ -52,6 +52,8 @@ class SocketDaemon:
         return False
 
     async def connect(self, peer_key: bytes, address: tuple[str, int]) -> None: ...
+
+    async def disconnect(self, peer_key: bytes) -> None: ...
 
     async def open_stream(self, peer_key: bytes) -> Connection:
         raise NotImplementedError

@@ -155,9 +155,9 @@ def test_an_honest_output_passes_whatever_its_rounding(data: st.DataObject) -> N
         vectors.append(vector)
     encoded = [encode_chunk(v, layout) for v in vectors]
     weights = [data.draw(st.floats(1e-3, 1e3)) for _ in vectors]
-    total = np.zeros(length, np.float32)
+    total: Vector = np.zeros(length, np.float32)
     for share, sent in zip(shares(weights), encoded, strict=True):
-        total = total + decode_chunk(sent, layout, 0) * share
+        total = np.add(total, decode_chunk(sent, layout, 0) * share, dtype=np.float32)
     output = encode_chunk(total, layout)
     included = [(w, chunk_norm(e, layout, 0)) for w, e in zip(weights, encoded, strict=True)]
     norm, slack = chunk_norm(output, layout, 0), rounding_norm(output, layout, 0)
