@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.contribution import check_work
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.errors import WireError
+from distributed_training.errors import LocalFault, WireError
 from distributed_training.roles.audit import Auditor
 from distributed_training.roles.evaluation import Evaluator
 from distributed_training.roles.examiner import Examiner, FinishedRound
@@ -58,7 +58,8 @@ class Validator:
         held = await self._p.butterfly.gather(plan, plan.round.map_block - 2)
         report.averaged()
         report.phase("map")
-        await self._commit_map(plan, held)
+        if await self._may_speak(plan, held):
+            await self._commit_map(plan, held)
         base = self._follower.state
         await self._p.clock.final(plan.round.map_block)
         logs = self._logs.logs()
@@ -70,8 +71,7 @@ class Validator:
             log.warning("round %d is not audited: the former round's audits are still under way", plan.round.index)
             return
         due = plan.round.index > self._examiner.last_scored and plan.round.index != self._last_round
-        heard_all = plan.round.commit_block >= max(self._began, self._p.clock.resumed_at)
-        finished = FinishedRound(plan, base, settled.outcome, works, logs, heard_all)
+        finished = FinishedRound(plan, base, settled.outcome, works, logs, self._was_there(plan))
         audited = finished if settled.outcome.applied and listened and due else None
         self._audits = asyncio.create_task(self._look_back(plan, self._follower.state, audited), name="audits")
 
@@ -107,6 +107,20 @@ class Validator:
             self._audits.cancel()
             await asyncio.gather(self._audits, return_exceptions=True)
             self._audits = None
+
+    def _was_there(self, plan: RoundPlan) -> bool:
+        """From s+D on, in this process and without standing still."""
+        assert self._began is not None
+        return plan.round.commit_block >= max(self._began, self._p.clock.resumed_at)
+
+    async def _may_speak(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> bool:
+        """Not if what we lack may be our own trouble: a clear bit of ours speaks against a slice that others hold."""
+        wanted = await self._p.butterfly.wanted(plan, plan.round.output_block)
+        if len(held) == len(wanted) or (held and self._was_there(plan)):
+            return True
+        detail = f"{len(held)} of {len(wanted)} slices reached us in time: no map, so that it speaks against nobody's"
+        tell(self._p, plan.round.index, "map", LocalFault(detail))
+        return False
 
     async def _commit_map(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> None:
         p, round_index = self._p, plan.round.index
