@@ -75,4 +75,5 @@ def _object(cursor: _Cursor, depth: int) -> Any:
     pairs = [
         (_object(cursor, depth + 1), _object(cursor, depth + 1)) for _ in range(count) if cursor.at < len(cursor.data)
     ]
-    return {key if isinstance(key, str | bytes | int | None) else str(key): value for key, value in pairs}
+    # A key of another kind becomes a number: as text, quotes quoted in quotes would grow without bound.
+    return {key if isinstance(key, str | bytes | int | None) else len(str(type(key))): value for key, value in pairs}
