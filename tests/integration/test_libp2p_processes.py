@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -154,7 +153,14 @@ async def test_another_identity_at_a_known_address_is_refused(tmp_path: Path) ->
 
 
 def test_importing_hivemind_leaves_logging_and_signals_alone() -> None:
-    assert logging.getLevelName(logging.WARNING) == "WARNING"
-    assert logging.getLogger("hivemind").handlers == []
-    assert logging.getLogger("hivemind").propagate
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    """In a process of its own: a background job's SIGINT is ignored from the start, and stays as it was."""
+    program = """
+import logging, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import distributed_training.network.libp2p
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+assert logging.getLevelName(logging.WARNING) == "WARNING"
+hivemind = logging.getLogger("hivemind")
+assert hivemind.handlers == [] and hivemind.propagate
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
