@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,18 +15,24 @@ from distributed_training.simulation.loop import run
 from distributed_training.simulation.options import SimOptions
 from distributed_training.simulation.swarm import Swarm
 from distributed_training.simulation.world import make_world
+from distributed_training.types import Round
+
+
+def played(
+    root: Path, round_index: int, span: Callable[[Round], tuple[float, float]]
+) -> list[tuple[str, dict[str, Any]]]:
+    """(node, event) of three rounds in which the line of one of two validators is cut from a block to another."""
+    torch.set_num_threads(1)
+    out = io.StringIO()
+    world = make_world(SimOptions(miners=4, rounds=3, seed=3), root, out)
+    swarm = Swarm(world, (Incident("cut", *span(world.manifest.round(round_index)), ("validator-0",)),))
+    run(swarm.run(lambda row: None))
+    assert not swarm.violations
+    return [(name, event) for _, name, event in map(json.loads, out.getvalue().splitlines())]
 
 
 def test_a_validator_with_a_dead_line_records_no_goodput(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    out = io.StringIO()
-    world = make_world(SimOptions(miners=4, rounds=3, seed=3), tmp_path, out)
-    round_ = world.manifest.round(0)
-    dead = Incident("cut", round_.map_block + 1.0, round_.end_block + 10.0, ("validator-0",))
-    swarm = Swarm(world, (dead,))
-    run(swarm.run(lambda row: None))
-    assert not swarm.violations
-    events = [(name, event) for _, name, event in map(json.loads, out.getvalue().splitlines())]
+    events = played(tmp_path, 0, lambda r: (r.map_block + 1.0, r.end_block + 10.0))
 
     def audits(name: str) -> list[dict[str, object]]:
         return [e for n, e in events if n == name and e["event"] == "audit" and e["round"] == 0]
@@ -39,15 +47,7 @@ def test_a_validator_with_a_dead_line_records_no_goodput(tmp_path: Path) -> None
 
 def test_a_validator_that_no_slice_reached_speaks_against_none(tmp_path: Path) -> None:
     """Of two with equal stake: its empty map would leave no slice with more than half."""
-    torch.set_num_threads(1)
-    out = io.StringIO()
-    world = make_world(SimOptions(miners=4, rounds=3, seed=3), tmp_path, out)
-    round_ = world.manifest.round(1)
-    dead = Incident("cut", round_.commit_block + 0.5, round_.map_block + 1.0, ("validator-0",))
-    swarm = Swarm(world, (dead,))
-    run(swarm.run(lambda row: None))
-    assert not swarm.violations
-    events = [(name, event) for _, name, event in map(json.loads, out.getvalue().splitlines())]
+    events = played(tmp_path, 1, lambda r: (r.commit_block + 0.5, r.map_block + 1.0))
     rounds = [e for n, e in events if n == "miner-0" and e["event"] == "round"]
     assert [e["applied"] for e in rounds] == [True] * 3 and rounds[1]["counted"] == rounds[0]["counted"]
     (fault,) = [e for n, e in events if n == "validator-0" and e["event"] == "fault"]
