@@ -371,3 +371,14 @@ async def finished(subnet: Subnet, *, timeout_s: float = 90) -> None:
     """Until every node has run its rounds."""
     async with asyncio.timeout(timeout_s):
         await asyncio.gather(*(node.task for node in subnet.nodes.values()))
+
+
+def check_same_states(subnet: Subnet, witness: str, rounds: int) -> None:
+    """Every round was applied, and every node has the witness's root after each round that it settled."""
+    expected = {index: event["state_root"] for index, event in subnet.nodes[witness].rounds().items()}
+    assert sorted(expected) == list(range(rounds))
+    for node in subnet.nodes.values():
+        found = {index: event["state_root"] for index, event in node.rounds().items()}
+        assert found.items() <= expected.items(), node.name
+        assert rounds - 1 in found
+        assert all(event["applied"] for event in node.rounds().values())

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
-from subnet import WALLET, Node, Subnet, finished, make_subnet, running, seen, settled, start_node
+from subnet import WALLET, Node, Subnet, check_same_states, finished, make_subnet, running, seen, settled, start_node
 
 from distributed_training.chain.local_register import register_local
 
@@ -46,7 +46,7 @@ async def test_nodes_join_and_return_while_the_run_goes_on(tmp_path: Path) -> No
         shutil.rmtree(subnet.root / "checkpoints")
         late = await join(subnet, "miner-4")
         await finished(subnet)
-        check_same_states(subnet)
+        check_same_states(subnet, "owner", ROUNDS)
         await check_early(subnet, early)
         assert started_from(returned) == (first_root, 1)
         assert returned.uid in subnet.nodes["owner"].rounds()[2]["included"]
@@ -73,16 +73,6 @@ def check_fetched(late: Node) -> None:
     assert started_from(late)[1] == fetched["round"] >= 1
     assert late.rounds()[fetched["round"]]["included"], "rolled forward through a round it had no part in"
     assert late.uid not in late.rounds()[fetched["round"]]["included"]
-
-
-def check_same_states(subnet: Subnet) -> None:
-    expected = {index: event["state_root"] for index, event in subnet.nodes["owner"].rounds().items()}
-    assert sorted(expected) == list(range(ROUNDS))
-    for node in subnet.nodes.values():
-        found = {index: event["state_root"] for index, event in node.rounds().items()}
-        assert found.items() <= expected.items(), node.name
-        assert ROUNDS - 1 in found
-        assert all(event["applied"] for event in node.rounds().values())
 
 
 async def check_early(subnet: Subnet, early: Node) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from subnet import Node, Subnet, connect, finished, make_subnet, running, seen, settled, start_node
+from subnet import Node, Subnet, check_same_states, connect, finished, make_subnet, running, seen, settled, start_node
 
 from distributed_training.chain.base import Chain
 from distributed_training.types import NO_BACKUP
@@ -92,7 +92,7 @@ async def test_killed_nodes_go_on_where_they_were_and_commit_nothing_twice(tmp_p
             history = await committed(chain, subnet)
         finally:
             await chain.close()
-        check_states(subnet)
+        check_same_states(subnet, "miner-4", ROUNDS)
         assert 0 in included(subnet, "miner-1"), "its work was on chain, and its bytes were kept"
         assert 1 in included(subnet, "miner-3")
         for number, killed_in in enumerate((0, 0, 1, 1)):
@@ -103,16 +103,6 @@ async def test_killed_nodes_go_on_where_they_were_and_commit_nothing_twice(tmp_p
             assert len(hashes) == 1 or trained_twice or only_backup_added(subnet, name, round_index, hashes)
         assert ("validator-1", 1, "second") in history, "there was time left for its map"
         check_validator(old, subnet.nodes["validator-1"])
-
-
-def check_states(subnet: Subnet) -> None:
-    expected = {index: event["state_root"] for index, event in subnet.nodes["miner-4"].rounds().items()}
-    assert sorted(expected) == list(range(ROUNDS))
-    for node in subnet.nodes.values():
-        found = {index: event["state_root"] for index, event in node.rounds().items()}
-        assert found.items() <= expected.items(), node.name
-        assert ROUNDS - 1 in found
-        assert all(event["applied"] for event in node.rounds().values())
 
 
 def check_validator(before: Node, after: Node) -> None:
