@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from disguise import assigned_pages, run
 
-from distributed_training.averaging.codecs import decode_chunk
+from distributed_training.averaging.codecs.int8 import decode_chunk
 from distributed_training.averaging.contribution import split_wire
 from distributed_training.averaging.plan import layout_of
 from distributed_training.engine import Engine
-from distributed_training.manifest import RunManifest
-from distributed_training.roles.work import WorkResult, WorkTask
-from distributed_training.wire import decode_log
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.wire import decode_log
+from distributed_training.roles.mining.work import WorkResult, WorkTask
 
 
 class Copycat:

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from distributed_training.config import load_config, run_main
 from distributed_training.data.loader import pages_used
 from distributed_training.engine import Engine
-from distributed_training.manifest import RunManifest
 from distributed_training.node import main
-from distributed_training.roles.work import Worker, WorkTask, round_permutation
-from distributed_training.types import Role
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import Role
+from distributed_training.roles.mining.work import Worker, WorkTask, round_permutation
+from distributed_training.settings.config import load_config, run_main
 
 MakeCheat = Callable[[Engine, RunManifest, Path], Worker]
 

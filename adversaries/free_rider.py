@@ -14,9 +14,9 @@ import numpy as np
 from disguise import assigned_pages, run
 
 from distributed_training.engine import Engine
-from distributed_training.manifest import RunManifest
-from distributed_training.roles.work import WorkResult, WorkTask
-from distributed_training.types import StepRecord
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import StepRecord
+from distributed_training.roles.mining.work import WorkResult, WorkTask
 
 TYPICAL_MOVE = 3e-3  # per coordinate and round: about what AdamW moves
 CLAIMED_STEPS = 20

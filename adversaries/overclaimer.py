@@ -11,7 +11,7 @@ from dataclasses import replace
 from disguise import run
 from free_rider import FreeRider
 
-from distributed_training.roles.work import WorkResult, WorkTask
+from distributed_training.roles.mining.work import WorkResult, WorkTask
 
 
 class Overclaimer(FreeRider):

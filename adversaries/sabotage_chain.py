@@ -12,8 +12,8 @@ from sabotage import Sabotage
 
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.chain.base import Chain, Head, Signer
-from distributed_training.types import Commitment, Field, Role, Signed
-from distributed_training.wire import (
+from distributed_training.protocol.types import Commitment, Field, Role, Signed
+from distributed_training.protocol.wire import (
     decode_commitment,
     decode_output,
     decode_signed,

@@ -15,7 +15,7 @@ from sabotage import Sabotage
 from distributed_training.errors import NetworkFault, WireError
 from distributed_training.network.base import Stream, StreamHandler, Transport
 from distributed_training.network.frames import HEADER_BYTES, FrameStream
-from distributed_training.wire import decode_request
+from distributed_training.protocol.wire import decode_request
 
 SCATTER, SLICE = "scatter", "slice"
 CHUNKS_BEFORE_FAULT = 3  # of a slice, at mid-scatter

@@ -23,16 +23,16 @@ from sabotage_chain import SaboteurChain
 from sabotage_transport import SaboteurTransport
 
 from distributed_training.assembly import Adapters, honest_worker
-from distributed_training.averaging.codecs import Layout, Vector
+from distributed_training.averaging.codecs.base import Layout, Vector
 from distributed_training.averaging.contribution import Contribution
 from distributed_training.chain.base import Chain
-from distributed_training.config import load_config, run_main
 from distributed_training.errors import ConfigError
 from distributed_training.network.base import Transport
 from distributed_training.node import main
+from distributed_training.protocol.types import Role, StepRecord
 from distributed_training.roles import miner
-from distributed_training.roles.work import Worker, WorkResult, WorkTask
-from distributed_training.types import Role, StepRecord
+from distributed_training.roles.mining.work import Worker, WorkResult, WorkTask
+from distributed_training.settings.config import load_config, run_main
 
 POLL_S = 0.05
 

@@ -17,9 +17,6 @@ from typing import Any
 
 from benchmarks.churn_rows import result
 from benchmarks.small_demo import demo_options, run_folder
-from distributed_training.arguments import whole
-from distributed_training.localnet import offline
-from distributed_training.localnet.create import Run, open_or_create
 from distributed_training.localnet.demo import (
     Disturber,
     Interrupted,
@@ -29,14 +26,17 @@ from distributed_training.localnet.demo import (
     stop_on_signals,
     train,
 )
-from distributed_training.localnet.display import Display
 from distributed_training.localnet.events import Event, RunEvents
-from distributed_training.localnet.faults import Start
-from distributed_training.localnet.kills import FIRST_ROUND, PHASES, RECOVERY_ROUNDS, Kill
+from distributed_training.localnet.judge import offline
 from distributed_training.localnet.layout import REPOSITORY, NodeSpec
 from distributed_training.localnet.options import Options
-from distributed_training.localnet.processes import NodeProcesses, check_ports, node_command
-from distributed_training.types import Role
+from distributed_training.localnet.run.create import Run, open_or_create
+from distributed_training.localnet.run.faults import Start
+from distributed_training.localnet.run.kills import FIRST_ROUND, PHASES, RECOVERY_ROUNDS, Kill
+from distributed_training.localnet.run.processes import NodeProcesses, check_ports, node_command
+from distributed_training.localnet.show.display import Display
+from distributed_training.protocol.types import Role
+from distributed_training.settings.arguments import whole
 
 DESCRIPTION = """\
 Real processes over loopback: miners, two validators and the owner on a local chain, with a smaller model and shorter

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distributed_training.localnet import offline, watcher
-from distributed_training.localnet.create import Run
 from distributed_training.localnet.events import RunEvents, RunView
-from distributed_training.localnet.kills import FIRST_ROUND
-from distributed_training.localnet.summary import rounds_seen
+from distributed_training.localnet.judge import offline, watcher
+from distributed_training.localnet.judge.summary import rounds_seen
+from distributed_training.localnet.run.create import Run
+from distributed_training.localnet.run.kills import FIRST_ROUND
 
 
 def result(run: Run, events: RunEvents, joined: Mapping[str, int], rounds: int) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 
 from benchmarks.fault_run import Course
 from benchmarks.fault_subnet import FaultSubnet
-from distributed_training.localnet.offline import RoundCheck, RoundReads, check_run, read_rounds
-from distributed_training.localnet.watcher import SETTLED
-from distributed_training.types import Role
+from distributed_training.localnet.judge.offline import RoundCheck, RoundReads, check_run, read_rounds
+from distributed_training.localnet.judge.watcher import SETTLED
+from distributed_training.protocol.types import Role
 
 Event = dict[str, Any]
 

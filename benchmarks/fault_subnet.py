@@ -10,14 +10,14 @@ from typing import Any
 
 from benchmarks.fault_cells import Trial
 from distributed_training.chain.keys import derive_coldkey, derive_keypair, write_wallet
-from distributed_training.chain.local_genesis import GenesisNeuron, create_chain
+from distributed_training.chain.local.genesis import GenesisNeuron, create_chain
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.data.words import write_words
 from distributed_training.localnet.layout import REPOSITORY, WALLET, NodeSpec, RunPaths
-from distributed_training.localnet.processes import node_command
-from distributed_training.localnet.recipe import make_manifest
-from distributed_training.manifest import RunManifest
-from distributed_training.types import Role
+from distributed_training.localnet.run.processes import node_command
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import Role
+from distributed_training.recipes.build import make_manifest
 
 SEED = 11
 STAKE = 1000.0  # of each validator: the two honest ones are the majority

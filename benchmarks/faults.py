@@ -15,7 +15,7 @@ from benchmarks.fault_subnet import FaultSubnet, create
 from benchmarks.small_demo import run_folder
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.options import BLOCK_SECONDS, PORT_BASE
-from distributed_training.localnet.processes import NodeProcesses, check_ports
+from distributed_training.localnet.run.processes import NodeProcesses, check_ports
 
 DESCRIPTION = f"""Kill, freeze, slow, cut and lie at {len(POINTS)} points of a round: rows of fault, point, round_s,
 applied, bytes_in_flight, hung, identical, credit_lost, and what was observed from outside.

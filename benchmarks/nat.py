@@ -18,13 +18,13 @@ from typing import Any
 
 from benchmarks.namespaces import Host, Namespaces, NamespacesUnavailable
 from benchmarks.small_demo import demo_options, run_folder
-from distributed_training.arguments import whole
-from distributed_training.chain.local_genesis import start_clock
+from distributed_training.chain.local.genesis import start_clock
 from distributed_training.errors import ConfigError
-from distributed_training.localnet.create import Run, open_or_create
 from distributed_training.localnet.layout import REPOSITORY, NodeSpec
-from distributed_training.localnet.processes import THREAD_VARIABLES, node_command
-from distributed_training.types import Role
+from distributed_training.localnet.run.create import Run, open_or_create
+from distributed_training.localnet.run.processes import THREAD_VARIABLES, node_command
+from distributed_training.protocol.types import Role
+from distributed_training.settings.arguments import whole
 
 DESCRIPTION = """\
 Two reachable miners, one validator and one miner behind NAT with no port open (--axon.outbound_only), each a real

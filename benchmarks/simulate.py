@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from distributed_training.arguments import new_file, whole
+from distributed_training.settings.arguments import new_file, whole
 from distributed_training.simulation.options import SimOptions
 from distributed_training.simulation.swarm import SimResult, simulate
 
 DESCRIPTION = """\
-Simulate swarms of growing size without faults (python -m distributed_training.simulate --help says how) and measure,
+Simulate swarms of growing size without faults (python -m distributed_training.simulation --help says how) and measure,
 per miner and round, the last round left out (nobody audits it):
 
   round_s_virtual    from block s+D until a node has kept its last slice: finality of s+D, the exchange, the block of

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.namespaces import MAX_HOSTS, Host, Namespaces, NamespacesUnavailable
-from distributed_training.arguments import real, whole
-from distributed_training.averaging.snapshot import Shape
-from distributed_training.averaging.states import StateFiles
 from distributed_training.errors import ConfigError
 from distributed_training.network.identity import PeerIdentity
+from distributed_training.protocol.types import Carry
+from distributed_training.settings.arguments import real, whole
+from distributed_training.snapshots.header import Shape
+from distributed_training.snapshots.states import StateFiles
 from distributed_training.training.outer import RunState, state_root
-from distributed_training.types import Carry
 
 DESCRIPTION = __doc__ or ""
 ROUND, PORT = 8, 9100

@@ -17,15 +17,15 @@ from typing import Any
 
 import psutil
 
-from distributed_training.averaging.peers import PeerBook
-from distributed_training.averaging.snapshot import Shape
-from distributed_training.averaging.snapshot_fetch import Wanted, fetch_snapshot
-from distributed_training.averaging.snapshot_service import SnapshotService
-from distributed_training.averaging.states import StateFiles
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.libp2p import Libp2pTransport
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.types import BlockRef, Commitment, Neuron, Role, Roster
+from distributed_training.snapshots.fetching import Wanted, fetch_snapshot
+from distributed_training.snapshots.header import Shape
+from distributed_training.snapshots.serving import SnapshotService
+from distributed_training.snapshots.states import StateFiles
 from distributed_training.training.outer import state_root
-from distributed_training.types import BlockRef, Commitment, Neuron, Role, Roster
 
 NETUID, MAX_UIDS, PATIENCE_S = 1, 16, 60.0
 

@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack
 from distributed_training.chain.base import Signer
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey, load_hotkey, registration_command
-from distributed_training.config import NodeConfig
 from distributed_training.errors import NotRegisteredError
-from distributed_training.types import Neuron
+from distributed_training.protocol.types import Neuron
+from distributed_training.settings.config import NodeConfig
 
 
 async def connect(config: NodeConfig, stack: AsyncExitStack) -> tuple[BittensorChain, LocalKey, Neuron]:

@@ -13,38 +13,38 @@ from dataclasses import dataclass
 from distributed_training.averaging.budget import peer_budget
 from distributed_training.averaging.butterfly import Butterfly
 from distributed_training.averaging.disk import check_disk
-from distributed_training.averaging.peers import PeerBook, VerifyPeer
 from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
 from distributed_training.checkpoints.base import CheckpointStore
-from distributed_training.config import NodeConfig
 from distributed_training.data.loader import heldout_sequences
 from distributed_training.engine import Engine
 from distributed_training.errors import ChainUnreachable, ConfigError
 from distributed_training.journal import Journal
-from distributed_training.manifest import RunManifest, quota_problem
 from distributed_training.metrics.base import Metrics
 from distributed_training.network.base import Transport
-from distributed_training.roles.audit import Auditor
-from distributed_training.roles.bootstrap import choose_start
-from distributed_training.roles.evaluation import Evaluator
+from distributed_training.network.peers import PeerBook, VerifyPeer
+from distributed_training.protocol.manifest import RunManifest, quota_problem
+from distributed_training.protocol.rules.clock import bulk_timeout_s
+from distributed_training.protocol.types import Commitment, Neuron, Role
+from distributed_training.protocol.wire import encode_commitment
+from distributed_training.roles.auditing.audit import Auditor
+from distributed_training.roles.auditing.evaluation import Evaluator
 from distributed_training.roles.follower import Follower
-from distributed_training.roles.joining import serve_snapshots
+from distributed_training.roles.joining.bootstrap import choose_start
+from distributed_training.roles.joining.snapshots import serve_snapshots
 from distributed_training.roles.miner import Miner
+from distributed_training.roles.mining.work import Trainer, Worker
 from distributed_training.roles.owner import Owner
 from distributed_training.roles.parts import Parts, TrainingThread
 from distributed_training.roles.reach import ReachService, keep_in_touch, watch_port
 from distributed_training.roles.rounds import Rounds
 from distributed_training.roles.service import LogService, MinerService
 from distributed_training.roles.validator import Validator
-from distributed_training.roles.work import Trainer, Worker
-from distributed_training.rules.clock import bulk_timeout_s
+from distributed_training.settings.config import NodeConfig
 from distributed_training.training.export import model_files
 from distributed_training.training.model import to_flat
 from distributed_training.training.outer import initial_state
-from distributed_training.types import Commitment, Neuron, Role
-from distributed_training.wire import encode_commitment
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from distributed_training.config import NodeConfig
 from distributed_training.data.local import LocalPages
 from distributed_training.data.tokens import Tokenizer, load_tokenizer
 from distributed_training.errors import ConfigError
-from distributed_training.manifest import RunManifest
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.settings.config import NodeConfig
 from distributed_training.training.inner import InnerLoop
 from distributed_training.training.model import build_model
 

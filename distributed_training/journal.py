@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from distributed_training.errors import ConfigError, LocalFault
-from distributed_training.types import ScoreCard
+from distributed_training.protocol.types import ScoreCard
 
 # Migration i brings the file from version i to i + 1. Never edit one that was released: append.
 MIGRATIONS = (

@@ -15,20 +15,20 @@ from distributed_training.chain.base import Chain
 from distributed_training.chain.keys import LocalKey, verify
 from distributed_training.chain.patient import PatientChain
 from distributed_training.checkpoints.local import LocalCheckpoints
-from distributed_training.config import NodeConfig, require_address
-from distributed_training.dry_run import print_weights
 from distributed_training.engine import load_engine
 from distributed_training.errors import ConfigError
 from distributed_training.journal import Journal, NodeLock, claim_folder
-from distributed_training.logs import bind, setup_logging
-from distributed_training.manifest import load_manifest
 from distributed_training.metrics.base import JsonlSink, Metrics
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.libp2p import Libp2pTransport
+from distributed_training.operator.dry_run import print_weights
+from distributed_training.protocol.manifest import load_manifest
+from distributed_training.protocol.types import Role
 from distributed_training.roles.miner import ExactStepsMissed
 from distributed_training.roles.parts import TrainingThread
+from distributed_training.settings.config import NodeConfig, require_address
+from distributed_training.settings.logs import bind, setup_logging
 from distributed_training.shutdown import run_until_stopped
-from distributed_training.types import Role
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from distributed_training.config import load_config, run_main
-from distributed_training.types import Role
+from distributed_training.protocol.types import Role
+from distributed_training.settings.config import load_config, run_main
 
 
 def start() -> int:

@@ -23,10 +23,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ lies beside scripts/
 
 from benchmarks.table import Stopwatch, show
-from distributed_training.arguments import Parser, new_file
-from distributed_training.config import run_main
-from distributed_training.config_flags import nearest
 from distributed_training.errors import ConfigError
+from distributed_training.settings.arguments import Parser, new_file
+from distributed_training.settings.config import run_main
+from distributed_training.settings.flags import nearest
 
 BENCHMARKS = {
     "faults": "kill, freeze, slow, cut, lie at every point of a round, on real processes: no hang, all identical",

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distributed_training.arguments import Parser
-from distributed_training.config import run_main
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.errors import ConfigError
-from distributed_training.localnet.recipe import (
+from distributed_training.protocol.manifest import RunManifest, load_manifest
+from distributed_training.recipes.build import (
     BASES,
     TEMPO,
     TINY_GPT2,
@@ -30,7 +29,8 @@ from distributed_training.localnet.recipe import (
     read_document,
     read_model,
 )
-from distributed_training.manifest import RunManifest, load_manifest
+from distributed_training.settings.arguments import Parser
+from distributed_training.settings.config import run_main
 
 
 def parser() -> argparse.ArgumentParser:

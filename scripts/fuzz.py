@@ -17,9 +17,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from distributed_training.arguments import Parser, new_file, real, whole
-from distributed_training.config import run_main
 from distributed_training.errors import ConfigError
+from distributed_training.settings.arguments import Parser, new_file, real, whole
+from distributed_training.settings.config import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "fuzz"), str(ROOT / "tests" / "unit")]

@@ -7,10 +7,10 @@ import asyncio
 import sys
 from pathlib import Path
 
-from distributed_training.arguments import Parser
 from distributed_training.chain.keys import LOCAL_WALLET
-from distributed_training.chain.local_register import register_local
+from distributed_training.chain.local.register import register_local
 from distributed_training.errors import ChainFault, ConfigError
+from distributed_training.settings.arguments import Parser
 
 DESCRIPTION = """\
 Give a newcomer a place on the local subnet of a run directory (made by scripts/demo.sh).

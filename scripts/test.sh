@@ -22,7 +22,7 @@ if [ $# -gt 0 ]; then
     step "tests ($*)" python -m pytest "$@"
 else
     step "tests" python -m pytest --durations=15 --cov --cov-report=
-    step "coverage of rules/ and wire.py" \
-        python -m coverage report --include='distributed_training/rules/*,distributed_training/wire.py' --fail-under=95
+    step "coverage of protocol/rules/ and protocol/wire.py" \
+        python -m coverage report --include='distributed_training/protocol/rules/*,distributed_training/protocol/wire.py' --fail-under=95
 fi
 echo "all green in $((SECONDS - began)) s"

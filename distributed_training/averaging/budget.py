@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from distributed_training.averaging.plan import layout_of
 from distributed_training.averaging.sizes import RECORD_BYTES, log_bytes, works_bytes
-from distributed_training.manifest import RunManifest
 from distributed_training.network.budgets import Budget
+from distributed_training.protocol.manifest import RunManifest
 
 MARGIN = 4  # no honest round comes near it, whatever breaks off and is asked for again
 _LEAST_STREAMS, _LEAST_BYTES = 256, 16 << 20  # so that a tiny run is not about its overhead

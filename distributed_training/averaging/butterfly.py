@@ -15,7 +15,6 @@ from distributed_training.averaging.collect import Collector, Holders
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.gather import Patience, Slices
 from distributed_training.averaging.inbox import Inbox
-from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.reducing import Publish, Reduction
 from distributed_training.averaging.retries import Retries
@@ -26,11 +25,12 @@ from distributed_training.averaging.works import WorkBook
 from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import NetworkFault, PeerFault
-from distributed_training.manifest import RunManifest
 from distributed_training.network.base import Stream
-from distributed_training.rules.clock import bulk_timeout_s, stall_timeout_s
-from distributed_training.rules.membership import Claim, backup_of
-from distributed_training.types import SliceSpec
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.rules.clock import bulk_timeout_s, stall_timeout_s
+from distributed_training.protocol.rules.membership import Claim, backup_of
+from distributed_training.protocol.types import SliceSpec
 
 log = logging.getLogger(__name__)
 

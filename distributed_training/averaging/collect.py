@@ -9,15 +9,15 @@ from typing import TypeVar
 
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.gather import Slices
-from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.retries import Retries
 from distributed_training.chain.base import Chain
 from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import NetworkFault, PeerFault, WireError
-from distributed_training.rules import membership
-from distributed_training.rules.membership import Claim
-from distributed_training.types import NO_BACKUP
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.rules import membership
+from distributed_training.protocol.rules.membership import Claim
+from distributed_training.protocol.types import NO_BACKUP
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distributed_training.averaging.codecs import Vector, chunk_norm, decode_chunk, encode_chunk, rounding_norm
+from distributed_training.averaging.codecs.base import Vector
+from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk, encode_chunk, rounding_norm
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import WireError
-from distributed_training.manifest import AverageSection, RunManifest
-from distributed_training.merkle import digest, merkle_root
-from distributed_training.rules import weighting
-from distributed_training.rules.membership import CARRY_ROUNDS, Counted
-from distributed_training.types import NO_BACKUP, AverageOutcome, Carry, CarryRound, OutputRecord, SliceSpec, WorkRecord
+from distributed_training.protocol.manifest import AverageSection, RunManifest
+from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.rules import weighting
+from distributed_training.protocol.rules.membership import CARRY_ROUNDS, Counted
+from distributed_training.protocol.types import (
+    NO_BACKUP,
+    AverageOutcome,
+    Carry,
+    CarryRound,
+    OutputRecord,
+    SliceSpec,
+    WorkRecord,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from distributed_training.averaging.codecs import INT8_CODEC, Layout, Vector, chunk_norm, encode_chunk
+from distributed_training.averaging.codecs.base import Layout, Vector
+from distributed_training.averaging.codecs.int8 import INT8_CODEC, chunk_norm, encode_chunk
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.chain.base import Verify
 from distributed_training.errors import WireError
-from distributed_training.manifest import RunManifest
-from distributed_training.merkle import digest, merkle_root
-from distributed_training.types import Candidate, Signed, WorkRecord
-from distributed_training.wire import decode_work, record_hash, signing_message
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.types import Candidate, Signed, WorkRecord
+from distributed_training.protocol.wire import decode_work, record_hash, signing_message
 
 
 @dataclass(frozen=True, slots=True)

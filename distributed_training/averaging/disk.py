@@ -13,9 +13,9 @@ from pathlib import Path
 
 from distributed_training.averaging.plan import layout_of
 from distributed_training.averaging.sizes import log_bytes, works_bytes
-from distributed_training.averaging.states import StateFiles
 from distributed_training.errors import ConfigError
-from distributed_training.manifest import RunManifest
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.snapshots.states import StateFiles
 
 log = logging.getLogger(__name__)
 

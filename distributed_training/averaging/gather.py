@@ -18,16 +18,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from distributed_training.averaging.combine import SliceOutput, check_output, included_keys
-from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.averaging.works import WorkBook
 from distributed_training.chain.base import Verify
 from distributed_training.errors import PeerFault, WireError
-from distributed_training.manifest import RunManifest
 from distributed_training.network.base import Stream, deadline
-from distributed_training.types import NO_BACKUP, Candidate, OutputRecord
-from distributed_training.wire import decode_output, decode_signed, output_senders, record_hash, signing_message
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import NO_BACKUP, Candidate, OutputRecord
+from distributed_training.protocol.wire import (
+    decode_output,
+    decode_signed,
+    output_senders,
+    record_hash,
+    signing_message,
+)
 
 METHOD = "slice"
 PIECE_BYTES = 64 * 1024  # of a slice in one frame: what must move within the stall time, and what a reader holds here

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.types import SliceSpec, WorkRecord
+from distributed_training.protocol.types import SliceSpec, WorkRecord
 
 
 @dataclass(slots=True)

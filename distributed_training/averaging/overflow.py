@@ -6,21 +6,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from distributed_training.files import write_whole
+
 log = logging.getLogger(__name__)
 
 BUDGET = 512 << 20  # bytes; beyond it the oldest go, which others hold too
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """The file has these bytes or what it had before; nothing half-written stays. Raises OSError."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 class Overflow:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distributed_training.averaging.codecs import Layout
-from distributed_training.manifest import RunManifest
-from distributed_training.rules import membership
-from distributed_training.types import Candidate, Carry, Roster, Round, SliceSpec
+from distributed_training.averaging.codecs.base import Layout
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.rules import membership
+from distributed_training.protocol.types import Candidate, Carry, Roster, Round, SliceSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import StoredOutput
 from distributed_training.averaging.touch import Touch
 from distributed_training.chain.base import Signer
-from distributed_training.manifest import RunManifest
-from distributed_training.rules.membership import backed_by, backup_of
-from distributed_training.types import NO_BACKUP, Signed, SliceSpec, WorkRecord
-from distributed_training.wire import encode_output, encode_signed, record_hash, signing_message
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.rules.membership import backed_by, backup_of
+from distributed_training.protocol.types import NO_BACKUP, Signed, SliceSpec, WorkRecord
+from distributed_training.protocol.wire import encode_output, encode_signed, record_hash, signing_message
 
 log = logging.getLogger(__name__)
 

@@ -20,16 +20,16 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from distributed_training.averaging.codecs import chunk_norm
+from distributed_training.averaging.codecs.int8 import chunk_norm
 from distributed_training.averaging.contribution import Contribution
 from distributed_training.averaging.inbox import Inbox
-from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.works import WorkBook
 from distributed_training.errors import NetworkFault, PeerFault, WireError
-from distributed_training.merkle import digest, merkle_root
 from distributed_training.network.base import Stream, deadline
-from distributed_training.types import Candidate, SliceSpec
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.types import Candidate, SliceSpec
 
 METHOD = "scatter"
 _HEADER = struct.Struct("<IH")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from distributed_training.averaging.codecs import Layout
-from distributed_training.manifest import RunManifest
+from distributed_training.averaging.codecs.base import Layout
+from distributed_training.protocol.manifest import RunManifest
 
 RECORD_BYTES = 4096  # of a work record without its norms, and of everything small around it
 _MAX_GROUPS = 255  # of a sketch

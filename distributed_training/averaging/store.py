@@ -16,8 +16,8 @@ from pathlib import Path
 
 from distributed_training.averaging.disk import OWN_FILES, enforce_budget
 from distributed_training.averaging.overflow import Overflow
-from distributed_training.averaging.states import StateFiles
 from distributed_training.errors import LocalFault
+from distributed_training.snapshots.states import StateFiles
 from distributed_training.training.outer import RunState
 
 

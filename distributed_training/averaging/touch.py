@@ -13,7 +13,7 @@ from distributed_training.averaging.gather import Slices
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import NetworkFault, PeerFault
-from distributed_training.types import SliceSpec
+from distributed_training.protocol.types import SliceSpec
 
 
 class Touch:

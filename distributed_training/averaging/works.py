@@ -10,9 +10,9 @@ from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.base import Verify
 from distributed_training.errors import WireError
-from distributed_training.manifest import RunManifest
-from distributed_training.types import Candidate, WorkRecord
-from distributed_training.wire import decode_signed
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import Candidate, WorkRecord
+from distributed_training.protocol.wire import decode_signed
 
 _KEPT_ROUNDS = 2
 

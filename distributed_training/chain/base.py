@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from distributed_training.types import Field, Roster, SubnetParams
+from distributed_training.protocol.types import Field, Roster, SubnetParams
 
 
 @dataclass(frozen=True, slots=True)

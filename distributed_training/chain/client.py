@@ -14,10 +14,10 @@ import bittensor as bt
 
 from distributed_training.chain.base import Head
 from distributed_training.chain.keys import LocalKey, hotkey_public_key
-from distributed_training.chain.substrate_local import LocalSubstrate
+from distributed_training.chain.local.substrate import LocalSubstrate
 from distributed_training.errors import ChainFault, ChainRefused, ChainUnreachable, ConfigError
-from distributed_training.types import BlockRef, Field, Neuron, Roster, SubnetParams
-from distributed_training.wire import decode_commitment
+from distributed_training.protocol.types import BlockRef, Field, Neuron, Roster, SubnetParams
+from distributed_training.protocol.wire import decode_commitment
 
 T = TypeVar("T")
 READ_TIMEOUT_S = 60.0

@@ -18,14 +18,14 @@ import bittensor as bt
 from distributed_training.chain.base import Head
 from distributed_training.chain.client import check_fields, encode_field, parse_fields
 from distributed_training.chain.keys import hotkey_public_key
-from distributed_training.chain.local_calls import CALLS, RefusedError
-from distributed_training.chain.local_epoch import RAO, EpochRow, NeuronRow, neurons, read_epoch, run_due_epochs
-from distributed_training.chain.local_genesis import GenesisNeuron, write_genesis
-from distributed_training.chain.local_store import FINALITY_BLOCKS, ChainParams, block_hash
+from distributed_training.chain.local.calls import CALLS, RefusedError
+from distributed_training.chain.local.epoch import RAO, EpochRow, NeuronRow, neurons, read_epoch, run_due_epochs
+from distributed_training.chain.local.genesis import GenesisNeuron, write_genesis
+from distributed_training.chain.local.store import FINALITY_BLOCKS, ChainParams, block_hash
 from distributed_training.errors import ChainFault, ChainRefused
-from distributed_training.rules.yuma import U16_MAX
-from distributed_training.types import BlockRef, Commitment, Field, Neuron, Roster, SubnetParams
-from distributed_training.wire import decode_commitment
+from distributed_training.protocol.rules.yuma import U16_MAX
+from distributed_training.protocol.types import BlockRef, Commitment, Field, Neuron, Roster, SubnetParams
+from distributed_training.protocol.wire import decode_commitment
 
 POLL_S = 0.2  # of a write that waits while the clock is not started
 _Series = tuple[list[int], list[Any]]  # blocks in ascending order, and the value from each on

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from distributed_training.chain.base import Chain, Head
 from distributed_training.errors import ChainUnreachable
-from distributed_training.types import Field, Roster, SubnetParams
+from distributed_training.protocol.types import Field, Roster, SubnetParams
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from distributed_training.data.base import PageSource
 from distributed_training.data.tokens import Tokenizer, cut, pack
 from distributed_training.errors import ConfigError, DataUnavailable
-from distributed_training.rules.assignment import Permutation, page_index
+from distributed_training.protocol.rules.assignment import Permutation, page_index
 
 
 class PagesExhausted(DataUnavailable):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from distributed_training.config import run_main
 from distributed_training.localnet.options import parse_options
+from distributed_training.settings.config import run_main
 
 
 def start() -> int:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from distributed_training.chain.client import BittensorChain
-from distributed_training.chain.local_genesis import start_clock
+from distributed_training.chain.local.genesis import start_clock
 from distributed_training.errors import ChainFault, ConfigError
-from distributed_training.localnet import watcher
-from distributed_training.localnet.chain_view import (
+from distributed_training.localnet.events import DEMO, Event, RunEvents, RunView
+from distributed_training.localnet.finish import finish, stored_result
+from distributed_training.localnet.judge import watcher
+from distributed_training.localnet.judge.chain_view import (
     Shares,
     final_head,
     genesis_time,
@@ -22,16 +24,14 @@ from distributed_training.localnet.chain_view import (
     shares_at,
     with_chain,
 )
-from distributed_training.localnet.create import Run, open_or_create
-from distributed_training.localnet.display import Display
-from distributed_training.localnet.events import DEMO, Event, RunEvents, RunView
-from distributed_training.localnet.faults import Killer, Start, restarted
-from distributed_training.localnet.finish import finish, stored_result
 from distributed_training.localnet.layout import node_specs
 from distributed_training.localnet.options import Options
-from distributed_training.localnet.processes import NodeProcesses, check_ports, node_command
-from distributed_training.localnet.recipe import TEMPO
-from distributed_training.rules.clock import next_round
+from distributed_training.localnet.run.create import Run, open_or_create
+from distributed_training.localnet.run.faults import Killer, Start, restarted
+from distributed_training.localnet.run.processes import NodeProcesses, check_ports, node_command
+from distributed_training.localnet.show.display import Display
+from distributed_training.protocol.rules.clock import next_round
+from distributed_training.recipes.build import TEMPO
 
 READY_TIMEOUT_S = 300.0
 END_GRACE_S = 60.0  # after the last round's end: audits, weights, a clean shutdown

@@ -11,17 +11,10 @@ from typing import Any
 
 from distributed_training.averaging.plan import layout_of
 from distributed_training.errors import ChainFault
-from distributed_training.localnet import baselines, offline, watcher
-from distributed_training.localnet.create import Run
-from distributed_training.localnet.display import Display
 from distributed_training.localnet.events import RunEvents, RunView
-from distributed_training.localnet.fault_summary import fault_rows, watch_rows
-from distributed_training.localnet.layout import RunPaths, miners
-from distributed_training.localnet.options import Options
-from distributed_training.localnet.processes import NodeProcesses
-from distributed_training.localnet.recipe import model_size
-from distributed_training.localnet.report import write_report
-from distributed_training.localnet.summary import (
+from distributed_training.localnet.judge import baselines, offline, watcher
+from distributed_training.localnet.judge.fault_summary import fault_rows, watch_rows
+from distributed_training.localnet.judge.summary import (
     Baselines,
     ChainFacts,
     build_summary,
@@ -29,6 +22,13 @@ from distributed_training.localnet.summary import (
     rounds_seen,
     write_summary,
 )
+from distributed_training.localnet.layout import RunPaths, miners
+from distributed_training.localnet.options import Options
+from distributed_training.localnet.run.create import Run
+from distributed_training.localnet.run.processes import NodeProcesses
+from distributed_training.localnet.show.display import Display
+from distributed_training.localnet.show.report import write_report
+from distributed_training.recipes.build import model_size
 
 WORKERS = 2
 OFFLINE_TIMEOUT_S = 300.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distributed_training.localnet.options import Options
-from distributed_training.types import Role
+from distributed_training.protocol.types import Role
 
 WALLET = "local"
 SPARE_HOTKEY = "extra"  # a wallet without a registration: for trying how a node joins

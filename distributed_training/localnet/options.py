@@ -9,10 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from distributed_training.arguments import Parser, real, whole
-from distributed_training.config_flags import nearest
 from distributed_training.errors import ConfigError
-from distributed_training.localnet.kills import PHASES, KillRequest, parse_kill
+from distributed_training.localnet.run.kills import PHASES, KillRequest, parse_kill
+from distributed_training.settings.arguments import Parser, real, whole
+from distributed_training.settings.flags import nearest
 
 STEPS_AT_SPEED_1 = 5
 DEFAULT_BLOCK_S = 1.0

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from distributed_training.averaging.combine import SliceOutput, combine, discarded
 from distributed_training.averaging.plan import RoundPlan, make_plan
 from distributed_training.errors import LocalFault, SlicesMissing, StateDiverged
+from distributed_training.protocol.rules import membership
+from distributed_training.protocol.rules.assignment import assignment_beacon
+from distributed_training.protocol.types import AverageOutcome, Roster, Round, WorkRecord
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import attempt, tell
-from distributed_training.rules import membership
-from distributed_training.rules.assignment import assignment_beacon
 from distributed_training.training.outer import RunState, outer_step, state_root
-from distributed_training.types import AverageOutcome, Roster, Round, WorkRecord
 
 log = logging.getLogger(__name__)
 

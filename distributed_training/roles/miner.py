@@ -8,22 +8,14 @@ import logging
 import numpy as np
 
 from distributed_training.averaging.butterfly import OwnWork
-from distributed_training.averaging.codecs import INT8_CODEC
+from distributed_training.averaging.codecs.int8 import INT8_CODEC
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, layout_of
 from distributed_training.averaging.retries import Retries
 from distributed_training.errors import LocalFault, NetworkFault, OutOfMemory, PeerFault
-from distributed_training.merkle import digest, merkle_root
-from distributed_training.roles.ahead import Training, guessed_beacon
-from distributed_training.roles.follower import Follower, RoundStart
-from distributed_training.roles.kept import find_work, keep_work, promise_output, worth_committing
-from distributed_training.roles.parts import Parts
-from distributed_training.roles.report import RoundReport
-from distributed_training.roles.service import HeldWork, MinerService, push_log
-from distributed_training.roles.trouble import commit_by, tell
-from distributed_training.roles.work import Worker, WorkResult
-from distributed_training.types import Commitment, Role, Round, Signed, StepRecord, WorkRecord
-from distributed_training.wire import (
+from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.types import Commitment, Role, Round, Signed, StepRecord, WorkRecord
+from distributed_training.protocol.wire import (
     decode_signed,
     encode_log,
     encode_signed,
@@ -32,6 +24,14 @@ from distributed_training.wire import (
     record_hash,
     signing_message,
 )
+from distributed_training.roles.follower import Follower, RoundStart
+from distributed_training.roles.mining.ahead import Training, guessed_beacon
+from distributed_training.roles.mining.kept import find_work, keep_work, promise_output, worth_committing
+from distributed_training.roles.mining.work import Worker, WorkResult
+from distributed_training.roles.parts import Parts
+from distributed_training.roles.report import RoundReport
+from distributed_training.roles.service import HeldWork, MinerService, push_log
+from distributed_training.roles.trouble import commit_by, tell
 
 log = logging.getLogger(__name__)
 

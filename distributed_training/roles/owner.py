@@ -7,16 +7,16 @@ import json
 import logging
 from collections.abc import Callable
 
-from distributed_training.averaging.statefile import encode_state
 from distributed_training.checkpoints.base import CheckpointRef
 from distributed_training.errors import ChainFault, LocalFault
-from distributed_training.roles.evaluation import Evaluator
+from distributed_training.protocol.types import Commitment, Role
+from distributed_training.protocol.wire import encode_commitment
+from distributed_training.roles.auditing.evaluation import Evaluator
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.report import RoundReport
+from distributed_training.snapshots.statefile import encode_state
 from distributed_training.training.outer import Vector
-from distributed_training.types import Commitment, Role
-from distributed_training.wire import encode_commitment
 
 log = logging.getLogger(__name__)
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from distributed_training.averaging.butterfly import Butterfly
-from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
 from distributed_training.checkpoints.base import CheckpointStore
 from distributed_training.journal import Journal
-from distributed_training.manifest import RunManifest
 from distributed_training.metrics.base import Metrics
-from distributed_training.types import SubnetParams
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import SubnetParams
 
 T = TypeVar("T")
 

@@ -18,10 +18,10 @@ import logging
 from collections.abc import Callable
 from enum import IntEnum
 
-from distributed_training.averaging.peers import PeerBook
 from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault, WireError
 from distributed_training.network.base import Stream, deadline
-from distributed_training.types import Neuron, Role
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.types import Neuron, Role
 
 METHOD = "reach"
 ASK_S = 10.0

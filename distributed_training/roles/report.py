@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from distributed_training.averaging.plan import RoundPlan
+from distributed_training.protocol.types import AverageOutcome, Round, StepRecord
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import attempt
-from distributed_training.types import AverageOutcome, Round, StepRecord
 
 
 class RoundReport:

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from distributed_training.errors import LocalFault, SlicesMissing, StateDiverged
-from distributed_training.roles.bootstrap import Start
 from distributed_training.roles.follower import Follower
+from distributed_training.roles.joining.bootstrap import Start
 from distributed_training.roles.miner import GaveUp
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import tell

@@ -12,17 +12,17 @@ from collections import Counter
 from dataclasses import dataclass
 
 from distributed_training.averaging.butterfly import CONTROL_TIMEOUT_S, OwnWork
-from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.chain.base import Chain
 from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import NetworkFault, PeerFault, WireError
-from distributed_training.manifest import RunManifest
 from distributed_training.network.base import Stream, deadline
-from distributed_training.rules.audit_plan import audit_beacon, audit_depth, probe_chunks
-from distributed_training.rules.clock import bulk_timeout_s
-from distributed_training.types import WorkRecord
-from distributed_training.wire import decode_signed, record_hash
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.rules.audit_plan import audit_beacon, audit_depth, probe_chunks
+from distributed_training.protocol.rules.clock import bulk_timeout_s
+from distributed_training.protocol.types import WorkRecord
+from distributed_training.protocol.wire import decode_signed, record_hash
 
 LOG_METHOD = "log"
 CHUNKS_METHOD = "chunks"

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Callable
 
 from distributed_training.errors import ChainFault, ChainUnreachable, LocalFault
+from distributed_training.protocol.types import Commitment
+from distributed_training.protocol.wire import encode_commitment
 from distributed_training.roles.parts import Parts
-from distributed_training.types import Commitment
-from distributed_training.wire import encode_commitment
 
 log = logging.getLogger(__name__)
 

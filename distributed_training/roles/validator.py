@@ -10,18 +10,18 @@ from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.contribution import check_work
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import LocalFault, WireError
-from distributed_training.roles.audit import Auditor
-from distributed_training.roles.evaluation import Evaluator
-from distributed_training.roles.examiner import Examiner, FinishedRound
+from distributed_training.protocol.rules import membership
+from distributed_training.protocol.types import Commitment, Role, WorkRecord
+from distributed_training.protocol.wire import decode_signed
+from distributed_training.roles.auditing.audit import Auditor
+from distributed_training.roles.auditing.evaluation import Evaluator
+from distributed_training.roles.auditing.examiner import Examiner, FinishedRound
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.report import RoundReport
 from distributed_training.roles.service import LogService, PushedLog
 from distributed_training.roles.trouble import commit_by, tell
-from distributed_training.rules import membership
 from distributed_training.training.outer import RunState
-from distributed_training.types import Commitment, Role, WorkRecord
-from distributed_training.wire import decode_signed
 
 log = logging.getLogger(__name__)
 

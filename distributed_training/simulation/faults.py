@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from distributed_training.manifest import RunManifest
+from distributed_training.protocol.manifest import RunManifest
 from distributed_training.simulation.options import FaultKind, SimOptions
 
 QUIET_ROUNDS = 2  # at the end: whatever was broken must be whole again

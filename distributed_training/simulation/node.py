@@ -17,17 +17,17 @@ from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.engine import Engine
 from distributed_training.errors import ChainUnreachable
 from distributed_training.journal import Journal
-from distributed_training.manifest import RunManifest
 from distributed_training.metrics.base import Metrics
 from distributed_training.network.base import Traffic
 from distributed_training.network.identity import verify_peer
 from distributed_training.network.memory import MemoryTransport
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import Neuron, StepRecord
+from distributed_training.roles.mining.work import Trainer, Worker, WorkResult, WorkTask
 from distributed_training.roles.parts import Parts, TrainingThread
-from distributed_training.roles.work import Trainer, Worker, WorkResult, WorkTask
 from distributed_training.simulation.loop import VirtualLoop
 from distributed_training.simulation.records import NodeSink
 from distributed_training.simulation.world import INCLUSION_S, World, role_of
-from distributed_training.types import Neuron, StepRecord
 
 CURRENT: ContextVar[str] = ContextVar("simulated node", default="-")  # whose code runs, for the log
 

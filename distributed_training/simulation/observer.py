@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from distributed_training.localnet.kills import RECOVERY_ROUNDS
+from distributed_training.localnet.run.kills import RECOVERY_ROUNDS
+from distributed_training.protocol.types import Round
 from distributed_training.simulation.faults import Incident
 from distributed_training.simulation.records import Recorder, Settlement
-from distributed_training.types import Round
 
 BOUND_S = 10.0  # after s+L: by then every node that nothing happened to has settled the round
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, cast, get_args
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.data.words import write_words
 from distributed_training.errors import ConfigError
-from distributed_training.localnet.recipe import make_manifest, model_size
-from distributed_training.manifest import RunManifest
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.recipes.build import make_manifest, model_size
 
 FaultKind = Literal["none", "churn", "loss", "partition", "crash", "freeze", "all"]
 FAULTS = cast(tuple[FaultKind, ...], get_args(FaultKind))
@@ -59,7 +59,7 @@ class SimOptions:
 
     def command(self) -> str:
         """The command that runs this simulation again."""
-        shown = f"python -m distributed_training.simulate --miners {self.miners} --rounds {self.rounds}"
+        shown = f"python -m distributed_training.simulation --miners {self.miners} --rounds {self.rounds}"
         shown += f" --faults {self.faults} --seed {self.seed}"
         for name, value, default in (
             ("validators", self.validators, 2), ("width", self.width, 16), ("steps", self.steps, 3),

@@ -14,6 +14,7 @@ from typing import TextIO
 import torch
 
 from distributed_training.averaging.plan import layout_of
+from distributed_training.protocol.types import Role
 from distributed_training.simulation import observer
 from distributed_training.simulation.faults import Incident, incidents
 from distributed_training.simulation.loop import Deadlock, run
@@ -22,7 +23,6 @@ from distributed_training.simulation.observer import RoundRow, Violation
 from distributed_training.simulation.options import SimOptions
 from distributed_training.simulation.world import World, make_world
 from distributed_training.training.model import num_parameters
-from distributed_training.types import Role
 
 FIRST_START_S = 0.2  # nodes of the genesis start within this time, in uid order
 Progress = Callable[[RoundRow], None]

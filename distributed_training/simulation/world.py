@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import TextIO
 
 from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair
-from distributed_training.chain.local_genesis import REGISTRATION_RAO, GenesisNeuron
-from distributed_training.chain.local_store import ChainParams
+from distributed_training.chain.local.genesis import REGISTRATION_RAO, GenesisNeuron
+from distributed_training.chain.local.store import ChainParams
 from distributed_training.chain.memory import Ledger
-from distributed_training.config import NodeConfig
 from distributed_training.engine import Engine, load_engine
-from distributed_training.localnet.recipe import BLOCK_S
-from distributed_training.manifest import RunManifest
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.links import LinkProfile, Links
 from distributed_training.network.memory import MemorySwitch
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import Role
+from distributed_training.recipes.build import BLOCK_S
+from distributed_training.settings.config import NodeConfig
 from distributed_training.simulation.options import SimOptions, make_run
 from distributed_training.simulation.records import Recorder
-from distributed_training.types import Role
 
 WALLET = "local"
 STAKE = 1000.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from distributed_training.rules.sketch import COEFFICIENT_RMS, GroupSketcher, Sketch, round_fp16
+from distributed_training.protocol.rules.sketch import COEFFICIENT_RMS, GroupSketcher, Sketch, round_fp16
 
 
 class DeviceSketcher:

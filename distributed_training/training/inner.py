@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from distributed_training.errors import LocalFault
-from distributed_training.manifest import RunManifest
-from distributed_training.rules.schedules import inner_learning_rate
-from distributed_training.rules.sketch import GroupSketcher, Sketch, round_fp16
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.rules.schedules import inner_learning_rate
+from distributed_training.protocol.rules.sketch import GroupSketcher, Sketch, round_fp16
+from distributed_training.protocol.types import StepRecord
 from distributed_training.training.device_sketch import DeviceSketcher
 from distributed_training.training.model import (
     Flat,
@@ -29,7 +30,6 @@ from distributed_training.training.model import (
     loss_per_sequence,
     to_flat,
 )
-from distributed_training.types import StepRecord
 
 Tokens = npt.NDArray[np.int64]
 

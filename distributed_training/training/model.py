@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from distributed_training.errors import ConfigError
-from distributed_training.rules.sketch import ParameterGroup
+from distributed_training.protocol.rules.sketch import ParameterGroup
 
 Flat = npt.NDArray[np.float32]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed_training.manifest import AverageSection, OuterSection
-from distributed_training.merkle import digest, merkle_root
-from distributed_training.types import Carry
-from distributed_training.wire import encode_carry
+from distributed_training.protocol.manifest import AverageSection, OuterSection
+from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.types import Carry
+from distributed_training.protocol.wire import encode_carry
 
 Vector = NDArray[np.float32]
 # Momentum that fades out becomes zero before it becomes subnormal: processes may flush those, and would disagree.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from distributed_training.errors import LocalFault
+from distributed_training.protocol.types import StepRecord
 from distributed_training.training.inner import InnerLoop, InnerResult, Tokens
 from distributed_training.training.model import Flat
-from distributed_training.types import StepRecord
 
 
 def replay(

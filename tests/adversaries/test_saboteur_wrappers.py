@@ -16,8 +16,8 @@ from distributed_training.chain.base import Chain, Head
 from distributed_training.errors import DeadlineMissed, NetworkFault
 from distributed_training.network.base import Stream, Transport
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
-from distributed_training.types import Commitment, Field, Role
-from distributed_training.wire import decode_commitment, encode_commitment, encode_request
+from distributed_training.protocol.types import Commitment, Field, Role
+from distributed_training.protocol.wire import decode_commitment, encode_commitment, encode_request
 
 ROUND = 3
 REQUEST = encode_request(b"h" * 32, b"s" * 64, ROUND.to_bytes(4, "little") + b"\0\0")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair
-from distributed_training.chain.local_genesis import REGISTRATION_RAO, GenesisNeuron, create_chain, start_clock
-from distributed_training.chain.local_store import ChainParams
+from distributed_training.chain.local.genesis import REGISTRATION_RAO, GenesisNeuron, create_chain, start_clock
+from distributed_training.chain.local.store import ChainParams
 from distributed_training.chain.memory import Ledger, MemoryChain
 
 NETUID = 7

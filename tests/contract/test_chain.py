@@ -29,11 +29,11 @@ from chain_rig import (
 
 from distributed_training.chain.base import Head
 from distributed_training.chain.client import BittensorChain
-from distributed_training.chain.local_genesis import resume_clock, start_clock
-from distributed_training.chain.local_store import block_hash
+from distributed_training.chain.local.genesis import resume_clock, start_clock
+from distributed_training.chain.local.store import block_hash
 from distributed_training.errors import ChainFault, ChainRefused, ConfigError
-from distributed_training.types import Commitment, Field, Role
-from distributed_training.wire import encode_commitment
+from distributed_training.protocol.types import Commitment, Field, Role
+from distributed_training.protocol.wire import encode_commitment
 
 
 @pytest.fixture(params=["file", "memory"])

@@ -16,11 +16,11 @@ import pytest
 from chain_rig import COLDKEY, NAMES, NETUID, SEED, VERSION_KEY, key, make_chain, reach, rig
 
 from distributed_training.chain.keys import derive_coldkey, derive_keypair
-from distributed_training.chain.local_genesis import fund, start_clock
-from distributed_training.chain.local_register import register_local
-from distributed_training.chain.substrate_local import LocalSubstrate
+from distributed_training.chain.local.genesis import fund, start_clock
+from distributed_training.chain.local.register import register_local
+from distributed_training.chain.local.substrate import LocalSubstrate
 from distributed_training.errors import ChainRefused
-from distributed_training.types import Field
+from distributed_training.protocol.types import Field
 
 HOTKEYS = [key(name).hotkey for name in NAMES]
 REGISTER = bt.calls.SubtensorModule.burned_register

@@ -11,19 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distributed_training.averaging import snapshot_fetch, snapshot_service
-from distributed_training.averaging.peers import PeerBook
-from distributed_training.averaging.snapshot import HELD, METHOD, RANGE, Shape, decode_header, header_of
-from distributed_training.averaging.snapshot_fetch import Progress, Wanted, fetch_snapshot
-from distributed_training.averaging.snapshot_service import SnapshotService
 from distributed_training.averaging.store import RoundStore
 from distributed_training.errors import NetworkFault
 from distributed_training.network.base import Stream
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.libp2p import Libp2pTransport
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.types import BlockRef, Carry, Commitment, Neuron, Role, Roster
+from distributed_training.snapshots import fetching as snapshot_fetch
+from distributed_training.snapshots import serving as snapshot_service
+from distributed_training.snapshots.fetching import Progress, Wanted, fetch_snapshot
+from distributed_training.snapshots.header import HELD, METHOD, RANGE, Shape, decode_header, header_of
+from distributed_training.snapshots.serving import SnapshotService
 from distributed_training.training.outer import RunState, state_root
-from distributed_training.types import BlockRef, Carry, Commitment, Neuron, Role, Roster
 
 ROUND, NUM_COORDS, CHUNK_COORDS = 8, 700_000, 50_000  # 28 chunks of 200 kB, six pieces
 SHAPE = Shape(NUM_COORDS, CHUNK_COORDS)

@@ -15,20 +15,18 @@ from fuzz_pack import cut_frames, cut_object, pack_frames, pack_object
 from tiny_training import GPT2
 from tiny_training import manifest as tiny_manifest
 
-from distributed_training.averaging.codecs import chunk_norm, decode_chunk, encode_chunk
+from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk, encode_chunk
 from distributed_training.averaging.contribution import split_wire
-from distributed_training.averaging.statefile import decode_state, encode_state
 from distributed_training.chain.client import encode_field, parse_address, parse_fields
 from distributed_training.errors import ConfigError, WireError
-from distributed_training.manifest import parse_manifest
-from distributed_training.merkle import merkle_proof, merkle_root, verify_proof
 from distributed_training.network.hints import _DOMAIN as HINT_DOMAIN
 from distributed_training.network.hints import HINT_LIFETIME_S, decode_hint, encode_hint
 from distributed_training.network.identity import PeerIdentity
-from distributed_training.rules.membership import decode_slice_map, encode_slice_map
-from distributed_training.training.outer import RunState, state_root
-from distributed_training.types import Carry, Field, Role
-from distributed_training.wire import (
+from distributed_training.protocol.manifest import parse_manifest
+from distributed_training.protocol.merkle import merkle_proof, merkle_root, verify_proof
+from distributed_training.protocol.rules.membership import decode_slice_map, encode_slice_map
+from distributed_training.protocol.types import Carry, Field, Role
+from distributed_training.protocol.wire import (
     decode_carry,
     decode_commitment,
     decode_log,
@@ -45,6 +43,8 @@ from distributed_training.wire import (
     encode_step,
     encode_work,
 )
+from distributed_training.snapshots.statefile import decode_state, encode_state
+from distributed_training.training.outer import RunState, state_root
 
 LOG = {"max_steps": 8, "batch_size": 2, "groups": 2, "sketch_size": 3}
 SENDERS = samples.group()

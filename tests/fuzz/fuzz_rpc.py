@@ -21,17 +21,15 @@ from fuzz_world import HOSTILE, MANIFEST, NUMBER, PLAN, SENDERS, SIGNATURE, US, 
 
 from distributed_training.averaging import scatter
 from distributed_training.averaging.butterfly import OwnWork
-from distributed_training.averaging.codecs import chunk_norm, decode_chunk
+from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk
 from distributed_training.averaging.combine import reduce_slice
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import StoredOutput
 from distributed_training.errors import WireError
-from distributed_training.merkle import digest, merkle_root
 from distributed_training.network.base import Traffic
 from distributed_training.network.frames import FrameStream
-from distributed_training.roles.audit import Auditor
-from distributed_training.roles.service import HeldWork, LogService, MinerService, drawn_chunks, push_log
-from distributed_training.wire import (
+from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.wire import (
     decode_output,
     decode_work,
     encode_log,
@@ -40,6 +38,8 @@ from distributed_training.wire import (
     encode_work,
     record_hash,
 )
+from distributed_training.roles.auditing.audit import Auditor
+from distributed_training.roles.service import HeldWork, LogService, MinerService, drawn_chunks, push_log
 
 # Flags: its hash is on chain; digests, roots and norms fit the chunks; it says who it is; its record is signed.
 SEALED, FITTING, KNOWN, SIGNED = 1, 2, 4, 8

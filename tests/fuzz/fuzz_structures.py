@@ -17,19 +17,14 @@ from fuzz_pack import cut_frames, cut_object, pack_frames, pack_object
 from fuzz_rpc import HOSTILE, KNOWN, cut, pack
 from fuzz_world import BINDING, MANIFEST, PLAN, ROSTER, Node, Script
 
-from distributed_training.averaging.snapshot import METHOD, RANGE, ROUND, Shape, decode_header, encode_header, header_of
-from distributed_training.averaging.snapshot_service import SnapshotService
-from distributed_training.averaging.statefile import decode_state
-from distributed_training.averaging.states import StateFiles
 from distributed_training.chain.client import encode_field, parse_fields
 from distributed_training.checkpoints.base import CheckpointRef
 from distributed_training.checkpoints.local import STATE_FILE, LocalCheckpoints
 from distributed_training.errors import ConfigError, LocalFault, WireError
-from distributed_training.rules import membership
-from distributed_training.rules.fidelity import failing, judge
-from distributed_training.training.outer import RunState, state_root
-from distributed_training.types import Role
-from distributed_training.wire import (
+from distributed_training.protocol.rules import membership
+from distributed_training.protocol.rules.fidelity import failing, judge
+from distributed_training.protocol.types import Role
+from distributed_training.protocol.wire import (
     decode_commitment,
     decode_log,
     encode_carry,
@@ -37,6 +32,11 @@ from distributed_training.wire import (
     encode_log,
     encode_request,
 )
+from distributed_training.snapshots.header import METHOD, RANGE, ROUND, Shape, decode_header, encode_header, header_of
+from distributed_training.snapshots.serving import SnapshotService
+from distributed_training.snapshots.statefile import decode_state
+from distributed_training.snapshots.states import StateFiles
+from distributed_training.training.outer import RunState, state_root
 
 # --- documents with one foreign value --------------------------------------------------------------
 

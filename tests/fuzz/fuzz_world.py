@@ -12,7 +12,6 @@ import samples
 from fuzz_engine import ACCEPTED, stage
 
 from distributed_training.averaging.butterfly import Butterfly, OwnWork
-from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.base import Head
@@ -21,9 +20,10 @@ from distributed_training.errors import NetworkFault, PeerFault, WireError
 from distributed_training.network.base import StreamHandler, Traffic
 from distributed_training.network.budgets import Budget
 from distributed_training.network.frames import EndOfStream
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.types import Candidate, Neuron, Role, Roster
+from distributed_training.protocol.wire import encode_work, record_hash
 from distributed_training.simulation.loop import VirtualLoop
-from distributed_training.types import Candidate, Neuron, Role, Roster
-from distributed_training.wire import encode_work, record_hash
 
 MANIFEST = samples.SMALL
 SENDERS = samples.group(4)

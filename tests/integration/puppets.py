@@ -13,18 +13,24 @@ import numpy as np
 import pytest
 from subnet import Node, Subnet, build_node
 
-from distributed_training.averaging.codecs import INT8_CODEC
+from distributed_training.averaging.codecs.int8 import INT8_CODEC
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, layout_of
 from distributed_training.errors import NetworkFault, PeerFault
-from distributed_training.manifest import RunManifest
-from distributed_training.merkle import digest, merkle_root
 from distributed_training.network.base import Transport
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.types import Commitment, Role, Signed, WorkRecord
+from distributed_training.protocol.wire import (
+    encode_commitment,
+    encode_signed,
+    encode_work,
+    record_hash,
+    signing_message,
+)
 from distributed_training.roles.follower import Follower
 from distributed_training.training.model import build_model, num_parameters, to_flat
 from distributed_training.training.outer import RunState, initial_state
-from distributed_training.types import Commitment, Role, Signed, WorkRecord
-from distributed_training.wire import encode_commitment, encode_signed, encode_work, record_hash, signing_message
 
 TIMEOUT_S = 5.0
 

@@ -24,37 +24,37 @@ from subnet import EventList
 from tiny_training import GPT2, manifest
 
 from distributed_training.averaging.butterfly import Butterfly
-from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.clock import BlockClock
 from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair, verify
-from distributed_training.chain.local_genesis import GenesisNeuron
-from distributed_training.chain.local_store import ChainParams, block_hash
+from distributed_training.chain.local.genesis import GenesisNeuron
+from distributed_training.chain.local.store import ChainParams, block_hash
 from distributed_training.chain.memory import Ledger, MemoryChain
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.errors import LocalFault
 from distributed_training.journal import Journal
-from distributed_training.manifest import RunManifest
-from distributed_training.merkle import digest
 from distributed_training.metrics.base import Metrics
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.links import LinkProfile, Links
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
-from distributed_training.roles.bootstrap import Start, choose_start
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.merkle import digest
+from distributed_training.protocol.rules import membership
+from distributed_training.protocol.rules.assignment import assignment_beacon
+from distributed_training.protocol.types import Commitment, Field, Role, StepRecord
+from distributed_training.protocol.wire import encode_commitment
 from distributed_training.roles.follower import Follower
-from distributed_training.roles.joining import serve_snapshots
+from distributed_training.roles.joining.bootstrap import Start, choose_start
+from distributed_training.roles.joining.snapshots import serve_snapshots
 from distributed_training.roles.miner import Miner
+from distributed_training.roles.mining.work import WorkResult, WorkTask
 from distributed_training.roles.parts import Parts, TrainingThread
 from distributed_training.roles.report import RoundReport
 from distributed_training.roles.rounds import Rounds
 from distributed_training.roles.service import LogService, MinerService
-from distributed_training.roles.work import WorkResult, WorkTask
-from distributed_training.rules import membership
-from distributed_training.rules.assignment import assignment_beacon
 from distributed_training.simulation import loop
 from distributed_training.training.outer import initial_state, state_root
-from distributed_training.types import Commitment, Field, Role, StepRecord
-from distributed_training.wire import encode_commitment
 
 D = 64 * 6 + 20  # seven chunks, the last one short
 LINK = LinkProfile(up_bytes_s=(1e6, 1e6), down_bytes_s=(1e6, 1e6), latency_s=(0.005, 0.005))

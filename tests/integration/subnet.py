@@ -26,20 +26,20 @@ from distributed_training.assembly import Adapters, MakeWorker, honest_worker, l
 from distributed_training.chain.base import Chain
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair, verify
-from distributed_training.chain.local_genesis import GenesisNeuron, create_chain, start_clock
+from distributed_training.chain.local.genesis import GenesisNeuron, create_chain, start_clock
 from distributed_training.checkpoints.local import LocalCheckpoints
-from distributed_training.config import NodeConfig
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.data.words import write_words
 from distributed_training.engine import Engine, load_engine
 from distributed_training.journal import Journal
-from distributed_training.localnet.recipe import make_manifest
-from distributed_training.manifest import RunManifest
 from distributed_training.metrics.base import Metrics
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import Neuron, Role
+from distributed_training.recipes.build import make_manifest
 from distributed_training.roles.parts import Parts, TrainingThread
-from distributed_training.types import Neuron, Role
+from distributed_training.settings.config import NodeConfig
 
 WALLET = "local"
 HOST = "127.0.0.2"  # the chain refuses 127.0.0.1 as an address to announce

@@ -17,7 +17,7 @@ from ring import LINK, D, Ring, RingNode, play
 
 from distributed_training.averaging.store import RoundStore
 from distributed_training.errors import StateDiverged
-from distributed_training.localnet.recompute import counted_outputs
+from distributed_training.localnet.judge.recompute import counted_outputs
 from distributed_training.network.links import LinkProfile
 from distributed_training.roles.follower import Follower
 from distributed_training.training.outer import initial_state

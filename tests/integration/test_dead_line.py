@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from distributed_training.protocol.types import Round
 from distributed_training.simulation.faults import Incident
 from distributed_training.simulation.loop import run
 from distributed_training.simulation.options import SimOptions
 from distributed_training.simulation.swarm import Swarm
 from distributed_training.simulation.world import make_world
-from distributed_training.types import Round
 
 
 def played(

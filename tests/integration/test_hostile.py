@@ -29,14 +29,14 @@ from subnet import OVERRIDES, Node, Subnet, make_subnet, running, seen
 
 from distributed_training.averaging.butterfly import OwnWork
 from distributed_training.averaging.contribution import Contribution
-from distributed_training.averaging.peers import MAX_REQUEST_BYTES
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.scatter import send_slice
 from distributed_training.network.base import Transport
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.memory import MemoryTransport
+from distributed_training.network.peers import MAX_REQUEST_BYTES
+from distributed_training.protocol.wire import encode_request
 from distributed_training.roles.service import push_log
-from distributed_training.wire import encode_request
 
 PUPPETS = ("miner-3", "miner-4", "validator-1")
 HEADER = struct.Struct("<IH")

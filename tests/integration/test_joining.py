@@ -8,7 +8,7 @@ from pathlib import Path
 
 from subnet import WALLET, Node, Subnet, check_same_states, finished, make_subnet, running, seen, settled, start_node
 
-from distributed_training.chain.local_register import register_local
+from distributed_training.chain.local.register import register_local
 
 ROUNDS = 4
 

@@ -18,22 +18,22 @@ from distributed_training.averaging import gather
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.gather import Patience, Slices
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.averaging.statefile import encode_state
 from distributed_training.averaging.store import RoundStore
 from distributed_training.averaging.works import WorkBook
 from distributed_training.chain.base import Chain
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.errors import ConfigError, DeadlineMissed, PeerFault
-from distributed_training.manifest import RunManifest
 from distributed_training.network.base import Stream
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.memory import MemoryTransport
-from distributed_training.roles.bootstrap import choose_start
-from distributed_training.roles.joining import Decided, newest_decided
-from distributed_training.rules.membership import Claim
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.rules.membership import Claim
+from distributed_training.protocol.types import Neuron, Roster
+from distributed_training.protocol.wire import decode_output, decode_signed
+from distributed_training.roles.joining.bootstrap import choose_start
+from distributed_training.roles.joining.snapshots import Decided, newest_decided
+from distributed_training.snapshots.statefile import encode_state
 from distributed_training.training.outer import RunState
-from distributed_training.types import Neuron, Roster
-from distributed_training.wire import decode_output, decode_signed
 
 TIMEOUT_S = 5.0
 shared = pytest.mark.asyncio(loop_scope="session")

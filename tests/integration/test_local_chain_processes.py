@@ -10,9 +10,9 @@ from typing import Any
 
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey, derive_keypair
-from distributed_training.chain.local_genesis import GenesisNeuron, create_chain, start_clock
+from distributed_training.chain.local.genesis import GenesisNeuron, create_chain, start_clock
 from distributed_training.errors import ChainRefused
-from distributed_training.types import Field
+from distributed_training.protocol.types import Field
 
 SEED = 5
 NODES = 4

@@ -18,12 +18,12 @@ import psutil
 import pytest
 
 from distributed_training.errors import ConfigError
-from distributed_training.localnet.faults import Killer, Start
-from distributed_training.localnet.group import alive, bytes_in_flight
-from distributed_training.localnet.kills import Kill
 from distributed_training.localnet.layout import RunPaths, node_specs
 from distributed_training.localnet.options import parse_options
-from distributed_training.localnet.processes import NodeProcesses, check_ports, node_command
+from distributed_training.localnet.run.faults import Killer, Start
+from distributed_training.localnet.run.group import alive, bytes_in_flight
+from distributed_training.localnet.run.kills import Kill
+from distributed_training.localnet.run.processes import NodeProcesses, check_ports, node_command
 
 FAKE = Path(__file__).parent / "fake_node.py"
 NODES = 4  # owner, one validator, two miners
@@ -32,8 +32,9 @@ DEMO = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from distributed_training.config import run_main
-from distributed_training.localnet import create, layout
+from distributed_training.settings.config import run_main
+from distributed_training.localnet import layout
+from distributed_training.localnet.run import create
 real = layout.node_specs
 fake = lambda options: tuple(replace(s, script=Path({fake!r})) for s in real(options))
 create.node_specs = fake

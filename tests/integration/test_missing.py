@@ -8,13 +8,13 @@ from threading import Event
 
 from subnet import Subnet, finished, make_subnet, running, scored
 
-from distributed_training.chain.local_store import block_hash
+from distributed_training.chain.local.store import block_hash
 from distributed_training.data.base import Page
 from distributed_training.data.local import LocalPages
 from distributed_training.errors import DataUnavailable
+from distributed_training.protocol.rules.assignment import assignment_beacon, page_index
 from distributed_training.roles.miner import ExactStepsMissed
-from distributed_training.roles.work import round_permutation
-from distributed_training.rules.assignment import assignment_beacon, page_index
+from distributed_training.roles.mining.work import round_permutation
 
 STEPS = 8  # more than one page holds
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from subnet import finished, make_subnet, running
 
-from distributed_training.averaging.statefile import decode_state, encode_state
+from distributed_training.localnet.judge.offline import check_run, main, result
 from distributed_training.localnet.layout import RunPaths
-from distributed_training.localnet.offline import check_run, main, result
+from distributed_training.snapshots.statefile import decode_state, encode_state
 from distributed_training.training.outer import RunState
 
 ROUNDS = 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from subnet import HOST, connect, make_subnet, running, scored
 
-from distributed_training.rules.scoring import NO_REDUCER_DUTY
+from distributed_training.protocol.rules.scoring import NO_REDUCER_DUTY
 
 ROUNDS = 1
 

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from distributed_training.averaging.overflow import Overflow, write_whole
+from distributed_training.averaging.overflow import Overflow
 from distributed_training.averaging.store import RoundStore
 from distributed_training.engine import Engine
 from distributed_training.errors import ChainUnreachable, OutOfMemory
-from distributed_training.manifest import RunManifest
+from distributed_training.files import write_whole
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.roles.mining.work import Worker, WorkResult, WorkTask
 from distributed_training.roles.parts import Parts
-from distributed_training.roles.work import Worker, WorkResult, WorkTask
 from distributed_training.simulation.faults import Incident
 from distributed_training.simulation.loop import run
 from distributed_training.simulation.node import SimNode

@@ -15,9 +15,9 @@ from distributed_training.chain.base import Chain
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.errors import ChainFault, ChainRefused, ChainUnreachable
 from distributed_training.metrics.base import Metrics
-from distributed_training.roles.evaluation import Evaluator
+from distributed_training.protocol.types import Field
+from distributed_training.roles.auditing.evaluation import Evaluator
 from distributed_training.roles.owner import Owner
-from distributed_training.types import Field
 
 
 async def test_snapshots_are_written_at_their_interval_and_after_the_last_round(tmp_path: Path) -> None:

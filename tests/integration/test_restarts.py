@@ -10,8 +10,8 @@ from typing import Any
 from subnet import Node, Subnet, check_same_states, connect, finished, make_subnet, running, seen, settled, start_node
 
 from distributed_training.chain.base import Chain
-from distributed_training.types import NO_BACKUP
-from distributed_training.wire import decode_output, decode_signed
+from distributed_training.protocol.types import NO_BACKUP
+from distributed_training.protocol.wire import decode_output, decode_signed
 
 ROUNDS = 3
 MINERS = 5

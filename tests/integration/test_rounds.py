@@ -12,10 +12,10 @@ from subnet import FINISHED_ROUNDS, Node, Subnet, connect, finished, make_subnet
 from transformers import AutoModelForCausalLM
 
 from distributed_training.averaging.plan import layout_of
-from distributed_training.averaging.statefile import decode_state
 from distributed_training.chain.base import Chain
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.roles.owner import STATE_FILE
+from distributed_training.snapshots.statefile import decode_state
 from distributed_training.training.model import to_flat
 from distributed_training.training.outer import state_root
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed_training import simulate as command
+from distributed_training.simulation import __main__ as command
 from distributed_training.simulation import observer
 from distributed_training.simulation.faults import Incident, incidents
 from distributed_training.simulation.loop import run

@@ -16,9 +16,9 @@ from subnet import OVERRIDES, Node, Subnet, finished, make_subnet, running, sett
 
 from distributed_training.chain.base import Chain, Head
 from distributed_training.engine import Engine
-from distributed_training.manifest import RunManifest
-from distributed_training.roles.work import Trainer, Worker, WorkResult, WorkTask
-from distributed_training.types import StepRecord
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import StepRecord
+from distributed_training.roles.mining.work import Trainer, Worker, WorkResult, WorkTask
 
 STEP_BLOCKS = 0.7  # how long a step of the slow worker takes
 REORGANISED = 1  # the round whose beacon block is another one until it is final

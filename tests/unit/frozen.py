@@ -8,12 +8,13 @@ from __future__ import annotations
 import numpy as np
 from samples import CARRY, OUTPUT, RUN, STEPS, WORK, commitment, key
 
-from distributed_training import wire
-from distributed_training.averaging.codecs import Layout, encode_chunk
-from distributed_training.merkle import digest, merkle_proof, merkle_root
-from distributed_training.rules.membership import encode_slice_map
+from distributed_training.averaging.codecs.base import Layout
+from distributed_training.averaging.codecs.int8 import encode_chunk
+from distributed_training.protocol import wire
+from distributed_training.protocol.merkle import digest, merkle_proof, merkle_root
+from distributed_training.protocol.rules.membership import encode_slice_map
+from distributed_training.protocol.types import Carry, Role, Signed
 from distributed_training.training.outer import RunState, initial_state, outer_step, state_root
-from distributed_training.types import Carry, Role, Signed
 
 
 def known_vector(size: int, numerator: int) -> np.ndarray:

@@ -8,14 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from distributed_training.localnet.chain_view import Shares
-from distributed_training.localnet.create import Run
 from distributed_training.localnet.events import Event, RunView
+from distributed_training.localnet.judge.chain_view import Shares
+from distributed_training.localnet.judge.summary import Baselines, ChainFacts, build_summary
 from distributed_training.localnet.layout import RunPaths, node_specs
 from distributed_training.localnet.options import parse_options
-from distributed_training.localnet.recipe import _COMMON, LOCAL, TINY_GPT2, merged, validated
-from distributed_training.localnet.summary import Baselines, ChainFacts, build_summary
-from distributed_training.manifest import RunManifest
+from distributed_training.localnet.run.create import Run
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.recipes.build import _COMMON, LOCAL, TINY_GPT2, merged, validated
 
 RECORDING = Path(__file__).parent / "recorded" / "demo_events.jsonl"
 OPTIONS = parse_options(["--speeds", "1,1,2,4", "--run-dir", "recorded", "--rounds", "2"])

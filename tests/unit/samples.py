@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from tiny_training import GPT2, manifest
 
-from distributed_training.averaging.codecs import INT8_CODEC, Layout, Vector
+from distributed_training.averaging.codecs.base import Layout, Vector
+from distributed_training.averaging.codecs.int8 import INT8_CODEC
 from distributed_training.averaging.combine import SliceOutput, reduce_slice
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, make_plan
-from distributed_training.manifest import RunManifest
-from distributed_training.types import (
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import (
     BlockRef,
     Carry,
     CarryRound,
@@ -25,7 +26,7 @@ from distributed_training.types import (
     StepRecord,
     WorkRecord,
 )
-from distributed_training.wire import encode_work, record_hash
+from distributed_training.protocol.wire import encode_work, record_hash
 
 RUN: RunManifest = manifest(GPT2)
 ROUND = RUN.round(3)

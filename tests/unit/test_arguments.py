@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed_training.arguments import Parser, new_file, real, whole
 from distributed_training.errors import ConfigError
+from distributed_training.settings.arguments import Parser, new_file, real, whole
 
 
 def parser() -> Parser:

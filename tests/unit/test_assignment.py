@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.rules.assignment import Permutation, assignment_beacon, assignment_key, page_index
+from distributed_training.protocol.rules.assignment import Permutation, assignment_beacon, assignment_key, page_index
 
 keys = st.binary(min_size=32, max_size=32)
 KEY = bytes(range(32))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.manifest import AuditSection
-from distributed_training.rules.audit_plan import Depth, audit_beacon, audit_depth, plan, probe_chunks
-from distributed_training.types import ScoreCard, WorkRecord
+from distributed_training.protocol.manifest import AuditSection
+from distributed_training.protocol.rules.audit_plan import Depth, audit_beacon, audit_depth, plan, probe_chunks
+from distributed_training.protocol.types import ScoreCard, WorkRecord
 
 AUDIT = AuditSection(
     t0=2.0,

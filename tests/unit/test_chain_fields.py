@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed_training.chain.client import encode_field, parse_address, parse_fields
-from distributed_training.types import Field
+from distributed_training.protocol.types import Field
 
 FIELDS = st.one_of(
     st.builds(Field, st.just("Raw"), st.binary(max_size=128)),

@@ -18,7 +18,7 @@ from distributed_training.chain.clock import BlockClock
 from distributed_training.chain.keys import LocalKey, derive_keypair
 from distributed_training.chain.patient import PatientChain
 from distributed_training.errors import ChainFault, ChainRefused, ChainUnreachable
-from distributed_training.types import BlockRef, Field, Roster, SubnetParams
+from distributed_training.protocol.types import BlockRef, Field, Roster, SubnetParams
 
 T = TypeVar("T")
 BLOCK_S = 0.01

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from benchmarks.churn import add_arguments, churn_options, plan
 from benchmarks.churn_rows import failures
-from distributed_training.localnet.kills import RECOVERY_ROUNDS
 from distributed_training.localnet.layout import node_specs
 from distributed_training.localnet.options import parse_options
+from distributed_training.localnet.run.kills import RECOVERY_ROUNDS
 
 SPECS = node_specs(parse_options(["--miners", "5"]))
 

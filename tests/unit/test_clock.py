@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.manifest import TimingSection
-from distributed_training.rules.clock import next_round, phase, round_at, weights_due
-from distributed_training.types import Phase, Round
+from distributed_training.protocol.manifest import TimingSection
+from distributed_training.protocol.rules.clock import next_round, phase, round_at, weights_due
+from distributed_training.protocol.types import Phase, Round
 
 LOCAL = TimingSection(
     first_block=10,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from distributed_training.averaging.codecs import Layout, Vector, chunk_norm, decode_chunk, encode_chunk
+from distributed_training.averaging.codecs.base import Layout, Vector
+from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk, encode_chunk
 from distributed_training.averaging.contribution import encode_contribution, from_chunks, split_wire
 from distributed_training.errors import WireError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from samples import BEACON, RUN, SMALL, Senders, carry_round, deltas, group, key, reduced, small_run
 
-from distributed_training.averaging.codecs import chunk_norm, decode_chunk, encode_chunk
+from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk, encode_chunk
 from distributed_training.averaging.combine import (
     SliceOutput,
     combine,
@@ -16,9 +16,9 @@ from distributed_training.averaging.combine import (
     sender_weight,
 )
 from distributed_training.errors import WireError
-from distributed_training.rules.membership import Counted
-from distributed_training.rules.weighting import lower_median, vector_norm
-from distributed_training.types import Carry
+from distributed_training.protocol.rules.membership import Counted
+from distributed_training.protocol.rules.weighting import lower_median, vector_norm
+from distributed_training.protocol.types import Carry
 
 
 def counted(g: Senders, *which: int) -> Counted:

@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from samples import commitment
 
-from distributed_training import wire
-from distributed_training.types import (
+from distributed_training.protocol import wire
+from distributed_training.protocol.types import (
     Commitment,
     Field,
     Role,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from distributed_training.config import PRESETS, load_config, require_address, run_main
-from distributed_training.config_flags import options
 from distributed_training.errors import ConfigError, NotRegisteredError
-from distributed_training.types import Role
+from distributed_training.protocol.types import Role
+from distributed_training.settings.config import PRESETS, load_config, require_address, run_main
+from distributed_training.settings.flags import options
 
 ROOT = Path(__file__).parents[2]
 LOCAL = ["--preset", "local"]

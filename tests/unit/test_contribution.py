@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from samples import Senders, deltas, key, small_run
 
-from distributed_training.averaging.codecs import chunk_norm, decode_chunk
+from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk
 from distributed_training.averaging.contribution import check_work, encode_contribution
 from distributed_training.chain.keys import derive_keypair, verify
 from distributed_training.errors import WireError
-from distributed_training.merkle import digest, merkle_root
-from distributed_training.types import Candidate, Signed, WorkRecord
-from distributed_training.wire import encode_work, record_hash, signing_message
+from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.types import Candidate, Signed, WorkRecord
+from distributed_training.protocol.wire import encode_work, record_hash, signing_message
 
 RUN = small_run()
 GROUP = Senders(deltas(1, 1, 150), RUN)

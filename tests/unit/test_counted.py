@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import ROUND, RUN, commitment, key, neuron, roster, with_neuron
 
-from distributed_training.rules.membership import (
+from distributed_training.protocol.rules.membership import (
     backed_by,
     backup_of,
     candidates,
@@ -21,7 +21,7 @@ from distributed_training.rules.membership import (
     slice_maps,
     slices,
 )
-from distributed_training.types import Carry, Neuron, Role, Roster
+from distributed_training.protocol.types import Carry, Neuron, Role, Roster
 
 AVERAGE = RUN.average.model_copy(update={"min_counted": 2})
 NONE = Carry(1.0, ())

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_training import AUDIT
 
-from distributed_training.manifest import AuditSection
-from distributed_training.rules.fidelity import failing, judge, judge_vector
-from distributed_training.types import StepRecord, Verdict
+from distributed_training.protocol.manifest import AuditSection
+from distributed_training.protocol.rules.fidelity import failing, judge, judge_vector
+from distributed_training.protocol.types import StepRecord, Verdict
 
 RULES = AuditSection.model_validate(AUDIT)
 Log = tuple[StepRecord, ...]

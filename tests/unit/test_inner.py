@@ -13,14 +13,14 @@ from tiny_training import GPT2, INNER, LLAMA, batches, loop, manifest, train
 
 from distributed_training.errors import DataUnavailable, LocalFault
 from distributed_training.metrics.base import JsonlSink, Metrics
-from distributed_training.roles.evaluation import Evaluator
+from distributed_training.protocol.rules.schedules import RAMP_STEPS
+from distributed_training.protocol.types import StepRecord
+from distributed_training.roles.auditing.evaluation import Evaluator
 from distributed_training.roles.parts import TrainingThread
-from distributed_training.rules.schedules import RAMP_STEPS
 from distributed_training.training.inner import InnerLoop
 from distributed_training.training.model import build_model, loss_per_sequence, to_flat
 from distributed_training.training.outer import initial_state
 from distributed_training.training.replay import replay
-from distributed_training.types import StepRecord
 
 START = to_flat(build_model(GPT2, 7))
 

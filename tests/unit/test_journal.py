@@ -11,7 +11,7 @@ import pytest
 
 from distributed_training.errors import ConfigError, LocalFault
 from distributed_training.journal import MIGRATIONS, Journal, NodeLock, claim_folder
-from distributed_training.types import ScoreCard
+from distributed_training.protocol.types import ScoreCard
 
 CARD = ScoreCard(
     hotkey="5F",
@@ -111,7 +111,7 @@ def test_a_second_node_on_the_same_directory_is_refused_with_the_holders_pid(tmp
     lock = NodeLock(tmp_path / "node" / "lock")
     code = (
         "import sys, pathlib; from distributed_training.journal import NodeLock\n"
-        "from distributed_training.config import run_main\n"
+        "from distributed_training.settings.config import run_main\n"
         "sys.exit(run_main(lambda: bool(NodeLock(pathlib.Path(sys.argv[1]))) - 1))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "node" / "lock")]

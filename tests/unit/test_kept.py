@@ -11,10 +11,10 @@ from samples import ROUND, D, group, key
 from distributed_training.averaging.scatter import OwnWork
 from distributed_training.averaging.store import RoundStore
 from distributed_training.journal import Journal
-from distributed_training.roles.kept import find_work, keep_work
+from distributed_training.protocol.types import Signed
+from distributed_training.protocol.wire import encode_signed, encode_work
+from distributed_training.roles.mining.kept import find_work, keep_work
 from distributed_training.roles.service import HeldWork
-from distributed_training.types import Signed
-from distributed_training.wire import encode_signed, encode_work
 
 G = group()
 WORK = G.works[key(0)]

@@ -12,7 +12,7 @@ from distributed_training.data.loader import BatchStream, heldout_sequences, pag
 from distributed_training.data.pages import page_digest
 from distributed_training.data.tokens import ByteTokenizer, pack
 from distributed_training.errors import ConfigError, DataUnavailable
-from distributed_training.rules.assignment import Permutation, page_index
+from distributed_training.protocol.rules.assignment import Permutation, page_index
 
 TOKENIZER = ByteTokenizer()
 KEY = bytes(32)

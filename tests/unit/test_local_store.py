@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.chain.local_epoch import empty_epoch, write_epoch
-from distributed_training.chain.local_store import (
+from distributed_training.chain.local.epoch import empty_epoch, write_epoch
+from distributed_training.chain.local.store import (
     NO_SUCH_BLOCK,
     ChainParams,
     FileRows,

@@ -12,12 +12,12 @@ from distributed_training.averaging.plan import layout_of
 from distributed_training.chain.keys import derive_keypair, load_hotkey
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.errors import ConfigError
-from distributed_training.localnet.chain_view import genesis_time, shares_at, with_chain
-from distributed_training.localnet.create import Run, open_or_create
+from distributed_training.localnet.judge.chain_view import genesis_time, shares_at, with_chain
 from distributed_training.localnet.options import Options, parse_options
-from distributed_training.localnet.recipe import TINY_GPT2, choose_tokenizer, make_manifest, model_size, read_model
+from distributed_training.localnet.run.create import Run, open_or_create
 from distributed_training.network.identity import PeerIdentity
-from distributed_training.types import Roster
+from distributed_training.protocol.types import Roster
+from distributed_training.recipes.build import TINY_GPT2, choose_tokenizer, make_manifest, model_size, read_model
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -10,14 +10,14 @@ import pytest
 from localnet_recording import OPTIONS, SPECS, recorded_manifest, recorded_view
 
 from distributed_training.errors import ConfigError
-from distributed_training.localnet.create import Run, open_or_create
 from distributed_training.localnet.events import RunEvents
-from distributed_training.localnet.fault_summary import OnChain, fault_rows, rejoined
-from distributed_training.localnet.faults import restarted
-from distributed_training.localnet.kills import Kill
+from distributed_training.localnet.judge.fault_summary import OnChain, fault_rows, rejoined
 from distributed_training.localnet.layout import RunPaths
 from distributed_training.localnet.options import parse_options
-from distributed_training.localnet.table import doing, event_line
+from distributed_training.localnet.run.create import Run, open_or_create
+from distributed_training.localnet.run.faults import restarted
+from distributed_training.localnet.run.kills import Kill
+from distributed_training.localnet.show.table import doing, event_line
 
 RUN = Run(RunPaths(OPTIONS.run_dir), recorded_manifest(), SPECS, 1, OPTIONS.params(), resumed=False)
 

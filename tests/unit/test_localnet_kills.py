@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed_training.errors import ConfigError
-from distributed_training.localnet.create import planned
-from distributed_training.localnet.kills import PHASES, RECOVERY_ROUNDS, KillRequest, parse_kill, plan_kills
 from distributed_training.localnet.layout import node_specs
 from distributed_training.localnet.options import parse_options
+from distributed_training.localnet.run.create import planned
+from distributed_training.localnet.run.kills import PHASES, RECOVERY_ROUNDS, KillRequest, parse_kill, plan_kills
 
 NODES = {"owner": "owner", "validator-0": "validator", "validator-1": "validator"}
 NODES |= {f"miner-{i}": "miner" for i in range(4)}

@@ -11,7 +11,7 @@ import pytest
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.layout import miners, node_specs
 from distributed_training.localnet.options import Adversary, parse_options
-from distributed_training.types import Role
+from distributed_training.protocol.types import Role
 
 
 def test_defaults_are_four_equal_miners_two_validators_five_rounds() -> None:

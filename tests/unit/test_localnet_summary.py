@@ -14,11 +14,11 @@ import pytest
 from localnet_recording import PAID, recorded_summary
 from rich.console import Console
 
-from distributed_training.localnet.checks import run_checks
-from distributed_training.localnet.fault_checks import absent
-from distributed_training.localnet.report import write_report
-from distributed_training.localnet.result_text import result_lines
-from distributed_training.localnet.summary import write_summary
+from distributed_training.localnet.judge.checks import run_checks
+from distributed_training.localnet.judge.fault_checks import absent
+from distributed_training.localnet.judge.summary import write_summary
+from distributed_training.localnet.show.report import write_report
+from distributed_training.localnet.show.result_text import result_lines
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "summary.schema.json").read_text())
 Summary = dict[str, Any]

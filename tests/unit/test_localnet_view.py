@@ -14,9 +14,9 @@ from rich.console import Console
 from distributed_training.localnet.events import MAX_LINE_BYTES, Follower, RunEvents, RunView
 from distributed_training.localnet.layout import NodeSpec, RunPaths, node_specs
 from distributed_training.localnet.options import parse_options
-from distributed_training.localnet.recipe import LOCAL
-from distributed_training.localnet.table import Clock, event_line, header, render
-from distributed_training.manifest import RunManifest
+from distributed_training.localnet.show.table import Clock, event_line, header, render
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.recipes.build import LOCAL
 
 
 @pytest.fixture(scope="module")

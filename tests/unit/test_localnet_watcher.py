@@ -9,9 +9,16 @@ from pathlib import Path
 import pytest
 from localnet_recording import SPECS, recorded, recorded_manifest
 
-from distributed_training.localnet.fault_summary import watch_rows
+from distributed_training.localnet.judge.fault_summary import watch_rows
+from distributed_training.localnet.judge.watcher import (
+    GRACE_S,
+    RESULT,
+    Observer,
+    RoundTimes,
+    Watcher,
+    lock_holder_lives,
+)
 from distributed_training.localnet.layout import RunPaths
-from distributed_training.localnet.watcher import GRACE_S, RESULT, Observer, RoundTimes, Watcher, lock_holder_lives
 
 GENESIS = 1_000_000.0
 TIMES = RoundTimes(recorded_manifest().timing, GENESIS, 1.0)  # first block 12, 54 blocks a round

@@ -7,13 +7,13 @@ from typing import Any
 
 from samples import RUN, group, key, roster
 
-from distributed_training.averaging.peers import PeerBook
 from distributed_training.chain.clock import BlockClock
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.types import Signed
+from distributed_training.protocol.wire import encode_signed, encode_work
 from distributed_training.roles.service import LogService, push_log
 from distributed_training.simulation import loop
-from distributed_training.types import Signed
-from distributed_training.wire import encode_signed, encode_work
 
 G = group()
 JUDGE = 3  # one of the group takes the logs here

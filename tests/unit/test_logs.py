@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from distributed_training.errors import ConfigError
-from distributed_training.logs import setup_logging
+from distributed_training.settings.logs import setup_logging
 
 PROGRAM = """
 import asyncio, logging, pathlib, sys
-from distributed_training.logs import bind, get_logger, setup_logging
+from distributed_training.settings.logs import bind, get_logger, setup_logging
 setup_logging(debug={debug}, json_lines={json_lines}, file=pathlib.Path(sys.argv[1]))
 log = get_logger("distributed_training.roles.miner")
 bind(role="miner", uid=3)

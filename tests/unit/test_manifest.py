@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from samples import RUN
 
-from distributed_training import limits
 from distributed_training.errors import ConfigError
-from distributed_training.manifest import RunManifest, check, load_manifest, parse_manifest, quota_problem
+from distributed_training.protocol import limits
+from distributed_training.protocol.manifest import RunManifest, check, load_manifest, parse_manifest, quota_problem
 
 FIELDS: dict[str, Any] = RUN.model_dump(mode="json")
 LEAVES = [f"{s}.{f}" for s, section in FIELDS.items() if isinstance(section, dict) for f in section]

@@ -5,7 +5,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed_training.merkle import digest, merkle_proof, merkle_root, verify_proof
+from distributed_training.protocol.merkle import digest, merkle_proof, merkle_root, verify_proof
 
 SIZES = range(1, 34)
 

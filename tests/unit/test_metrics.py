@@ -12,7 +12,7 @@ import torch
 
 from distributed_training.errors import ConfigError
 from distributed_training.metrics.base import JsonlSink, Metrics, plain
-from distributed_training.types import Verdict
+from distributed_training.protocol.types import Verdict
 
 
 class Broken:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from samples import CARRY, RUN, carry_round
 
-from distributed_training.averaging.codecs import Vector
+from distributed_training.averaging.codecs.base import Vector
+from distributed_training.protocol.types import Carry
 from distributed_training.training.outer import RunState, initial_state, outer_step, state_root
-from distributed_training.types import Carry
 
 OUTER = RUN.outer.model_copy(update={"learning_rate": 0.7, "momentum": 0.9})
 tame = st.floats(-1e6, 1e6, width=32)

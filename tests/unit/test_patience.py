@@ -17,19 +17,20 @@ import pytest
 from tiny_training import GPT2, manifest
 
 import distributed_training
-from distributed_training.averaging.overflow import Overflow, write_whole
+from distributed_training.averaging.overflow import Overflow
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.data.base import Page
 from distributed_training.data.patience import MAX_LEFT, PageReads
 from distributed_training.data.tokens import ByteTokenizer
 from distributed_training.errors import DataUnavailable, LocalFault, OutOfMemory
+from distributed_training.files import write_whole
 from distributed_training.journal import Journal
 from distributed_training.metrics.base import JsonlSink
-from distributed_training.roles.work import Trainer, WorkTask
+from distributed_training.protocol.types import StepRecord
+from distributed_training.roles.mining.work import Trainer, WorkTask
 from distributed_training.training.inner import InnerLoop, out_of_memory
 from distributed_training.training.model import build_model, to_flat
 from distributed_training.training.outer import initial_state
-from distributed_training.types import StepRecord
 
 
 class SlowPages:
@@ -206,7 +207,7 @@ def test_a_clock_that_jumps_changes_nothing_a_node_does() -> None:
     package = Path(distributed_training.__file__).parent
     asks = re.compile(r"\btime\.time\(|\bdatetime\.(now|utcnow|today)\(|\btime\.(gmtime|localtime|strftime)\(")
     found = {str(path.relative_to(package)) for path in package.rglob("*.py") if asks.search(path.read_text("utf-8"))}
-    node_code = {path for path in found if not path.startswith(("localnet/", "simulation/", "chain/local_"))}
+    node_code = {path for path in found if not path.startswith(("localnet/", "simulation/", "chain/local/"))}
     assert node_code == {"metrics/base.py", "network/hints.py"}
 
 

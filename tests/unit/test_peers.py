@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from samples import commitment, key, neuron, roster
 
-from distributed_training.averaging.peers import MAX_REQUEST_BYTES, PeerBook
 from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault, WireError
 from distributed_training.network.base import Stream
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
-from distributed_training.types import Neuron, Role, Roster
-from distributed_training.wire import binding_message, encode_request
+from distributed_training.network.peers import MAX_REQUEST_BYTES, PeerBook
+from distributed_training.protocol.types import Neuron, Role, Roster
+from distributed_training.protocol.wire import binding_message, encode_request
 
 ALICE, BOB, EVE = (PeerIdentity(bytes([i]) * 32) for i in (1, 2, 3))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed_training.averaging.pieces import Pieces
+from distributed_training.snapshots.pieces import Pieces
 
 A, B, C = b"a", b"b", b"c"
 

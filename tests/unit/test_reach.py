@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable
 import pytest
 from samples import commitment, key, neuron, roster
 
-from distributed_training.averaging.peers import PeerBook
 from distributed_training.errors import NetworkFault, WireError
 from distributed_training.network.base import Stream
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.types import Neuron, Role
 from distributed_training.roles.reach import Answer, Question, ReachService, ask, keep_in_touch, watch_port
 from distributed_training.simulation.loop import run
-from distributed_training.types import Neuron, Role
 
 VALIDATOR, MINER = PeerIdentity(bytes([1]) * 32), PeerIdentity(bytes([2]) * 32)
 PUBLIC, PRIVATE = ("8.8.8.8", 9000), ("192.168.1.5", 9000)

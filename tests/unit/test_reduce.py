@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import ROUND, SMALL, D, Senders, deltas, group, key, reduced
 
-from distributed_training.averaging.codecs import Vector, decode_chunk, encode_chunk
+from distributed_training.averaging.codecs.base import Vector
+from distributed_training.averaging.codecs.int8 import decode_chunk, encode_chunk
 from distributed_training.averaging.combine import (
     SliceOutput,
     check_output,
@@ -20,10 +21,10 @@ from distributed_training.averaging.combine import (
     sender_weight,
 )
 from distributed_training.errors import WireError
-from distributed_training.merkle import digest, merkle_root
-from distributed_training.rules.weighting import vector_norm
-from distributed_training.types import Carry
-from distributed_training.wire import decode_output, encode_output
+from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.rules.weighting import vector_norm
+from distributed_training.protocol.types import Carry
+from distributed_training.protocol.wire import decode_output, encode_output
 
 
 def literal_chunk(g: Senders, chunk: int, who: list[int]) -> bytes:

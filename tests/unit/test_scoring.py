@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.manifest import ScoringSection
-from distributed_training.rules.scoring import (
+from distributed_training.protocol.manifest import ScoringSection
+from distributed_training.protocol.rules.scoring import (
     NO_REDUCER_DUTY,
     bandwidth,
     can_reduce,
@@ -21,7 +21,15 @@ from distributed_training.rules.scoring import (
     reasons,
     terms,
 )
-from distributed_training.types import AuditResult, Candidate, Carry, CarryRound, Observation, ScoreCard, Verdict
+from distributed_training.protocol.types import (
+    AuditResult,
+    Candidate,
+    Carry,
+    CarryRound,
+    Observation,
+    ScoreCard,
+    Verdict,
+)
 
 SCORING = ScoringSection(
     steps_half_life=36.0,

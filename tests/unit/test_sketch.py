@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed_training.rules.sketch import COEFFICIENT_RMS, GroupSketcher, ParameterGroup, round_fp16
+from distributed_training.protocol.rules.sketch import COEFFICIENT_RMS, GroupSketcher, ParameterGroup, round_fp16
 from distributed_training.training.device_sketch import DeviceSketcher
 
 GROUPS = (ParameterGroup("a", 0, 1000), ParameterGroup("b", 1000, 1007), ParameterGroup("c", 1007, 5000))

@@ -13,14 +13,14 @@ import pytest
 from samples import key, neuron, roster
 
 from distributed_training.averaging.gather import METHOD, PEER_SLICES, PIECE_BYTES, Patience, Slices
-from distributed_training.averaging.peers import PeerBook
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.averaging.works import WorkBook
 from distributed_training.errors import DeadlineMissed, NetworkFault
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.types import OutputRecord, Roster, Signed
+from distributed_training.protocol.wire import encode_output, encode_signed
 from distributed_training.simulation import loop
-from distributed_training.types import OutputRecord, Roster, Signed
-from distributed_training.wire import encode_output, encode_signed
 
 STALL_S, BULK_S = 2.0, 60.0
 PIECES = 10

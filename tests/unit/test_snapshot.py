@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import CARRY
 
-from distributed_training.averaging.snapshot import (
+from distributed_training.errors import WireError
+from distributed_training.snapshots.header import (
     PIECE_BYTES,
     Shape,
     decode_header,
     encode_header,
     header_of,
 )
-from distributed_training.averaging.states import StateFiles
-from distributed_training.errors import WireError
+from distributed_training.snapshots.states import StateFiles
 from distributed_training.training.outer import RunState, state_root
 
 SHAPES = st.builds(Shape, st.integers(1, 3_000_000), st.integers(1, 1 << 20))

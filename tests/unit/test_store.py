@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 from samples import CARRY, key
 
-from distributed_training.averaging.statefile import decode_state, encode_state
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.errors import LocalFault, WireError
+from distributed_training.protocol.wire import encode_carry
+from distributed_training.snapshots.statefile import decode_state, encode_state
 from distributed_training.training.outer import RunState, state_root
-from distributed_training.wire import encode_carry
 
 
 def state(seed: int = 3) -> RunState:

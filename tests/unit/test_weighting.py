@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import RUN
 
-from distributed_training.averaging.codecs import Layout, Vector, chunk_norm, decode_chunk, encode_chunk, rounding_norm
-from distributed_training.rules.weighting import (
+from distributed_training.averaging.codecs.base import Layout, Vector
+from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk, encode_chunk, rounding_norm
+from distributed_training.protocol.rules.weighting import (
     lower_median,
     next_tau,
     passes_gate,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.rules.weights import weight_vector
-from distributed_training.types import BlockRef, Neuron, Roster, ScoreCard, ScoreTerms
+from distributed_training.protocol.rules.weights import weight_vector
+from distributed_training.protocol.types import BlockRef, Neuron, Roster, ScoreCard, ScoreTerms
 
 
 def neuron(uid: int, hotkey: str, registered: int = 5) -> Neuron:

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import CARRY, OUTPUT, STEPS, WORK, key
 
-from distributed_training import wire
 from distributed_training.errors import WireError
-from distributed_training.rules.membership import CARRY_ROUNDS, RECENT_INCLUDED
-from distributed_training.types import (
+from distributed_training.protocol import wire
+from distributed_training.protocol.rules.membership import CARRY_ROUNDS, RECENT_INCLUDED
+from distributed_training.protocol.types import (
     Carry,
     CarryRound,
     OutputRecord,

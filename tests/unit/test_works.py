@@ -12,8 +12,8 @@ from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import RoundStore
 from distributed_training.averaging.works import WorkBook
 from distributed_training.errors import WireError
-from distributed_training.types import Signed
-from distributed_training.wire import encode_signed, encode_work
+from distributed_training.protocol.types import Signed
+from distributed_training.protocol.wire import encode_signed, encode_work
 
 G = group()
 OWNER, THIEF = G.plan.candidates[:2]

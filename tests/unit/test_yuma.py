@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed_training.rules.yuma import (
+from distributed_training.protocol.rules.yuma import (
     U16_MAX,
     EpochInput,
     EpochResult,

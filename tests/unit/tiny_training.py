@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from distributed_training import PROTOCOL_VERSION
-from distributed_training.manifest import RunManifest
+from distributed_training.protocol.manifest import RunManifest
 from distributed_training.training.inner import InnerLoop, InnerResult, Tokens
 from distributed_training.training.model import build_model
 

@@ -1,0 +1,125 @@
+"""Creating a local chain, starting its clock, and giving out money: what no call of the chain can do."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from distributed_training.chain.local.epoch import RAO, NeuronRow, empty_epoch, run_due_epochs, write_epoch
+from distributed_training.chain.local.store import ChainParams, FileRows, LocalStore, Rows, create_file
+from distributed_training.errors import ConfigError
+
+REGISTRATION_RAO = RAO // 10
+
+
+@dataclass(frozen=True, slots=True)
+class GenesisNeuron:
+    """A neuron that exists at block 0; its place in the sequence is its uid."""
+
+    hotkey: str
+    coldkey: str
+    stake: float  # alpha
+    permit: bool
+
+
+def create_chain(
+    path: Path,
+    *,
+    seed: int,
+    block_s: float,
+    netuid: int,
+    tempo: int,
+    weights_rate_limit: int,
+    version_key: int,
+    max_uids: int,
+    owner_hotkey: str,
+    owner_coldkey: str,
+    neurons: Sequence[GenesisNeuron],
+    max_validators: int = 64,
+    serving_rate_limit: int = 0,
+    immunity_period: int = 4096,
+) -> None:
+    """Write a new chain file with its clock not started: registrations, stakes and permits hold at block 0.
+
+    ConfigError when the path exists or the numbers make no chain.
+    """
+    if block_s <= 0 or tempo < 1 or not 0 < len(neurons) <= max_uids:
+        raise ConfigError(
+            f"expected block_s > 0, tempo >= 1 and 1..max_uids neurons, got {block_s}, {tempo}, {len(neurons)}"
+        )
+    if len({n.hotkey for n in neurons}) != len(neurons):
+        raise ConfigError("a hotkey is named twice at genesis")
+    params = ChainParams(
+        seed, block_s, netuid, tempo, weights_rate_limit, version_key, max_uids, max_validators, serving_rate_limit,
+        immunity_period, REGISTRATION_RAO, owner_hotkey, owner_coldkey,
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    connection = create_file(draft, params)
+    try:
+        connection.execute("begin")
+        write_genesis(FileRows(connection, 0), neurons)
+        connection.execute("commit")
+    finally:
+        connection.close()
+    if path.exists():
+        draft.unlink()
+        raise ConfigError(f"{path} exists already; expected a path for a new local chain")
+    draft.replace(path)
+
+
+def write_genesis(rows: Rows, neurons: Sequence[GenesisNeuron]) -> None:
+    """Registrations, stakes and permits, at the block of `rows`."""
+    for uid, neuron in enumerate(neurons):
+        rows.put("uid", neuron.hotkey, uid)
+        rows.put("neuron", str(uid), asdict(NeuronRow(uid, neuron.hotkey, neuron.coldkey, 0)))
+        rows.put("stake", neuron.hotkey, round(neuron.stake * RAO))
+        rows.put("last_update", str(uid), 0)
+    write_epoch(rows, empty_epoch([neuron.permit for neuron in neurons]))
+
+
+def start_clock(path: Path) -> float:
+    """Make now the start of block 0 and return it; a clock that runs already is left alone."""
+    store = LocalStore(path, run_due_epochs)
+    try:
+        with store.transaction() as rows:
+            if store.genesis_time() is None:
+                now = json.dumps(time.time())
+                rows.connection.execute("update meta set value = ? where name = 'genesis_time'", (now,))
+        return store.genesis_time() or 0.0
+    finally:
+        store.close()
+
+
+def resume_clock(path: Path) -> float:
+    """Let the clock go on at the last block anybody read, as if no time had passed; returns the time of block 0.
+
+    For a run that was stopped: only while no process uses the chain, since each keeps the clock it once read.
+    """
+    store = LocalStore(path, run_due_epochs)
+    try:
+        if store.genesis_time() is None:
+            raise ConfigError(f"the clock of {path} was never started; expected a run that was stopped")
+        return store.resume_clock()
+    finally:
+        store.close()
+
+
+def fund(path: Path, coldkey: str, tao: float) -> None:
+    """Add money to a coldkey out of nothing, in the next block."""
+    store = LocalStore(path, run_due_epochs)
+    try:
+        with store.transaction() as rows:
+            rows.put("balance", coldkey, rows.get("balance", coldkey, 0) + round(tao * RAO))
+    finally:
+        store.close()
+
+
+def chain_params(path: Path) -> ChainParams:
+    store = LocalStore(path, run_due_epochs)
+    store.close()
+    return store.params

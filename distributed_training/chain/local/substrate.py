@@ -1,0 +1,221 @@
+"""The local chain as the SDK's substrate: one SQLite file, shared by all processes, under the real bittensor client.
+
+Inject it: `bt.Subtensor("local", substrate=LocalSubstrate(path))`. Blocks come by the clock, hashes from (seed, number)
+only, so they are predictable: right for development, worthless as randomness between strangers. Commit-reveal is off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import AsyncIterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import bittensor as bt
+
+from distributed_training.chain.keys import hotkey_address, verify
+from distributed_training.chain.local.calls import CALLS, RefusedError, compose_fields
+from distributed_training.chain.local.epoch import run_due_epochs
+from distributed_training.chain.local.records import ITEMS, MAPS, RUNTIME_CALLS, SUBNET_MAPS
+from distributed_training.chain.local.store import (
+    FINALITY_BLOCKS,
+    NO_SUCH_BLOCK,
+    LocalStore,
+    Rows,
+    block_hash,
+    block_of_hash,
+)
+
+POLL_S = 0.02  # shortest pause of a wait for the clock
+UNSTARTED_POLL_S = 0.1  # pause while the clock is not started
+
+
+class LocalSubstrate:
+    """The part of the SDK's `Substrate` protocol that a neuron uses; the rest is absent and says so."""
+
+    def __init__(self, path: Path) -> None:
+        self._store = LocalStore(path, run_due_epochs)
+        self._params = self._store.params
+        self.token_symbols: dict[int, str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{name} is not available on the local chain")
+
+    async def connect(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._store.close)
+
+    def balance(self, rao: int, netuid: int = 0) -> bt.Balance:
+        return bt.Balance.from_rao(rao, netuid, self.token_symbols.get(netuid))
+
+    async def block_number(self) -> int:
+        return self._store.head()
+
+    async def finalized_block_number(self) -> int:
+        return max(0, self._store.head() - FINALITY_BLOCKS)
+
+    async def block_time(self) -> float:
+        return self._params.block_s
+
+    async def spec_version(self) -> int:
+        return 0
+
+    async def block_hash(self, block: int | None = None) -> str:
+        """0x hash; ChainError for a block that does not exist yet, never a silent read of the head."""
+        head = self._store.head()
+        number = head if block is None else int(block)
+        if not 0 <= number <= head:
+            raise bt.ChainError(f"no block at height {number}; the head is {head}")
+        return "0x" + block_hash(self._params.seed, number).hex()
+
+    async def _rows(self, at: str | None) -> Rows:
+        """State as of the block with this hash (None: the head), closed first, off the event loop if that may wait."""
+        head = self._store.head()
+        number = head if at is None else block_of_hash(self._params.seed, at)
+        if number == NO_SUCH_BLOCK or number > head:
+            raise bt.ChainError(f"no block with hash {at}")
+        if not self._store.is_closed(number):
+            await asyncio.to_thread(self._store.close_blocks)
+        return self._store.rows(number)
+
+    async def query(
+        self, module: str, storage_function: str, params: list[Any] | None = None, block_hash: str | None = None
+    ) -> Any:
+        key = list(params or [])
+        rows = await self._rows(block_hash)
+        if (module, storage_function) == ("Timestamp", "Now"):
+            return int(1000 * ((self._store.genesis_time() or 0.0) + rows.block * self._params.block_s))
+        item = ITEMS.get((module, storage_function))
+        if item is None:
+            raise bt.ChainError(f"the local chain has no storage item {module}.{storage_function}")
+        return item(rows, self._params, key)
+
+    async def query_map(
+        self, module: str, storage_function: str, params: list[Any] | None = None, block_hash: str | None = None
+    ) -> list[tuple[Any, Any]]:
+        name, key = (module, storage_function), list(params or [])
+        rows = await self._rows(block_hash)
+        if name in SUBNET_MAPS and key:
+            return SUBNET_MAPS[name](rows, self._params, key) if key[0] == self._params.netuid else []
+        if name in MAPS:
+            return MAPS[name](rows, self._params, key)
+        raise bt.ChainError(f"the local chain has no storage map {module}.{storage_function}")
+
+    async def query_batch(
+        self, module: str, storage_function: str, param_sets: list[list[Any]], block_hash: str | None = None
+    ) -> list[Any]:
+        return [await self.query(module, storage_function, params, block_hash) for params in param_sets]
+
+    async def runtime_call(self, api: str, method: str, params: Any, block_hash: str | None = None) -> Any:
+        if (api, method) not in RUNTIME_CALLS:
+            raise bt.ChainError(f"the local chain has no runtime call {api}.{method}")
+        answer, unknown_subnet = RUNTIME_CALLS[api, method]
+        netuid = next(iter(params.values() if isinstance(params, dict) else params))
+        rows = await self._rows(block_hash)
+        return answer(rows, self._params) if netuid == self._params.netuid else unknown_subnet
+
+    async def get_block(self, block_number: int | None = None, block_hash: str | None = None) -> dict[str, Any] | None:
+        number = self._store.head() if block_number is None else block_number
+        if block_hash is not None:
+            number = block_of_hash(self._params.seed, block_hash)
+        if not 0 <= number <= self._store.head():
+            return None
+        await self._rows(await self.block_hash(number))
+        return {"header": self._header(number), "extrinsics": self._store.extrinsics(number)}
+
+    def _header(self, number: int) -> dict[str, Any]:
+        seed = self._params.seed
+        parent = block_hash(seed, number - 1).hex() if number > 0 else "00" * 32
+        return {"number": number, "hash": "0x" + block_hash(seed, number).hex(), "parentHash": "0x" + parent}
+
+    async def blocks(self, *, finalized: bool = False) -> AsyncIterator[dict[str, Any]]:
+        """The current (finalized) header, then each new one."""
+        lag = FINALITY_BLOCKS if finalized else 0
+        number = max(0, self._store.head() - lag)
+        while True:
+            yield {"header": self._header(number)}
+            number += 1
+            await self._wait_for(number + lag)
+
+    async def _wait_for(self, block: int) -> None:
+        while self._store.head() < block:
+            started = self._store.genesis_time() is not None
+            pause = max(POLL_S, self._store.seconds_until(block)) if started else UNSTARTED_POLL_S
+            await asyncio.sleep(pause)
+
+    async def compose(self, call: Any) -> Any:
+        """The call itself, checked as the real codec checks it; ValueError when it cannot be encoded."""
+        if call.function == "commit_timelocked_mechanism_weights":
+            raise bt.ChainError("commit-reveal is off on the local chain", "CommitRevealDisabled")
+        if (call.module, call.function) not in CALLS:
+            raise bt.ChainError(f"the local chain has no call {call.module}.{call.function}")
+        if call.function == "set_commitment":
+            info = {"fields": compose_fields(call.params["info"]["fields"])}
+            return call._replace(params={**call.params, "info": info})
+        return call
+
+    async def estimate_fee(self, call: Any, keypair: Any) -> bt.Balance:
+        return self.balance(0)
+
+    async def mev_next_key(self) -> bytes | None:
+        return None
+
+    async def submit(
+        self,
+        call: Any,
+        keypair: Any,
+        *,
+        nonce: int | None = None,
+        period: int | None = None,
+        wait_for_inclusion: bool = True,
+        wait_for_finalization: bool = True,
+    ) -> bt.ExtrinsicResult:
+        """Sign, verify, check and write into the next block. A refusal is a returned result, never an exception.
+
+        While the clock is not started the call counts as included in block 1 at once, and nothing waits.
+        """
+        if not await signed_by(keypair, call):
+            return failure("BadProof", "the signature does not belong to the signing address")
+        block, result = await asyncio.to_thread(self._apply, call, keypair.ss58_address)
+        waits = block > 0 and (wait_for_inclusion or wait_for_finalization)
+        if waits and self._store.genesis_time() is not None:
+            await self._wait_for(block + (FINALITY_BLOCKS if wait_for_finalization else 0))
+        return result
+
+    def _apply(self, call: Any, signer: str) -> tuple[int, bt.ExtrinsicResult]:
+        """Blocking: one transaction. Returns the block the call went to (0: it got into none) and its result."""
+        block = 0
+        try:
+            with self._store.transaction() as rows:
+                block = rows.block
+                CALLS[call.module, call.function](rows, self._params, signer, call.params)
+                extrinsic = {"call_module": call.module, "call_function": call.function, "params": call.params}
+                name = self._store.record_extrinsic(rows, signer, extrinsic)
+        except RefusedError as refusal:
+            place = None if refusal.in_pool else "0x" + block_hash(self._params.seed, block).hex()
+            return (0 if refusal.in_pool else block), failure(refusal.name, str(refusal), place)
+        included = "0x" + block_hash(self._params.seed, block).hex()
+        return block, bt.ExtrinsicResult(
+            success=True, message="Included.", block_hash=included, extrinsic_id=name, fee=self.balance(0)
+        )
+
+
+def failure(name: str, text: str, place: str | None = None) -> bt.ExtrinsicResult:
+    error = bt.ChainError(f"{name}: {text}", name)
+    return bt.ExtrinsicResult(success=False, message=error.message, error=error, block_hash=place)
+
+
+async def signed_by(keypair: Any, call: Any) -> bool:
+    """Sign a digest of the call with `keypair` and verify it against the address it claims."""
+    body = json.dumps([call.module, call.function, call.params], sort_keys=True, default=str)
+    digest = blake2b(body.encode(), digest_size=32, person=b"dt-local-call").digest()
+    signature = keypair.sign(digest)
+    if inspect.isawaitable(signature):
+        signature = await signature
+    public_key = bytes(keypair.public_key)
+    return hotkey_address(public_key) == keypair.ss58_address and verify(public_key, digest, bytes(signature))

@@ -1,0 +1,275 @@
+"""What has to hold at the end of a demo: pure functions from the summary to (held, the numbers in words).
+
+Each takes the summary without its `checks` and answers for itself; a number that was not measured fails a check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import fsum
+from typing import Any
+
+from distributed_training.localnet.judge import fault_checks
+from distributed_training.localnet.judge.fault_checks import absent, ever_killed
+
+INCENTIVE_SUM_TOLERANCE = 1e-3
+PROPORTION_TOLERANCE = 0.15
+ADVERSARY_SHARE = 0.05
+MIN_REDUCERS = 3
+LOST_TO_KILLS = 2  # rounds that may be missing when kills were asked for
+REPLAY_REASONS = ("gradient", "norm", "loss")
+
+Summary = Mapping[str, Any]
+Outcome = tuple[bool, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    ok: bool
+    detail: str
+
+
+def run_checks(summary: Summary) -> list[Check]:
+    """Every check that applies to this run, in the order a reader wants them."""
+    wanted = dict(ALWAYS)
+    if any(node["adversary"] for node in summary["nodes"].values()):
+        wanted |= WITH_ADVERSARY
+    else:
+        wanted |= HONEST_ONLY
+    if summary["params"].get("kill"):
+        wanted |= WITH_KILLS
+    if summary["params"]["steps"] is not None:
+        wanted["exact_steps"] = exact_steps
+    return [Check(name, *check(summary)) for name, check in wanted.items()]
+
+
+def miners(summary: Summary, *, honest: bool) -> dict[str, int]:
+    """Name -> uid of the miners that run the honest (or the other) program."""
+    return {
+        name: node["uid"]
+        for name, node in summary["nodes"].items()
+        if node["role"] == "miner" and (node["adversary"] is None) == honest
+    }
+
+
+def applied_rounds(summary: Summary) -> list[Mapping[str, Any]]:
+    return [r for r in summary["rounds"] if r["applied"]]
+
+
+def rounds_applied(summary: Summary) -> Outcome:
+    found, wanted = len(applied_rounds(summary)), summary["rounds_wanted"]
+    needed = wanted - LOST_TO_KILLS if summary["params"].get("kill") else wanted
+    reasons = sorted({str(r["reason"]) for r in summary["rounds"] if not r["applied"]})
+    return found >= needed, f"{found} applied, {wanted} wanted" + (f"; others: {'; '.join(reasons)}" if reasons else "")
+
+
+def same_state_root(summary: Summary) -> Outcome:
+    """All nodes hold the same root after every round; a node that has none breaks it, unless it was killed."""
+    for r in summary["rounds"]:
+        missing = {name for name, root in r["state_roots"].items() if root is None} - absent(summary, r["index"])
+        if missing:
+            return False, f"round {r['index']}: no root from {', '.join(sorted(missing))}"
+        roots = {root for root in r["state_roots"].values() if root is not None}
+        if len(roots) != 1:
+            return False, f"round {r['index']}: {len(roots)} different roots"
+    return bool(summary["rounds"]), f"{len(summary['nodes'])} nodes, {len(summary['rounds'])} rounds"
+
+
+def miners_included(summary: Summary) -> Outcome:
+    names, excused = miners(summary, honest=True), 0
+    for r in applied_rounds(summary):
+        dead = absent(summary, r["index"])
+        excused += len(dead & set(names))
+        wanted = {uid for name, uid in names.items() if name not in dead}
+        if not wanted <= set(r["included"]):
+            return False, f"round {r['index']} left out uid {sorted(wanted - set(r['included']))}"
+    shown = f", but for {excused} rounds of one that had been killed" if excused else ""
+    return bool(applied_rounds(summary)), f"all {len(names)} in every applied round{shown}"
+
+
+def slices_counted(summary: Summary) -> Outcome:
+    """A slice whose reducer was killed may be missing."""
+    numbers = [(len(r["counted"]), r["num_slices"], len(dead_miners(summary, r))) for r in applied_rounds(summary)]
+    ok = bool(numbers) and all(counted >= min(MIN_REDUCERS, total - dead) for counted, total, dead in numbers)
+    return ok, "counted of all by round: " + ", ".join(f"{c}/{n}" for c, n, _ in numbers)
+
+
+def bytes_sent(summary: Summary) -> Outcome:
+    """At least (n-1)/n of the wire bytes per honest miner and applied round, n slices; a dead reducer gets nothing."""
+    shares: list[float] = []
+    for r in applied_rounds(summary):
+        dead = dead_miners(summary, r)
+        receivers = max(0, r["num_slices"] - 1 - len(dead))
+        needed = summary["wire_bytes"] * receivers / max(1, r["num_slices"])
+        for name in sorted(set(miners(summary, honest=True)) - dead):
+            node = r["nodes"][name]
+            if node is None or node["bytes_sent"] is None:
+                return False, f"round {r['index']}: not measured for {name}"
+            shares.append(node["bytes_sent"] / needed if needed else 1.0)
+    low = min(shares, default=0.0)
+    return low >= 1.0, f"least sent is {low:.2f} x (n-1)/n of {summary['wire_bytes']} bytes"
+
+
+def dead_miners(summary: Summary, r: Mapping[str, Any]) -> set[str]:
+    return {name for name in absent(summary, r["index"]) if summary["nodes"][name]["role"] == "miner"}
+
+
+def loss_below_solo_mean(summary: Summary) -> Outcome:
+    solo = [v for v in summary["solo_heldout_loss"].values() if v is not None]
+    final = summary["final_heldout_loss"]
+    if not solo or final is None:
+        return False, "not measured"
+    mean = fsum(solo) / len(solo)
+    return final < mean, f"together {final:.4f}, alone {mean:.4f} on average, {min(solo):.4f} at best"
+
+
+def loss_fell(summary: Summary) -> Outcome:
+    first, final = summary["initial_heldout_loss"], summary["final_heldout_loss"]
+    if first is None or final is None:
+        return False, "not measured"
+    return final < first, f"{first:.4f} to {final:.4f}"
+
+
+def weights_on_chain(summary: Summary) -> Outcome:
+    wanted = {node["uid"] for node in summary["nodes"].values() if node["role"] == "validator"}
+    found = {int(uid) for uid, row in summary["final"]["weights"].items() if any(row.values())}
+    return wanted <= found, f"rows of uid {sorted(found)}, validators are {sorted(wanted)}"
+
+
+def incentive_sum(summary: Summary) -> Outcome:
+    total = fsum(summary["final"]["incentive"].values())
+    return abs(total - 1.0) <= INCENTIVE_SUM_TOLERANCE, f"{total:.5f} in block {summary['final']['block']}"
+
+
+def incentive_proportional(summary: Summary) -> Outcome:
+    """Incentive against credited tokens, both as shares, over the rounds from the first common audit to the last
+    one scored, among the miners that were never killed."""
+    first, last = summary["first_common_audit"], summary["last_scored_round"]
+    if first is None or last is None:
+        return False, "no round in which all validators audited all miners"
+    killed = ever_killed(summary)
+    uids = [str(uid) for name, uid in miners(summary, honest=True).items() if name not in killed]
+    rounds = [r for r in applied_rounds(summary) if first <= r["index"] <= last]
+    tokens = {uid: fsum(r["credited_tokens"].get(uid) or 0.0 for r in rounds) for uid in uids}
+    total, paid = fsum(tokens.values()), {uid: summary["final"]["incentive"].get(uid, 0.0) for uid in uids}
+    if total <= 0 or fsum(paid.values()) <= 0:
+        return False, "nothing credited or nothing paid"
+    ratios = {u: paid[u] / fsum(paid.values()) * total / tokens[u] if tokens[u] else 0.0 for u in uids}
+    ok = all(abs(ratio - 1.0) <= PROPORTION_TOLERANCE for ratio in ratios.values())
+    return ok, "paid share / token share by uid: " + ", ".join(f"{u} {x:.3f}" for u, x in ratios.items())
+
+
+def offline_check(summary: Summary) -> Outcome:
+    """It found nothing wrong, and every root that a live node told is the one it computed."""
+    offline = summary["offline"]
+    if offline is None:
+        return False, "did not run to its end"
+    if not offline["ok"]:
+        return False, "; ".join(offline["problems"][:3])
+    computed = {r["index"]: r["root"] for r in offline["rounds"]}
+    for r in summary["rounds"]:
+        told = {name: root for name, root in r["state_roots"].items() if root is not None}
+        other = sorted(name for name, root in told.items() if root != computed.get(r["index"]))
+        if other:
+            return False, f"round {r['index']}: {', '.join(other)} told another root than the one computed"
+    slices = sum(r["recomputed"] for r in offline["rounds"])
+    return True, f"{len(offline['rounds'])} rounds, {slices} slices bit for bit, {len(offline['nodes'])} nodes' states"
+
+
+def ended_cleanly(summary: Summary) -> Outcome:
+    codes = {n: node["exit_code"] for n, node in summary["nodes"].items() if node["exit_code"] != 0}
+    return not codes, ", ".join(f"{n} exit code {c}" for n, c in codes.items()) or "all nodes ended by themselves"
+
+
+def checkpoint_published(summary: Summary) -> Outcome:
+    return bool(summary["checkpoints"]), f"after rounds {[c['round'] for c in summary['checkpoints']]}"
+
+
+def exact_steps(summary: Summary) -> Outcome:
+    for name in miners(summary, honest=True):
+        wanted = summary["nodes"][name]["steps_per_round"]
+        for r in summary["rounds"]:
+            steps = None if r["nodes"][name] is None else r["nodes"][name]["steps"]
+            if steps != wanted:
+                return False, f"round {r['index']}: {name} did {steps} steps, {wanted} wanted"
+    return True, "every miner in every round"
+
+
+def adversary_unpaid(summary: Summary) -> Outcome:
+    incentive = summary["final"]["incentive"]
+    honest = [incentive.get(str(uid), 0.0) for uid in miners(summary, honest=True).values()]
+    mean = fsum(honest) / len(honest)
+    cheats = {uid: incentive.get(str(uid), 0.0) for uid in miners(summary, honest=False).values()}
+    ok = mean > 0 and all(share < ADVERSARY_SHARE * mean for share in cheats.values())
+    return ok, f"mean honest {mean:.4f}; " + ", ".join(f"uid {uid} {share:.4f}" for uid, share in cheats.items())
+
+
+def adversary_took_part(summary: Summary) -> Outcome:
+    """Its record was on chain, and its chunks are in a counted slice of the first round it had a record in.
+
+    That is not round 0 for everybody: who copies former rounds has nothing before one is over.
+    """
+    found: list[str] = []
+    for uid in miners(summary, honest=False).values():
+        first = next((r for r in applied_rounds(summary) if str(uid) in r["credit"]), None)
+        if first is None:
+            return False, f"uid {uid} never had a record on chain"
+        if first["credit"][str(uid)] <= 0:
+            return False, f"uid {uid} is in no counted slice of its first round, {first['index']}"
+        found.append(f"uid {uid} is in the counted slices of its first round, {first['index']}")
+    return True, "; ".join(found)
+
+
+def adversary_named(summary: Summary) -> Outcome:
+    """Every validator's failed audit says at which step and by how much, or what of the claim is impossible."""
+    found: list[str] = []
+    wanted = {name for name, node in summary["nodes"].items() if node["role"] == "validator"}
+    for uid in miners(summary, honest=False).values():
+        failed = [a for a in summary["failed_audits"] if a["uid"] == uid and says_why(a)]
+        missing = sorted(wanted - {a["validator"] for a in failed})
+        if missing:
+            return False, f"uid {uid}: no failed audit with its reason by {', '.join(missing)}"
+        first = failed[0]
+        where = "" if first["failed_step"] is None else f" at step {first['failed_step']}, error {first['error']:.3g}"
+        found.append(f"uid {uid}: {first['reason']}{where}")
+    return True, "; ".join(found)
+
+
+def says_why(audit: Mapping[str, Any]) -> bool:
+    """A replay has to name step and error; a claim that was refused without one, its reason."""
+    if audit["reason"] in REPLAY_REASONS:
+        return audit["failed_step"] is not None and audit["error"] is not None
+    return bool(audit["reason"])
+
+
+Function = Callable[[Summary], Outcome]
+ALWAYS: dict[str, Function] = {
+    "rounds_applied": rounds_applied,
+    "same_state_root": same_state_root,
+    "offline_check": offline_check,
+    "miners_included": miners_included,
+    "nobody_hung": fault_checks.nobody_hung,
+    "slices_counted": slices_counted,
+    "bytes_sent": bytes_sent,
+    "weights_on_chain": weights_on_chain,
+    "incentive_sum": incentive_sum,
+    "checkpoint_published": checkpoint_published,
+    "ended_cleanly": ended_cleanly,
+}
+HONEST_ONLY: dict[str, Function] = {
+    "loss_below_solo_mean": loss_below_solo_mean,
+    "incentive_proportional": incentive_proportional,
+}
+WITH_ADVERSARY: dict[str, Function] = {
+    "loss_fell": loss_fell,
+    "adversary_took_part": adversary_took_part,
+    "adversary_named": adversary_named,
+    "adversary_unpaid": adversary_unpaid,
+}
+WITH_KILLS: dict[str, Function] = {
+    "kills_done": fault_checks.kills_done,
+    "rejoined_within_2_rounds": fault_checks.rejoined,
+    "no_survivors": fault_checks.no_survivors,
+}

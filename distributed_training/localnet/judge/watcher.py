@@ -1,0 +1,196 @@
+"""An outside observer: which node had settled which round in time, by a clock of its own.
+
+    python -m distributed_training.localnet.judge.watcher RUN_DIR
+
+It believes no node's clock. When a round ends follows from the chain's genesis time; that a node settled it is seen
+when its events.jsonl has grown by the round's line; that it lives, from the pid in its lock file. RUN_DIR/watch.json
+holds the verdict per round and node: "settled" (by s+L plus GRACE_S), "late" (lived all the time and was not), "dead"
+(did not live all the time from s to s+L plus GRACE_S, and had not settled), null (not over yet). It ends with SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distributed_training.chain.local.genesis import chain_params
+from distributed_training.errors import ConfigError
+from distributed_training.localnet.events import Follower
+from distributed_training.localnet.judge.chain_view import genesis_time
+from distributed_training.localnet.layout import RunPaths
+from distributed_training.localnet.run.group import alive
+from distributed_training.protocol.manifest import TimingSection, load_manifest
+from distributed_training.settings.config import run_main
+
+GRACE_S = 10.0
+POLL_S = 0.2
+RESULT = "watch.json"
+SETTLED, LATE, DEAD = "settled", "late", "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTimes:
+    """Unix times of a run's rounds."""
+
+    timing: TimingSection
+    genesis: float
+    block_s: float
+
+    def start(self, index: int) -> float:
+        return self.genesis + self.block_s * (self.timing.first_block + index * self.timing.length)
+
+    def due(self, index: int) -> float:
+        """s+L plus GRACE_S."""
+        return self.start(index + 1) + GRACE_S
+
+    def round_at(self, now: float) -> int:
+        """Index of the round that runs at `now`; -1 before round 0."""
+        return max(-1, int((now - self.start(0)) // (self.block_s * self.timing.length)))
+
+
+@dataclass(slots=True)
+class Seen:
+    """One node as it looked from outside. `down`: intervals in which it did not live, the last one maybe open."""
+
+    settled: dict[int, float] = field(default_factory=dict)
+    down: list[tuple[float, float | None]] = field(default_factory=list)
+
+    def look(self, now: float, before: float, lives: bool) -> None:
+        """`before`: the look before this one: it may have died just after that."""
+        is_down = bool(self.down) and self.down[-1][1] is None
+        if lives and is_down:
+            self.down[-1] = (self.down[-1][0], now)
+        elif not lives and not is_down:
+            self.down.append((before, None))
+
+    def was_down(self, start: float, end: float) -> bool:
+        return any(a <= end and (b is None or b >= start) for a, b in self.down)
+
+
+class Observer:
+    """What was seen so far, and what follows from it. Times are the observer's own (Unix, seconds)."""
+
+    def __init__(self, times: RoundTimes, began: float) -> None:
+        self._times, self._began, self._last = times, began, began
+        self._nodes: dict[str, Seen] = {}
+        self.longest_pause_s = 0.0  # between two looks: the precision of everything said here
+
+    def look(self, now: float, lives: Mapping[str, bool], settled: Iterable[tuple[str, int]]) -> None:
+        """`settled`: (node, round) of lines that are new since the last look."""
+        for name, living in lives.items():
+            if name not in self._nodes:  # whoever was not there before did not live before
+                self._nodes[name] = Seen(down=[(float("-inf"), None)])
+            self._nodes[name].look(now, self._last, living)
+        for name, index in settled:
+            self._nodes[name].settled.setdefault(index, now)
+        self.longest_pause_s = max(self.longest_pause_s, now - self._last)
+        self._last = now
+
+    def verdict(self, name: str, index: int) -> str | None:
+        node, due = self._nodes[name], self._times.due(index)
+        if node.settled.get(index, due + 1) <= due:
+            return SETTLED
+        if node.was_down(self._times.start(index), min(due, self._last)):
+            return DEAD
+        return LATE if self._last > due else None
+
+    def rounds(self) -> dict[int, dict[str, Any]]:
+        """Every round that ran while it looked: when it ended, who had settled it and how long after the end."""
+        times = self._times
+        first, last = max(0, times.round_at(self._began)), times.round_at(self._last)
+        found: dict[int, dict[str, Any]] = {}
+        for index in range(first, last + 1):
+            end = times.start(index + 1)
+            after = {n: round(s.settled[index] - end, 2) for n, s in self._nodes.items() if index in s.settled}
+            found[index] = {
+                "end": end,
+                "verdicts": {name: self.verdict(name, index) for name in self._nodes},
+                "after_end_s": {name: after.get(name) for name in self._nodes},
+            }
+        return found
+
+
+class Watcher:
+    """An observer with eyes: files and process ids of a run directory."""
+
+    def __init__(self, paths: RunPaths, times: RoundTimes) -> None:
+        self._paths, self._followers = paths, dict[str, Follower]()
+        self._former = _former(paths)
+        began = time.time()
+        self._interrupted = max(0, times.round_at(began)) if self._former["rounds"] else None
+        self.observer = Observer(times, began)
+
+    def look(self) -> None:
+        names = sorted(p.name for p in (self._paths.root / "nodes").iterdir() if p.is_dir())
+        fresh: list[tuple[str, int]] = []
+        for name in names:
+            follower = self._followers.setdefault(name, Follower(self._paths.node(name) / "events.jsonl"))
+            fresh += [(name, e["round"]) for e in follower.read() if e["event"] == "round" and e["round"] is not None]
+        lives = {name: lock_holder_lives(self._paths.node(name) / "lock") for name in names}
+        self.observer.look(time.time(), lives, fresh)
+
+    def write(self) -> None:
+        """Rounds of an earlier part of a resumed run are kept; the one in which it went on is named."""
+        interrupted = [*self._former["interrupted"], *([] if self._interrupted is None else [self._interrupted])]
+        own = {str(index): row for index, row in self.observer.rounds().items()}
+        document = {
+            "grace_s": GRACE_S,
+            "longest_pause_s": max(self._former["longest_pause_s"], round(self.observer.longest_pause_s, 2)),
+            "interrupted": interrupted,
+            "rounds": self._former["rounds"] | own,
+        }
+        path = self._paths.root / RESULT
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(document) + "\n")
+        partial.replace(path)
+
+
+def _former(paths: RunPaths) -> dict[str, Any]:
+    try:
+        return json.loads((paths.root / RESULT).read_text())
+    except (OSError, ValueError):
+        return {"rounds": {}, "interrupted": [], "longest_pause_s": 0.0}
+
+
+def lock_holder_lives(lock: Path) -> bool:
+    """Does the process whose pid stands in a node's lock file run?"""
+    try:
+        text = lock.read_text()
+    except OSError:
+        return False
+    return text.isdigit() and alive(int(text))
+
+
+def main(argv: Sequence[str]) -> int:
+    if len(argv) != 1:
+        raise ConfigError("expected RUN_DIR")
+    paths = RunPaths(Path(argv[0]).absolute())
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    parent, genesis = os.getppid(), None
+    while (genesis := genesis_time(paths)) is None and not stop and os.getppid() == parent:
+        time.sleep(POLL_S)
+    if genesis is None:
+        return 0
+    times = RoundTimes(load_manifest(paths.manifest).timing, genesis, chain_params(paths.chain).block_s)
+    watcher, written = Watcher(paths, times), 0.0
+    while not stop and os.getppid() == parent:
+        watcher.look()
+        if time.monotonic() - written > 1.0:
+            watcher.write()
+            written = time.monotonic()
+        time.sleep(POLL_S)
+    watcher.look()
+    watcher.write()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(lambda: main(sys.argv[1:])))

@@ -1,0 +1,193 @@
+"""Who takes part in a round and what counts: read from the chain alone (protocol sections 3 and 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from math import fsum
+
+from distributed_training.protocol.manifest import AverageSection
+from distributed_training.protocol.types import Candidate, Carry, Neuron, Role, Roster, Round, SliceSpec
+
+RECENT_INCLUDED = 4  # a reducer was included in one of this many last applied rounds
+CARRY_ROUNDS = 8  # and failed in none of this many
+
+
+def encode_slice_map(held: Sequence[bool]) -> bytes:
+    """32 bytes: bit j % 8 (lowest first) of byte j // 8 = slice j is held. At most 256 slices."""
+    value = sum(1 << j for j, bit in enumerate(held) if bit)
+    return value.to_bytes(32, "little")
+
+
+def decode_slice_map(data: bytes, num_slices: int) -> tuple[bool, ...]:
+    """Bits of the round's slices. Bits beyond `num_slices` name nothing and are ignored."""
+    value = int.from_bytes(data, "little")
+    return tuple(bool(value >> j & 1) for j in range(num_slices))
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What the chain decides about one round at finalised s+Y."""
+
+    slices: tuple[int, ...]  # indices of counted slices; empty when the round is discarded
+    reason: str  # "applied" or why the round is discarded
+    holders: dict[int, tuple[bytes, ...]]  # slice -> public keys of validators that set its bit
+
+
+def same_registration(neuron: Neuron | None, former: Neuron) -> bool:
+    return neuron is not None and neuron.registered_block == former.registered_block
+
+
+def candidates(round_: Round, roster: Roster, at_commit: Roster) -> tuple[Candidate, ...]:
+    """Miners of the roster (s-B) whose round-r work hash was written in (s, s+D], sorted by public key.
+
+    `at_commit` is the roster as of s+D. Identity, peer key and address are those of the roster: nobody joins a
+    round that has begun.
+    """
+    found: list[Candidate] = []
+    for neuron in roster.neurons:
+        now = at_commit.by_public_key(neuron.public_key)
+        if now is None or not same_registration(now, neuron) or neuron.commitment is None or now.commitment is None:
+            continue
+        commitment, block = now.commitment, now.commitment_block or 0
+        if commitment.role is not Role.MINER or commitment.first_round != round_.index or commitment.first is None:
+            continue
+        if not round_.start_block < block <= round_.commit_block:
+            continue
+        if commitment.peer_key != neuron.commitment.peer_key:
+            continue
+        found.append(
+            Candidate(
+                uid=neuron.uid,
+                hotkey=neuron.hotkey,
+                public_key=neuron.public_key,
+                registered_block=neuron.registered_block,
+                peer_key=commitment.peer_key,
+                address=neuron.address,
+                record_hash=commitment.first,
+                reduces=commitment.reduces,
+            )
+        )
+    return tuple(sorted(found, key=lambda c: c.public_key))
+
+
+def reducers(
+    members: Sequence[Candidate], carry: Carry, applied_rounds: int, beacon: bytes, average: AverageSection
+) -> tuple[Candidate, ...]:
+    """Eligible reducers in slice order: sorted by H(A | public key)."""
+    willing = [c for c in members if c.reduces]
+    eligible = willing
+    if applied_rounds >= RECENT_INCLUDED:
+        recent = {key for entry in carry.rounds[-RECENT_INCLUDED:] for key in entry.included}
+        failed = {key for entry in carry.rounds[-CARRY_ROUNDS:] for key in entry.failed}
+        eligible = [c for c in willing if c.public_key in recent and c.public_key not in failed]
+        if len(eligible) < average.min_counted:
+            eligible = willing
+    return tuple(sorted(eligible, key=lambda c: blake2b(beacon + c.public_key, digest_size=32).digest()))
+
+
+def slices(ordered: Sequence[Candidate], num_chunks: int, average: AverageSection) -> tuple[SliceSpec, ...]:
+    """Slice j of n = chunks [floor(jC/n), floor((j+1)C/n)), reduced by the j-th of the order."""
+    n = min(len(ordered), num_chunks, average.max_reducers)
+    return tuple(SliceSpec(j, j * num_chunks // n, (j + 1) * num_chunks // n, ordered[j].public_key) for j in range(n))
+
+
+def output_hashes(round_index: int, specs: Sequence[SliceSpec], roster: Roster, at_output: Roster) -> dict[int, bytes]:
+    """Slice index -> output-record hash on chain as of s+X."""
+    found: dict[int, bytes] = {}
+    for spec in specs:
+        now, former = at_output.by_public_key(spec.reducer), roster.by_public_key(spec.reducer)
+        if now is None or former is None or not same_registration(now, former) or now.commitment is None:
+            continue
+        commitment = now.commitment
+        if commitment.role is Role.MINER and commitment.second_round == round_index and commitment.second is not None:
+            found[spec.index] = commitment.second
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the chain says of one slice's output: who signs the output that counts, and where its hash stands."""
+
+    reducer: bytes  # public key
+    record_hash: bytes  # of the output record; by_backup: of the backup's own record, whose `backup` names the output
+    by_backup: bool
+
+
+def backup_of(specs: Sequence[SliceSpec], index: int) -> SliceSpec | None:
+    """The slice whose reducer stands in for that of slice `index`: the next one. None for a group of one."""
+    return specs[(index + 1) % len(specs)] if len(specs) > 1 else None
+
+
+def backed_by(specs: Sequence[SliceSpec], index: int) -> SliceSpec | None:
+    """The slice for whose reducer that of slice `index` stands in, as it would reduce it; None for a group of one."""
+    return replace(specs[index - 1], reducer=specs[index].reducer) if len(specs) > 1 else None
+
+
+def output_claims(round_index: int, specs: Sequence[SliceSpec], roster: Roster, at_output: Roster) -> dict[int, Claim]:
+    """Slice index -> the output that counts as of s+X: the reducer's own, else what its backup's record may name.
+
+    Whether that record does name one is not on the chain; whoever wants the slice reads it there.
+    """
+    hashes = output_hashes(round_index, specs, roster, at_output)
+    claims = {j: Claim(specs[j].reducer, found, by_backup=False) for j, found in hashes.items()}
+    for spec in specs:
+        backup = backup_of(specs, spec.index)
+        if spec.index not in hashes and backup is not None and backup.index in hashes:
+            claims[spec.index] = Claim(backup.reducer, hashes[backup.index], by_backup=True)
+    return dict(sorted(claims.items()))
+
+
+def slice_maps(round_index: int, num_slices: int, roster: Roster, at_map: Roster) -> dict[bytes, tuple[bool, ...]]:
+    """Public key of a permit holder (roster of s-B) -> its slice map of the round, as of s+Y."""
+    found: dict[bytes, tuple[bool, ...]] = {}
+    for neuron in roster.neurons:
+        now = at_map.by_public_key(neuron.public_key)
+        if not neuron.may_validate or now is None or not same_registration(now, neuron) or now.commitment is None:
+            continue
+        commitment = now.commitment
+        if commitment.role is Role.VALIDATOR and commitment.second_round == round_index and commitment.second:
+            found[neuron.public_key] = decode_slice_map(commitment.second, num_slices)
+    return found
+
+
+def counted_slices(
+    num_slices: int,
+    outputs: Collection[int],
+    maps: Mapping[bytes, Sequence[bool]],
+    roster: Roster,
+    average: AverageSection,
+) -> Counted:
+    """The counted set of protocol section 3: `outputs` claimed on chain, held by more than half of committing stake."""
+    stake = {n.public_key: n.stake for n in roster.neurons if n.may_validate}
+    committed = fsum(stake[key] for key in maps)
+    if committed <= 0 or committed < average.min_map_share * fsum(stake.values()):
+        return Counted((), "too little validator stake committed a slice map", {})
+    holders = {j: tuple(key for key in sorted(maps) if maps[key][j]) for j in range(num_slices)}
+    chosen = tuple(
+        j for j in range(num_slices) if j in outputs and 2 * fsum(stake[key] for key in holders[j]) > committed
+    )
+    if len(chosen) < average.min_counted:
+        return Counted((), f"{len(chosen)} of {num_slices} slices count, {average.min_counted} needed", {})
+    return Counted(chosen, "applied", {j: holders[j] for j in chosen})
+
+
+def majority_root(round_index: int, roster: Roster, now: Roster) -> bytes | None:
+    """The state root of `round_index` that more than half of ALL permit stake (roster of s-B) announced; else None.
+
+    Half of the stake that happened to commit would not do: in a round in which honest validators are late, a
+    stranger with a grain of stake would speak for everybody, and honest nodes would stop.
+    """
+    support: dict[bytes, list[float]] = {}
+    for neuron in roster.neurons:
+        current = now.by_public_key(neuron.public_key)
+        if not neuron.may_validate or current is None or not same_registration(current, neuron):
+            continue
+        commitment = current.commitment
+        if commitment is None or commitment.role is not Role.VALIDATOR or commitment.first_round != round_index:
+            continue
+        if commitment.first is not None:
+            support.setdefault(commitment.first, []).append(neuron.stake)
+    total = fsum(n.stake for n in roster.neurons if n.may_validate)
+    return next((root for root, stakes in support.items() if 2 * fsum(stakes) > total), None)

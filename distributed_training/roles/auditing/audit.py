@@ -1,0 +1,194 @@
+"""One validator's look at one miner: the train query and the integrity query of protocol section 7."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distributed_training.averaging.codecs.base import Vector
+from distributed_training.averaging.codecs.int8 import decode_chunk
+from distributed_training.averaging.plan import RoundPlan
+from distributed_training.averaging.scatter import cut_digests
+from distributed_training.data.base import PageSource
+from distributed_training.data.loader import PagesExhausted, pages_used
+from distributed_training.data.patience import PageReads
+from distributed_training.data.tokens import Tokenizer
+from distributed_training.errors import LocalFault, NetworkFault, PeerFault, WireError
+from distributed_training.metrics.base import Metrics
+from distributed_training.network.base import deadline
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.rules.audit_plan import AuditTask
+from distributed_training.protocol.rules.fidelity import failing, judge, judge_vector
+from distributed_training.protocol.types import AuditResult, Candidate, StepRecord, Verdict, WorkRecord
+from distributed_training.protocol.wire import decode_log, encode_step
+from distributed_training.roles.mining.work import assigned_batches, round_permutation
+from distributed_training.roles.parts import TrainingThread
+from distributed_training.roles.service import PushedLog, ask_chunks, drawn_chunks, end_chunks
+from distributed_training.training.inner import InnerLoop, out_of_memory
+from distributed_training.training.outer import RunState
+from distributed_training.training.replay import replay
+
+log = logging.getLogger(__name__)
+
+_WARM_UP_CHUNKS = 2  # slow start is not bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Chunks that hashed into the wire root, and how fast they came. 0 bytes/s: not answered, or wrong bytes."""
+
+    chunks: Mapping[int, bytes]
+    goodput_bytes_per_s: float
+    unreached: bool = False  # the network failed, on whichever side
+
+
+class Auditor:
+    """Everything an audit needs except the round it is about."""
+
+    def __init__(
+        self,
+        manifest: RunManifest,
+        peers: PeerBook,
+        training: TrainingThread,
+        loop: InnerLoop,
+        source: PageSource,
+        tokenizer: Tokenizer,
+        public_key: bytes,
+        probe_timeout_s: float,
+        metrics: Metrics,
+    ) -> None:
+        """probe_timeout_s: for one probe, and for one page."""
+        self._manifest, self._peers, self._training, self._loop = manifest, peers, training, loop
+        self._tokenizer, self._public_key = tokenizer, public_key
+        self._probe_s, self._metrics = probe_timeout_s, metrics
+        self._source = PageReads(source).until(lambda: training.stopping, probe_timeout_s)
+
+    async def audit(
+        self, plan: RoundPlan, state: RunState, task: AuditTask, record: WorkRecord, pushed: PushedLog, beacon: bytes
+    ) -> tuple[AuditResult | None, Probe | None]:
+        """(train query, integrity query). None: our own trouble, nothing was observed."""
+        candidate = plan.candidate(task.public_key)
+        probe = await self._probe(plan, candidate, record, beacon) if candidate is not None else None
+        try:
+            logged = self._decode(record, pushed.log)
+            await self._training.run(lambda: self._check_pages(plan, record))
+            result = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
+            if result.verdict is Verdict.FAIL:
+                again = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
+                result = result if again.verdict is Verdict.FAIL else again
+        except PagesExhausted:
+            return _failed(task, "more steps claimed than its pages hold"), probe
+        except PeerFault as error:
+            return _failed(task, str(error)), probe
+        except (LocalFault, MemoryError, RuntimeError) as error:  # torch says "out of memory" with a RuntimeError
+            if out_of_memory(error):
+                await self._training.run(self._loop.shrink)
+            said = f"uid {task.uid} is not audited: {error or type(error).__name__}"
+            log.error("round %d: %s", plan.round.index, said)
+            self._metrics.emit("fault", round=plan.round.index, what="audit", detail=said)
+            return None, probe
+        return result, probe
+
+    def _decode(self, record: WorkRecord, data: bytes) -> tuple[StepRecord, ...]:
+        """The pushed log against the record's root and claim. Raises WireError: that is the miner's fault."""
+        steps = decode_log(
+            data,
+            max_steps=self._manifest.inner.max_steps,
+            batch_size=self._manifest.data.batch_size,
+            groups=len(self._loop.groups),
+            sketch_size=self._manifest.audit.sketch_size,
+        )
+        if merkle_root([digest(encode_step(s)) for s in steps]) != record.log_root:
+            raise WireError("log does not hash into the log root")
+        if len(steps) != record.steps:
+            raise WireError(f"log has {len(steps)} steps, {record.steps} are claimed")
+        return steps
+
+    def _check_pages(self, plan: RoundPlan, record: WorkRecord) -> None:
+        expected = pages_used(
+            self._source,
+            self._tokenizer,
+            round_permutation(self._manifest, plan.round.index, plan.beacon),
+            max_uids=self._manifest.max_uids,
+            uid=record.uid,
+            batch_size=self._manifest.data.batch_size,
+            sequence_length=self._manifest.data.sequence_length,
+            num_steps=record.steps,
+        )
+        if merkle_root(expected) != record.pages_root:
+            raise WireError("pages are not the assigned ones")
+
+    def _replay(
+        self, plan: RoundPlan, state: RunState, task: AuditTask, logged: Sequence[StepRecord], probe: Probe | None
+    ) -> AuditResult:
+        """Raises what kept us from it; a page list that is too short is the miner's, and judged by its log."""
+        depth = task.depth.length
+        batches = assigned_batches(
+            self._manifest, self._source, self._tokenizer, plan.round.index, plan.beacon, task.uid
+        )
+        with batches:
+            replayed = replay(
+                self._loop,
+                state.params,
+                batches,
+                applied_rounds=state.applied,
+                sketch_seed=plan.beacon,
+                depth=depth,
+                enough=lambda r: r.step >= len(logged) or failing(logged[r.step], r, self._manifest.audit),
+                cancelled=lambda: self._training.stopping,
+            )
+            if batches.fault is not None and not isinstance(batches.fault, PagesExhausted):
+                raise batches.fault
+        result = judge(logged, replayed.steps, depth=depth, audit=self._manifest.audit)
+        if result.verdict is Verdict.FAIL or not task.depth.full or probe is None:
+            return result
+        return self._compare_vector(plan, state.params - replayed.end, probe, result)
+
+    def _compare_vector(self, plan: RoundPlan, delta: Vector, probe: Probe, result: AuditResult) -> AuditResult:
+        if len(probe.chunks) < plan.layout.num_chunks:
+            return result
+        parts = [decode_chunk(probe.chunks[c], plan.layout, c) for c in range(plan.layout.num_chunks)]
+        worse = judge_vector(delta, np.concatenate(parts), self._manifest.audit, depth=result.depth)
+        return result if worse is None else worse
+
+    async def _probe(self, plan: RoundPlan, candidate: Candidate, record: WorkRecord, beacon: bytes) -> Probe:
+        """Timed download of the drawn chunks; each must hash into the committed wire root."""
+        wanted = drawn_chunks(beacon, self._public_key, record, self._manifest)
+        found: dict[int, bytes] = {}
+        try:
+            async with deadline(self._probe_s, "probe"):
+                stream = await ask_chunks(self._peers, candidate.peer_key, plan.round.index, self._probe_s)
+                try:
+                    digests = cut_digests(
+                        await stream.read(32 * plan.layout.num_chunks, self._probe_s), plan.layout.num_chunks
+                    )
+                    if merkle_root(digests) != record.wire_root:
+                        raise WireError("probe: digests do not hash into the wire root")
+                    timed, began = 0, asyncio.get_running_loop().time()
+                    for number, chunk in enumerate(wanted):
+                        data = await stream.read(plan.layout.chunk_bytes(chunk), self._probe_s)
+                        if digest(data) != digests[chunk]:
+                            raise WireError(f"probe: chunk {chunk} is not the committed one")
+                        found[chunk] = data
+                        if number < _WARM_UP_CHUNKS and len(wanted) > _WARM_UP_CHUNKS:
+                            began = asyncio.get_running_loop().time()
+                        else:
+                            timed += len(data)
+                    seconds = max(asyncio.get_running_loop().time() - began, 1e-6)
+                    await end_chunks(stream, self._probe_s)
+                finally:
+                    await stream.close()
+        except (NetworkFault, PeerFault) as error:
+            log.info("probe of uid %d failed: %s", candidate.uid, error)
+            return Probe(found, 0.0, unreached=isinstance(error, NetworkFault))
+        return Probe(found, timed / seconds)
+
+
+def _failed(task: AuditTask, reason: str) -> AuditResult:
+    return AuditResult(Verdict.FAIL, 0.0, task.depth.length, None, None, reason)

@@ -1,0 +1,121 @@
+"""Where a node starts, and where it goes on when it fell behind: never from a state it could not check.
+
+our own snapshot      when what came after it is still kept by others
+peers' snapshot       the newest one whose root is decided
+checkpoint, own, 0    the newest of what is left
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from distributed_training.errors import ChainFault, ConfigError, LocalFault, WireError
+from distributed_training.protocol.rules.clock import round_at
+from distributed_training.protocol.rules.membership import majority_root
+from distributed_training.roles.joining.snapshots import fetch_newest
+from distributed_training.roles.owner import STATE_FILE
+from distributed_training.roles.parts import Parts
+from distributed_training.snapshots.statefile import decode_state
+from distributed_training.training.outer import RunState, state_root
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """`trusted` False: the majority has not committed the root of this round yet, so contribute nothing so far."""
+
+    index: int
+    state: RunState
+    trusted: bool
+    source: str
+
+
+async def choose_start(parts: Parts, initial: RunState, *, stuck_at: int | None = None) -> Start:
+    """The state to go on from. Raises ConfigError when there is none, LocalFault for our own trouble.
+
+    initial: round 0 as this machine builds it. stuck_at: a round that we cannot pass from our own state, so a later
+    one is looked for first.
+    """
+    own = await _first_good(parts, await _own(parts))
+    if own is not None and stuck_at is None and await _can_roll_forward(parts, own.index):
+        return own
+    begin = await _first_good(parts, [Start(0, initial, True, "round 0")])
+    have = [start for start in (own, begin) if start is not None]
+    newest = max((start.index for start in have), default=-1)
+    fetched = await _from_peers(parts, len(initial.params), newest if stuck_at is None else stuck_at)
+    if fetched is not None:
+        return fetched
+    checkpoint = await _first_good(parts, await _checkpoint(parts))
+    have += [checkpoint] if checkpoint is not None else []
+    if not have:
+        raise ConfigError(
+            "this machine builds another round 0 than the manifest names, and there is no state to start from: "
+            "no peer and no checkpoint gave one"
+        )
+    return max(have, key=lambda start: start.index)
+
+
+async def _first_good(parts: Parts, found: Iterable[Start]) -> Start | None:
+    """The first that the majority does not contradict."""
+    for start in found:
+        verdict = await _verdict(parts, start)
+        if verdict is not False:
+            return Start(start.index, start.state, verdict is True, start.source)
+        log.warning("%s of round %d is not the majority's state: left aside", start.source, start.index)
+    return None
+
+
+async def _verdict(parts: Parts, start: Start) -> bool | None:
+    """True: the root that counts. False: another one. None: not decided on chain, or not to be read there any more."""
+    root = await asyncio.to_thread(state_root, start.state, parts.manifest.average.chunk_coords)
+    if start.index == 0:
+        return root.hex() == parts.manifest.model.initial_root
+    round_ = parts.manifest.round(start.index)
+    if (await parts.chain.head()).finalized < round_.map_block:
+        return None
+    try:
+        roster = await parts.chain.roster(round_.roster_block)
+        majority = majority_root(start.index, roster, await parts.chain.roster(round_.map_block))
+    except ChainFault as fault:
+        log.warning("the majority's root of round %d cannot be read from the chain: %s", start.index, fault)
+        return None
+    return None if majority is None else majority == root
+
+
+async def _can_roll_forward(parts: Parts, index: int) -> bool:
+    """Do others still keep the outputs of every round since?"""
+    now = round_at(parts.manifest.timing, (await parts.chain.head()).finalized)
+    return now is None or now - index <= parts.manifest.keep.output_rounds
+
+
+async def _own(parts: Parts) -> list[Start]:
+    found = await asyncio.to_thread(parts.store.newest_state)
+    if found is None or len(found[1].params) == 0:
+        return []
+    return [Start(*found, False, "own snapshot")]
+
+
+async def _from_peers(parts: Parts, num_coords: int, after: int) -> Start | None:
+    decided = await fetch_newest(parts, num_coords, after)
+    if decided is None:
+        return None
+    index, state = await asyncio.to_thread(parts.store.states.load, decided.round)
+    if await asyncio.to_thread(state_root, state, parts.manifest.average.chunk_coords) != decided.root:
+        raise LocalFault(f"the state of round {decided.round} changed on our own disk after it was checked")
+    return Start(index, state, decided.by_majority, "peers")
+
+
+async def _checkpoint(parts: Parts) -> list[Start]:
+    try:
+        ref = await parts.training.run(parts.checkpoints.newest)
+        if ref is None:
+            return []
+        found = decode_state(await parts.training.run(lambda: parts.checkpoints.read(ref, STATE_FILE)))
+        return [Start(*found, False, "checkpoint")]
+    except (LocalFault, WireError) as error:
+        log.warning("the newest checkpoint cannot be used: %s", error)
+        return []

@@ -1,0 +1,231 @@
+"""A node's configuration: frozen, typed, loaded once.
+
+Sources, weakest first: defaults < preset TOML < environment (DT_ prefix) < command-line flags. An unknown key is
+an error that names the nearest known one; a set option without effect is listed in `NodeConfig.warnings`. Only the
+preset file is read; what two nodes must agree on is not here but in the run manifest.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from distributed_training.errors import ConfigError
+from distributed_training.protocol.types import Role
+from distributed_training.settings import flags
+
+Preset = Literal["local", "localnet", "testnet", "mainnet"]
+PRESETS = cast(tuple[str, ...], get_args(Preset))
+DEFAULT_PRESET = "mainnet"
+RUN_DIR_PATHS = {
+    "manifest": "{run_dir}/manifest.json",
+    "pages": "{run_dir}/pages",
+    "checkpoints": "{run_dir}/checkpoints",
+}
+
+
+def _ipv4(value: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(value))
+    except ValueError:
+        raise ValueError("expected an IPv4 address like 203.0.113.7") from None
+
+
+def _device(value: str) -> str:
+    kind, _, index = value.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (":" in value and not (kind == "cuda" and index.isdigit())):
+        raise ValueError("expected auto, cpu, mps, cuda or cuda:N")
+    return value
+
+
+def _name(value: str) -> str:
+    if value in ("", ".", "..") or any(c in value for c in "/\\\0"):
+        raise ValueError("expected a name without slashes")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_ipv4)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Device = Annotated[str, AfterValidator(_device)]
+KeyName = Annotated[str, AfterValidator(_name)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SubtensorSection(_Section):
+    network: str = Field(default="finney", min_length=1, description="network by name: finney, test, local")
+    chain_endpoint: str | None = Field(
+        default=None, pattern=r"^wss?://.+", description="chain node to use instead, e.g. ws://127.0.0.1:9944"
+    )
+
+
+class WalletSection(_Section):
+    name: KeyName = Field(default="default", description="coldkey name, as btcli shows it")
+    hotkey: KeyName = Field(default="default", description="hotkey name; one running node per hotkey")
+    path: Path = Field(default=Path("~/.bittensor/wallets"), description="folder of the wallets")
+
+
+class AxonSection(_Section):
+    ip: Address = Field(default="0.0.0.0", description="address to listen on")
+    port: Port = Field(default=8091, description="TCP port to listen on; a node needs only this one")
+    external_ip: Address | None = Field(default=None, description="address that peers dial, if not the one listened on")
+    external_port: Port | None = Field(default=None, description="port that peers dial, if not the one listened on")
+    outbound_only: bool = Field(
+        default=False,
+        description="no port can be opened to the outside (home router, NAT): listen nowhere, keep connections to the "
+        "validators, reduce nothing; costs up to a fifth of a miner's pay",
+    )
+
+
+class LoggingSection(_Section):
+    debug: bool = Field(default=False, description="log every step of the protocol")
+    json_lines: bool = Field(default=False, alias="json", description="log JSON lines even on a terminal")
+
+
+class DiskSection(_Section):
+    budget_gib: float | None = Field(
+        default=None, gt=0, description="disk for rounds/ and state/ together, in GiB; default: what the run needs"
+    )
+
+    @property
+    def budget(self) -> int | None:
+        """In bytes."""
+        return None if self.budget_gib is None else int(self.budget_gib * (1 << 30))
+
+
+class NodeConfig(BaseSettings):
+    """Everything a node is told by its operator. All paths are absolute; whether they exist is not checked."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="DT_")
+
+    preset: Preset = Field(default=DEFAULT_PRESET, description="which network: local, localnet, testnet, mainnet")
+    netuid: int = Field(ge=0, le=65535, description="number of the subnet")
+    run_dir: Path = Field(description="folder of this run; the node keeps its own files in nodes/HOTKEY there")
+    manifest: Path = Field(description="run manifest; default RUN_DIR/manifest.json")
+    pages: Path = Field(description="folder of the data pages; default RUN_DIR/pages")
+    checkpoints: Path = Field(description="checkpoint store; default RUN_DIR/checkpoints")
+    local_chain: Path | None = Field(default=None, description="SQLite file of the local chain; None: a real chain")
+    device: Device = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N")
+    threads: Positive | None = Field(default=None, description="CPU threads of torch; default: its own choice")
+    rounds: Positive | None = Field(
+        default=None, description="stop cleanly when this many rounds of the run are settled"
+    )
+    steps_per_round: Positive | None = Field(default=None, description="at most this many inner steps a round")
+    exact_steps: bool = Field(
+        default=False, description="exit 4 if a round did not get exactly --steps-per-round steps"
+    )
+    train_ahead: bool = Field(
+        default=True,
+        description="begin a round's work as soon as its pages can be known, before the round starts (default: yes)",
+    )
+    dry_run: bool = Field(default=False, description="print the weights it would set; write nothing to the chain")
+
+    subtensor: SubtensorSection = SubtensorSection()
+    wallet: WalletSection = WalletSection()
+    axon: AxonSection = AxonSection()
+    disk: DiskSection = DiskSection()
+    logging: LoggingSection = LoggingSection()
+    warnings: tuple[str, ...] = Field(default=(), description="one line per option that was set and has no effect")
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: type[BaseSettings], **sources: Any) -> tuple[Any, ...]:
+        return (sources["init_settings"],)  # `load_config` merges, so that an error can name the source at fault
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Put what is not given into the run directory and make every path absolute."""
+        if not data.get("run_dir"):
+            return data
+        run_dir = Path(data["run_dir"]).expanduser().absolute()
+
+        def absolute(path: Any) -> Path:
+            return Path(str(path).replace("{run_dir}", str(run_dir))).expanduser().absolute()
+
+        given = {key: value for key, value in data.items() if value is not None}
+        paths = {key: absolute(given.get(key, default)) for key, default in RUN_DIR_PATHS.items()}
+        if "local_chain" in given:
+            paths["local_chain"] = absolute(given["local_chain"])
+        wallet = dict(given.get("wallet", {}))
+        wallet["path"] = absolute(wallet.get("path", "~/.bittensor/wallets"))
+        return {**given, **paths, "run_dir": run_dir, "wallet": wallet}
+
+    @property
+    def node_dir(self) -> Path:
+        """What this one node keeps: identity, journal, events, rounds, state."""
+        return self.run_dir / "nodes" / self.wallet.hotkey
+
+    @property
+    def announced(self) -> tuple[str, int] | None:
+        """(ip, port) to publish on chain; None if nothing listens, or everywhere and no external address was told."""
+        if self.axon.outbound_only:
+            return None
+        ip = self.axon.external_ip or (self.axon.ip if self.axon.ip != "0.0.0.0" else None)
+        return (ip, self.axon.external_port or self.axon.port) if ip else None
+
+
+def load_config(role: Role, argv: Sequence[str]) -> NodeConfig:
+    """Flags over environment over preset over defaults. Raises ConfigError; `--help` prints and exits 0."""
+    options = flags.options(NodeConfig)
+    flags.check_environment(options, os.environ)
+    env = EnvSettingsSource(NodeConfig, env_prefix="DT_", env_nested_delimiter="_", env_nested_max_split=1)()
+    name = flags.find_preset(argv) or env.get("preset") or DEFAULT_PRESET
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r}: expected one of {', '.join(PRESETS)}{flags.nearest(name, PRESETS)}")
+    preset = read_preset(name)
+    given = flags.parse(role, options, argv, preset)  # may print help and exit
+    sources = {"command line": given, "environment": env, f"presets/{name}.toml": preset}
+    merged = {**flags.merge(preset, env, given), "preset": name}
+    merged["warnings"] = flags.without_effect(role, merged, flags.merge(env, given))
+    try:
+        config = NodeConfig(**merged)
+    except ValidationError as error:
+        raise ConfigError(flags.explain(error, options, sources)) from None
+    if config.axon.outbound_only and role is Role.VALIDATOR:
+        raise ConfigError(
+            "--axon.outbound_only: a validator needs an open port, because every miner pushes its log to it and who "
+            "cannot would lose its pay; forward a TCP port and give it with --axon.port and --axon.external_ip"
+        )
+    if config.exact_steps and config.steps_per_round is None:
+        raise ConfigError("--exact-steps needs --steps-per-round N: exactly how many?")
+    return config
+
+
+def require_address(role: Role, config: NodeConfig) -> None:
+    """Raises ConfigError for a node that peers have to dial and that has told nobody where. The owner need not be."""
+    if config.announced is None and not config.axon.outbound_only and role is not Role.OWNER:
+        raise ConfigError(
+            "nobody could reach this node: it listens everywhere, but at which address do peers dial it? Give "
+            "--axon.external_ip; a miner that can open no port starts with --axon.outbound_only"
+        )
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The preset's values as nested dicts. Raises ConfigError if the file of the installation cannot be parsed."""
+    path = files("distributed_training") / "presets" / f"{name}.toml"
+    try:
+        return TomlConfigSettingsSource(NodeConfig, toml_file=Path(str(path)))()
+    except ValueError as error:
+        raise ConfigError(f"presets/{name}.toml: {error}") from None
+
+
+def run_main(main: Callable[[], int]) -> int:
+    """Call `main` and return its exit code; the operator's errors become one line on stderr and their own code."""
+    try:
+        return main()
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130

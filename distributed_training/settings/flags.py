@@ -1,0 +1,254 @@
+"""Command-line flags, made from the fields of the config model: parsing, help, and errors that name the nearest key.
+
+A key is a dotted path in the config (`axon.port`). Its flag is `--axon.port`, its variable `DT_AXON_PORT`; at the top
+level underscores become dashes (`run_dir` is `--run-dir`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
+
+from distributed_training.errors import ConfigError
+from distributed_training.protocol.types import Role
+
+NOT_FLAGS = ("local_chain", "warnings")  # set by presets and by the loader
+ROLE_ONLY = {
+    "steps_per_round": Role.MINER,
+    "exact_steps": Role.MINER,
+    "train_ahead": Role.MINER,
+    "dry_run": Role.VALIDATOR,
+}
+BOTH_WAYS = ("train_ahead",)  # switches with a --no- form
+SCRIPT_VARIABLES = ("DT_VENV", "DT_TORCH", "DT_TORCH_INDEX")  # read by scripts/setup.sh
+GROUPS = {
+    "subtensor": "chain",
+    "wallet": "wallet",
+    "axon": "network",
+    "disk": "disk",
+    "logging": "logging",
+    "device": "work",
+    "threads": "work",
+    "rounds": "work",
+    "steps_per_round": "work",
+    "exact_steps": "work",
+    "train_ahead": "work",
+    "dry_run": "work",
+}
+STORY = {
+    Role.MINER: "Train the run's model on this machine, average with the other miners, earn by the work done.",
+    Role.VALIDATOR: "Check what the miners claim by doing parts of it again, and pay them through weights on chain.",
+    Role.OWNER: "Publish the run's manifest and its checkpoints. The run goes on without it.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    key: str
+    help: str
+    default: Any
+    annotation: str  # the field's type as Python prints it
+
+    @property
+    def is_switch(self) -> bool:
+        return self.annotation == "<class 'bool'>"
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in the help."""
+        by_type = (
+            "N"
+            if "int" in self.annotation or "float" in self.annotation
+            else "PATH"
+            if "Path" in self.annotation
+            else None
+        )
+        return by_type or {"ip": "IP", "endpoint": "URL"}.get(self.key.split("_")[-1].split(".")[-1], "NAME")
+
+    @property
+    def flag(self) -> str:
+        return "--" + (self.key if "." in self.key else self.key.replace("_", "-"))
+
+    @property
+    def variable(self) -> str:
+        return "DT_" + self.key.replace(".", "_").upper()
+
+
+def options(model: type[BaseModel], prefix: str = "") -> list[Option]:
+    """Every key of a config model, sections flattened, in the order of the fields."""
+    found: list[Option] = []
+    for name, field in model.model_fields.items():
+        key = prefix + (field.alias or name)
+        if key in NOT_FLAGS:
+            continue
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += options(field.annotation, key + ".")
+        else:
+            default = None if field.default is PydanticUndefined else field.default
+            found.append(Option(key, field.description or "", default, repr(field.annotation)))
+    return found
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean X?"`, or nothing if no known word is near."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers win; one level of sections is merged key by key."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+            result[key] = {**result[key], **value} if both else value
+    return result
+
+
+def find(values: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key, None if it is not there."""
+    value: Any = values
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def check_environment(known: Sequence[Option], environ: Mapping[str, str]) -> None:
+    """Raises ConfigError for a DT_ variable that nothing reads."""
+    names = {*(option.variable for option in known), *SCRIPT_VARIABLES}
+    for name in sorted(environ):
+        if name.startswith("DT_") and name not in names:
+            raise ConfigError(f"unknown environment variable {name}{nearest(name, names)}")
+
+
+def find_preset(argv: Sequence[str]) -> str | None:
+    """The value of --preset, found before the rest is parsed because the help shows the preset's defaults."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset")
+    return parser.parse_known_args(argv)[0].preset
+
+
+def parse(role: Role, known: Sequence[Option], argv: Sequence[str], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given, as nested dicts of strings and True. Raises ConfigError; `--help` exits 0."""
+    mine = [option for option in known if ROLE_ONLY.get(option.key, role) == role]
+    parser = _build_parser(role, mine, preset)
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ConfigError(_unknown_argument(unknown[0], mine, known))
+    values: dict[str, Any] = {}
+    for key, value in vars(namespace).items():
+        section, _, leaf = key.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[leaf] = value
+    return values
+
+
+def without_effect(role: Role, merged: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, ...]:
+    """One line for each option that the operator set (flag or variable) and that changes nothing."""
+    lines = [
+        f"--{key.replace('_', '-')} has no effect: only a {only.name.lower()} uses it"
+        for key, only in ROLE_ONLY.items()
+        if only != role and find(asked, key) is not None
+    ]
+    if find(merged, "local_chain"):
+        lines += [
+            f"--subtensor.{key} has no effect: preset {merged['preset']} uses the chain in its run directory"
+            for key in ("network", "chain_endpoint")
+            if find(asked, f"subtensor.{key}") is not None
+        ]
+    elif find(asked, "subtensor.network") and find(merged, "subtensor.chain_endpoint"):
+        lines.append("--subtensor.network has no effect: a chain_endpoint is set and wins")
+    if str(find(merged, "axon.outbound_only")).lower() in ("true", "1", "yes", "on"):
+        lines += [
+            f"--axon.{key} has no effect: with --axon.outbound_only nothing listens and nothing is announced"
+            for key in ("ip", "port", "external_ip", "external_port")
+            if find(asked, f"axon.{key}") is not None
+        ]
+    no_address = not find(merged, "axon.external_ip") and find(merged, "axon.ip") in (None, "0.0.0.0")
+    if find(asked, "axon.external_port") and no_address:
+        lines.append("--axon.external_port has no effect: without --axon.external_ip no address is announced")
+    return tuple(lines)
+
+
+def explain(error: ValidationError, known: Sequence[Option], sources: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line for the first problem: which option, from which source, what was expected."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    option = next((o for o in known if o.key == key), None)
+    if first["type"] == "missing" and option is not None:
+        return f"{option.flag} is required here ({option.help}); only the local presets have a default"
+    source = next((name for name, values in sources.items() if find(values, key) is not None), "default")
+    if first["type"] == "extra_forbidden":
+        return f"{source}: unknown key {key}{nearest(key, [o.key for o in known])}"
+    name = key if option is None else {"command line": option.flag, "environment": option.variable}.get(source)
+    return f"{name or f'{source}: {key}'}: {_expected(first)}, got {str(first['input'])!r}"
+
+
+def _expected(error: Any) -> str:
+    """What a value should have been, in our own words where pydantic's are long."""
+    if error["type"] == "int_parsing":
+        return "expected a whole number"
+    if error["type"] == "bool_parsing":
+        return "expected true or false"
+    message: str = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    return message[:1].lower() + message[1:]
+
+
+def _unknown_argument(argument: str, mine: Sequence[Option], known: Sequence[Option]) -> str:
+    flag = argument.split("=")[0]
+    if not flag.startswith("-"):
+        return f"unexpected argument {argument!r}: every value follows its --flag"
+    other = next((option for option in known if option.flag == flag), None)
+    if other is not None:
+        return f"{flag} is an option of {ROLE_ONLY[other.key].name.lower()}.py only"
+    return f"unknown option {flag}{nearest(flag, [option.flag for option in mine])}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message.removeprefix("argument "))
+
+
+def _build_parser(role: Role, mine: Sequence[Option], preset: Mapping[str, Any]) -> argparse.ArgumentParser:
+    name = role.name.lower()
+    parser = _Parser(
+        prog=f"python neurons/{name}.py",
+        usage=f"python neurons/{name}.py [--preset NAME] [options]",
+        description=STORY[role],
+        epilog=_EPILOG.format(name=name),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {}
+    for option in mine:
+        title = GROUPS.get(option.key.split(".")[0], "run")
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        if option.is_switch:
+            action: Any = argparse.BooleanOptionalAction if option.key in BOTH_WAYS else "store_true"
+            groups[title].add_argument(option.flag, dest=option.key, action=action, help=option.help)
+            continue
+        default = find(preset, option.key)
+        default = option.default if default is None else default
+        shown = "" if default is None else f" (default: {str(default).replace('{run_dir}', 'RUN_DIR')})"
+        text = (option.help + shown).replace("%", "%%")
+        groups[title].add_argument(option.flag, dest=option.key, metavar=option.metavar, help=text)
+    return parser
+
+
+_EPILOG = """\
+defaults shown are those of the chosen preset: add --preset local, for instance, to see its own.
+every option can be set as an environment variable too: --axon.port as DT_AXON_PORT, --run-dir as DT_RUN_DIR.
+
+examples:
+  join a subnet that scripts/demo.sh runs on this machine
+    python neurons/{name}.py --preset local --run-dir RUN_DIR --wallet.hotkey extra --axon.port 9150
+  a node on the main network
+    python neurons/{name}.py --netuid N --wallet.name cold --wallet.hotkey hot --axon.external_ip 203.0.113.7
+"""

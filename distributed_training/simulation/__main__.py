@@ -1,0 +1,175 @@
+"""Many nodes in one process, on a virtual clock: `python -m distributed_training.simulation --help`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from distributed_training.errors import ConfigError
+from distributed_training.settings.arguments import Parser, new_file
+from distributed_training.settings.config import run_main
+from distributed_training.simulation.node import CURRENT
+from distributed_training.simulation.observer import RoundRow
+from distributed_training.simulation.options import FAULTS, SimOptions
+from distributed_training.simulation.swarm import SimResult, simulate
+
+EXIT_VIOLATION = 1
+DESCRIPTION = """\
+Run a whole swarm in this process: the node code of the real network, many nodes, a tiny model, a virtual clock,
+modelled links and a chain in memory. Nothing waits for real time, and everything follows from --seed: the same
+options give the same digest over all events of all nodes, on the same machine and the same versions.
+
+faults:
+  none       nothing goes wrong
+  churn      nodes are killed at any moment and started again, new ones join
+  loss       two segments in a hundred are lost, connections break
+  partition  a part of the nodes is cut off from the others for a while; now and then the chain is out
+  crash      a tenth of the nodes dies at one moment of the exchange, and is back ten seconds later
+  freeze     nodes stand still with their connections open
+  all        another one of these in every round, over lossy links
+
+checked in every round: nodes that settled it have one state root and one outcome; a node that nothing happened to has
+settled it by the round's end plus 10 s, one that had trouble two rounds later; no node ends by itself; at the end no
+task is left. A deadlock is found at once, since nothing but the nodes moves the clock.
+
+exit codes: 0 all held, 1 something did not (printed with the command that replays it), 2 a wrong option.
+
+examples:
+  python -m distributed_training.simulation --miners 64 --rounds 20 --faults churn --seed 7
+  python -m distributed_training.simulation --miners 8 --rounds 4 --faults all --seed 3 --events all.jsonl
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = Parser(prog="python -m distributed_training.simulation", description=DESCRIPTION)
+    add = made.add_argument
+    add("--miners", type=int, default=16, metavar="N", help="at the start (default 16)")
+    add("--rounds", type=int, default=6, metavar="N", help="rounds to run (default 6)")
+    add("--faults", choices=FAULTS, default="none", help="what goes wrong (default none)")
+    add("--seed", type=int, default=0, metavar="N", help="decides everything (default 0)")
+    add("--validators", type=int, default=2, metavar="N", help="of equal stake (default 2)")
+    add("--steps", type=int, default=3, metavar="N", help="inner steps a round at most (default 3)")
+    add("--width", type=int, default=16, metavar="N", help="of the model, even (default 16)")
+    add("--json", type=new_file, metavar="FILE", help="write the result as one JSON object")
+    add("--events", type=new_file, metavar="FILE", help="write every event: [virtual time, node, event]")
+    add("--log", type=new_file, metavar="FILE", help="write what the nodes log, each line with node and time")
+    return made
+
+
+def show_row(row: RoundRow) -> None:
+    """One line of progress."""
+    applied = {True: "applied", False: "discarded", None: "not settled"}[row.applied]
+    print(f"round {row.round:3d}  {applied}, {row.included} included, {row.live} nodes settled it", flush=True)
+
+
+def show(result: SimResult, console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("round", "virtual s", "applied", "live nodes", "included", "messages", "kB sent"):
+        table.add_column(name, justify="right")
+    for row in result.rows:
+        seconds = "-" if row.seconds is None else f"{row.seconds:.2f}"
+        applied = {True: "yes", False: "no", None: "-"}[row.applied]
+        numbers = (str(row.live), str(row.included), f"{row.messages:.0f}", f"{row.sent_bytes / 1e3:.0f}")
+        table.add_row(str(row.round), seconds, applied, *numbers)
+    console.print(table)
+    print("virtual s: from block s+D until a node's last slice had come, median")
+    print("messages and kB: sent by a miner, mean")
+    happened = Counter(i.kind for i in result.incidents)
+    shown = ", ".join(f"{count} x {kind}" for kind, count in sorted(happened.items())) or "none"
+    lost = "-" if result.lost_share is None else f"{100 * result.lost_share:.2f} %"
+    print(f"incidents: {shown}; trained tokens that are in no state: {lost}")
+    print(f"{result.virtual_s:.0f} virtual seconds in {result.real_s:.0f} s; {result.events} events")
+    print(f"digest {result.digest}")
+
+
+def show_violations(result: SimResult) -> None:
+    for violation in result.violations:
+        print(f"VIOLATION round {violation.round}: {', '.join(violation.nodes)}: {violation.what}")
+    print(f"seed {result.options.seed}; replay with:\n  {result.options.command()}")
+
+
+def document(result: SimResult) -> dict[str, Any]:
+    return asdict(result) | {"lost_share": result.lost_share, "command": result.options.command()}
+
+
+@contextlib.contextmanager
+def logging_to(path: Path | None) -> Iterator[None]:
+    """The nodes' log lines with virtual time and node, or none at all."""
+    if path is None:
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+        return
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.addFilter(_stamp)
+    handler.setFormatter(logging.Formatter("%(virtual)10.3f %(node)-12s %(levelname)-7s %(message)s"))
+    root = logging.getLogger("distributed_training")
+    former, root.propagate = root.level, False
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+        root.setLevel(former)
+        root.propagate = True
+
+
+def _stamp(record: logging.LogRecord) -> bool:
+    try:
+        record.virtual = asyncio.get_running_loop().time()
+    except RuntimeError:
+        record.virtual = 0.0
+    record.node = CURRENT.get()
+    return True
+
+
+def _opened(path: Path | None, stack: contextlib.ExitStack) -> TextIO | None:
+    try:
+        return None if path is None else stack.enter_context(path.open("w", encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parser().parse_args(argv)
+    options = SimOptions(
+        miners=args.miners,
+        rounds=args.rounds,
+        faults=args.faults,
+        seed=args.seed,
+        validators=args.validators,
+        width=args.width,
+        steps=args.steps,
+    )
+    with contextlib.ExitStack() as stack:
+        events, target = _opened(args.events, stack), _opened(args.json, stack)
+        with logging_to(args.log):
+            result = simulate(options, show_row, events=events)
+        if target is not None:
+            target.write(json.dumps(document(result), indent=1) + "\n")
+    show(result, Console(width=100))
+    if result.violations:
+        show_violations(result)
+        return EXIT_VIOLATION
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(lambda: main(sys.argv[1:])))
