@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from distributed_training.chain.base import Signer
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey, load_hotkey, registration_command
+from distributed_training.chain.local.substrate import local_substrate
 from distributed_training.errors import NotRegisteredError
 from distributed_training.protocol.types import Neuron
 from distributed_training.settings.config import NodeConfig
@@ -21,7 +22,7 @@ async def connect(config: NodeConfig, stack: AsyncExitStack) -> tuple[BittensorC
         endpoint=config.subtensor.chain_endpoint,
         signer=signer,
         cache_dir=config.node_dir / "cache",
-        local_chain=config.local_chain,
+        substrate=None if config.local_chain is None else local_substrate(config.local_chain),
     )
     stack.push_async_callback(chain.close)
     return chain, signer, await _registered(chain, signer, config)

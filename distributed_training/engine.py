@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distributed_training.data.local import LocalPages
+from distributed_training.data.base import PageSource
 from distributed_training.data.tokens import Tokenizer, load_tokenizer
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import RunManifest
@@ -19,11 +19,11 @@ from distributed_training.training.model import build_model
 class Engine:
     model: torch.nn.Module
     loop: InnerLoop
-    source: LocalPages
+    source: PageSource
     tokenizer: Tokenizer
 
 
-def load_engine(config: NodeConfig, manifest: RunManifest) -> Engine:
+def load_engine(config: NodeConfig, manifest: RunManifest, source: PageSource) -> Engine:
     """Model and data; refuses what the manifest does not name."""
     tokenizer = load_tokenizer(manifest.data.tokenizer)
     if tokenizer.sha256 != manifest.data.tokenizer_sha256:
@@ -31,7 +31,6 @@ def load_engine(config: NodeConfig, manifest: RunManifest) -> Engine:
             f"tokenizer {manifest.data.tokenizer}: sha256 {tokenizer.sha256[:16]}..., "
             f"the manifest asks for {manifest.data.tokenizer_sha256[:16]}...; install the version the run was made with"
         )
-    source = LocalPages(config.pages)
     if source.sha256 != manifest.data.pages_sha256 or source.num_pages != manifest.data.num_pages:
         raise ConfigError(
             f"pages in {config.pages}: sha256 {source.sha256[:16]}..., the manifest asks for "

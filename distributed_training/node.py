@@ -15,6 +15,7 @@ from distributed_training.chain.base import Chain
 from distributed_training.chain.keys import LocalKey, verify
 from distributed_training.chain.patient import PatientChain
 from distributed_training.checkpoints.local import LocalCheckpoints
+from distributed_training.data.local import LocalPages
 from distributed_training.engine import load_engine
 from distributed_training.errors import ConfigError
 from distributed_training.journal import Journal, NodeLock, claim_folder
@@ -83,7 +84,7 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: W
         require_address(role, config)
         client, signer, me = await connect(config, stack)
         chain = PatientChain(client, (await client.params()).block_s)  # from here on an outage is waited for
-        engine = load_engine(config, manifest)
+        engine = load_engine(config, manifest, LocalPages(config.pages))
         claim_folder(config.node_dir, manifest.sha256)
         metrics = Metrics([JsonlSink(config.node_dir / "events.jsonl")], role=role.name.lower(), uid=me.uid)
         stack.callback(metrics.close)

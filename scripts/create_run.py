@@ -1,10 +1,10 @@
 """Write a run manifest: the one document two nodes must agree on. Checks it, and prints its sha256.
 
-    python scripts/create_run.py --base local --model my_gpt2.json --pages runs/my-run/pages --out manifest.json
+    python scripts/create_run.py --recipe local --model my_gpt2.json --pages runs/my-run/pages --out manifest.json
     python scripts/create_run.py --check manifest.json --tempo 360
 
 A run is launched by committing the sha256 with the owner's hotkey (neurons/owner.py does it). Every constant of the
-base can be replaced: --set timing.length=150, or whole sections in a TOML or JSON file given with --options.
+recipe can be replaced: --set timing.length=150, or whole sections in a TOML or JSON file given with --options.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.recipes.build import (
-    BASES,
-    TEMPO,
-    TINY_GPT2,
     check_timing,
     make_manifest,
     merged,
     read_document,
     read_model,
+    read_recipe,
+    recipe_names,
 )
 from distributed_training.settings.arguments import Parser
 from distributed_training.settings.config import run_main
@@ -36,8 +35,10 @@ from distributed_training.settings.config import run_main
 def parser() -> argparse.ArgumentParser:
     made = Parser(description=__doc__)
     made.add_argument("--check", type=Path, metavar="FILE", help="only validate this manifest")
-    made.add_argument("--base", choices=sorted(BASES), default="mainnet", help="constants to start from")
-    made.add_argument("--model", type=Path, metavar="FILE", help="transformers config, JSON or TOML")
+    made.add_argument("--recipe", choices=recipe_names(), default="gpt2-124m", help="model and constants to start from")
+    made.add_argument(
+        "--model", type=Path, metavar="FILE", help="transformers config, JSON or TOML; default: the recipe's"
+    )
     made.add_argument("--pages", type=Path, metavar="DIR", help="page set (pages.json); built there if --text is given")
     made.add_argument("--text", type=Path, metavar="DIR", help="build the pages from this directory of text files")
     made.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the initial weights; default 0")
@@ -69,10 +70,8 @@ def build(args: argparse.Namespace) -> RunManifest:
         build_pages(args.pages, args.text, num_pages=None)
     layers = [] if args.options is None else [read_document(args.options, "--options")]
     overrides = merged(*layers, *(assignment(text) for text in args.set))
-    if args.model is None and args.base != "local":
-        raise ConfigError("--model FILE is needed: a transformers config of the model to train")
-    model = TINY_GPT2 if args.model is None else read_model(args.model)
-    return make_manifest(args.base, model, LocalPages(args.pages), init_seed=args.seed, overrides=overrides)
+    model = read_recipe(args.recipe).model if args.model is None else read_model(args.model)
+    return make_manifest(args.recipe, model, LocalPages(args.pages), init_seed=args.seed, overrides=overrides)
 
 
 def write(manifest: RunManifest, path: Path) -> None:
@@ -89,7 +88,7 @@ def write(manifest: RunManifest, path: Path) -> None:
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     manifest = load_manifest(args.check) if args.check is not None else build(args)
-    check_timing(manifest, args.tempo or TEMPO[args.base])
+    check_timing(manifest, args.tempo or read_recipe(args.recipe).tempo)
     if args.out is not None and args.check is None:
         write(manifest, args.out)
     print(f"{manifest.name}: sha256 {manifest.sha256}")

@@ -8,13 +8,12 @@ import os
 import re
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import bittensor as bt
 
 from distributed_training.chain.base import Head
 from distributed_training.chain.keys import LocalKey, hotkey_public_key
-from distributed_training.chain.local.substrate import LocalSubstrate
 from distributed_training.errors import ChainFault, ChainRefused, ChainUnreachable, ConfigError
 from distributed_training.protocol.types import BlockRef, Field, Neuron, Roster, SubnetParams
 from distributed_training.protocol.wire import decode_commitment
@@ -47,17 +46,15 @@ class BittensorChain:
         endpoint: str | None,
         signer: LocalKey,
         cache_dir: Path,
-        local_chain: Path | None = None,
+        substrate: bt.Substrate | None = None,
     ) -> BittensorChain:
-        """Open the connection. `endpoint` (ws://...) wins over `network`; `local_chain` wins over both.
+        """Open the connection. `endpoint` (ws://...) wins over `network`; `substrate` wins over both.
 
         The SDK keeps its caches in `cache_dir` instead of the user's home. ConfigError for a network name it does not
         know, ChainUnreachable when nobody answers.
         """
         os.environ.setdefault("BTCLI_TOKEN_SYMBOLS_CACHE", str(cache_dir / "token_symbols.json"))
         os.environ.setdefault("BITTENSOR_RUNTIME_CACHE_DIR", str(cache_dir / "runtime"))
-        # The SDK calls only the methods LocalSubstrate has; its protocol names more (signing devices, multisig).
-        substrate = None if local_chain is None else cast(bt.Substrate, LocalSubstrate(local_chain))
         try:
             subtensor = bt.Subtensor("local" if substrate else endpoint or network, substrate=substrate)
         except ValueError as error:

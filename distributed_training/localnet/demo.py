@@ -31,7 +31,7 @@ from distributed_training.localnet.run.faults import Killer, Start, restarted
 from distributed_training.localnet.run.processes import NodeProcesses, check_ports, node_command
 from distributed_training.localnet.show.display import Display
 from distributed_training.protocol.rules.clock import next_round
-from distributed_training.recipes.build import TEMPO
+from distributed_training.recipes.build import read_recipe
 
 READY_TIMEOUT_S = 300.0
 END_GRACE_S = 60.0  # after the last round's end: audits, weights, a clean shutdown
@@ -232,12 +232,12 @@ def follow(watch: Watch) -> None:
     """Until every node ended, or the last round is over for a while."""
     last = watch.run.manifest.round(watch.rounds - 1)
     end = (genesis_time(watch.run.paths) or time.time()) + last.end_block * watch.run.block_s + END_GRACE_S
-    epoch = 0
+    tempo, epoch = read_recipe("local").tempo, 0
     while (watch.killer.busy or set(watch.processes.running()) - {WATCHER}) and time.time() < end:
         tick(watch)
         final = (watch.display.block or 0) - watch.run.manifest.timing.finality - 1
-        if final // TEMPO["local"] > epoch:
-            epoch = final // TEMPO["local"]
+        if final // tempo > epoch:
+            epoch = final // tempo
             read_incentive(watch)
         watch.stop.sleep(POLL_S)
     tick(watch)

@@ -1,4 +1,4 @@
-"""Run manifests from a few choices: constants of a base, a model config, a page set, and overrides by section.
+"""Run manifests from a few choices: a recipe, a model config, a page set, and overrides by section.
 
 Used by the demo and by `scripts/create_run.py`. Everything here is a function of files and values: the same input
 gives the same manifest, byte for byte.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,145 +18,46 @@ from pydantic import ValidationError
 
 from distributed_training import PROTOCOL_VERSION
 from distributed_training.averaging.plan import layout_of
+from distributed_training.data.base import PageSource
 from distributed_training.data.loader import heldout_sequences
-from distributed_training.data.local import LocalPages
 from distributed_training.data.tokens import TokenizerKind, load_tokenizer
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import RunManifest, quota_problem
+from distributed_training.settings.flags import nearest
 from distributed_training.training.model import build_model, num_parameters, to_flat, vocab_size
 from distributed_training.training.outer import initial_state, state_root
 
+_FOLDER = files("distributed_training.recipes")
+_COMMON = "common.toml"
 GPT2_VOCABULARY = 50257
 # Names under which model types say how many positions they have.
 POSITION_FIELDS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 
-TINY_GPT2: dict[str, Any] = {
-    "model_type": "gpt2",
-    "vocab_size": 257,
-    "n_positions": 256,
-    "n_embd": 128,
-    "n_layer": 4,
-    "n_head": 4,
-}
 
-_COMMON: dict[str, Any] = {
-    "protocol_version": PROTOCOL_VERSION,
-    "version_key": 1,
-    "inner": {
-        "min_lr_ratio": 0.1,
-        "beta1": 0.9,
-        "beta2": 0.95,
-        "epsilon": 1e-8,
-        "weight_decay": 0.1,
-        "clip_norm": 1.0,
-    },
-    "average": {
-        "block_coords": 512,
-        "tau_factor": 1.5,
-        "gate_factor": 1.02,
-        "min_counted": 2,
-        "max_reducers": 256,
-    },
-    "audit": {
-        "t0": 2.0,
-        "full_share": 0.02,
-        "sketch_size": 32,
-        "probe_chunks": 32,
-        "error_ok": 0.02,
-        "error_bad": 0.10,
-        "error_growth_steps": 32.0,
-        "norm_ok": 0.03,
-        "norm_bad": 0.15,
-        "loss_ok": 0.01,
-        "loss_bad": 0.05,
-        "vector_cosine_bad": 0.98,
-    },
-    "scoring": {
-        "steps_half_life": 36.0,
-        "audit_half_life": 50.0,
-        "integrity_half_life": 6.0,
-        "integrity_floor": 0.5,
-        "soft_fail_weight": 10.0,
-        "penalty_rounds": 50,
-        "goodput_probes": 8,
-        "bandwidth_share": 0.25,
-        "cutoff": 0.01,
-    },
-}
-# One machine, blocks of a second, tiny models: measured on two cores.
-LOCAL: dict[str, Any] = {
-    "name": "local",
-    "netuid": 1,
-    "max_uids": 16,
-    "data": {"sequence_length": 256, "batch_size": 8, "heldout_sequences": 128},
-    "inner": {
-        "nominal_steps": 5,
-        "max_steps": 500,
-        "learning_rate": 4e-3,
-        "warmup_steps": 20,
-        "decay_steps": 1000,
-    },
-    "outer": {"learning_rate": 0.7, "momentum": 0.5},
-    "average": {"chunk_coords": 4096, "token_cap": 64 * 2048, "initial_tau": 50.0, "min_map_share": 0.0},
-    "timing": {
-        "first_block": 12,
-        "finality": 2,
-        "roster_lead": 4,
-        "commit_margin": 6,
-        "commit": 26,
-        "reduce_margin": 4,
-        "output": 36,
-        "map": 44,
-        "length": 54,
-        "transfer": 3,
-    },
-    "keep": {
-        "work_rounds": 64,
-        "output_rounds": 64,
-        "snapshot_every": 1,
-        "checkpoint_every": 2,
-        "max_missing_rounds": 3,
-    },
-}
-# Strangers' GPUs, blocks of 12 seconds: a place to start from; measure before a run enforces it.
-MAINNET: dict[str, Any] = {
-    "name": "gpt2",
-    "netuid": 0,
-    "max_uids": 256,
-    "data": {"sequence_length": 1024, "batch_size": 128, "heldout_sequences": 256},
-    "inner": {
-        "nominal_steps": 100,
-        "max_steps": 500,
-        "learning_rate": 4e-4,
-        "warmup_steps": 500,
-        "decay_steps": 50_000,
-    },
-    "outer": {"learning_rate": 0.7, "momentum": 0.9},
-    "average": {"chunk_coords": 1 << 18, "token_cap": 500 * 131_072, "initial_tau": 50.0, "min_map_share": 0.33},
-    "timing": {
-        "first_block": 100,
-        "finality": 3,
-        "roster_lead": 10,
-        "commit_margin": 5,
-        "commit": 75,
-        "reduce_margin": 4,
-        "output": 95,
-        "map": 110,
-        "length": 125,
-        "transfer": 6,
-    },
-    "keep": {
-        "work_rounds": 8,
-        "output_rounds": 16,
-        "snapshot_every": 8,
-        "checkpoint_every": 8,
-        "max_missing_rounds": 8,
-    },
-}
-BASES = {"local": LOCAL, "mainnet": MAINNET}
-BLOCK_S = {"local": 1.0, "mainnet": 12.0}
-# Locally an epoch ends in every round at s+42: after the weights of that round, before its nodes may stop.
-TEMPO = {"local": 54, "mainnet": 360}
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Constants of a run as data: `recipes/NAME.toml` laid over `recipes/common.toml`."""
+
+    name: str
+    block_s: float  # seconds a block takes where such a run lives
+    tempo: int  # blocks of an epoch there
+    model: dict[str, Any]  # a transformers config
+    sections: dict[str, Any]  # everything else: fields of the run manifest
+
+
+def recipe_names() -> list[str]:
+    tables = (file.name for file in _FOLDER.iterdir() if file.name.endswith(".toml") and file.name != _COMMON)
+    return sorted(name.removesuffix(".toml") for name in tables)
+
+
+def read_recipe(name: str) -> Recipe:
+    """Raises ConfigError for a name that is not there."""
+    known = recipe_names()
+    if name not in known:
+        raise ConfigError(f"recipe {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
+    common, own = (tomllib.loads((_FOLDER / file).read_text("utf-8")) for file in (_COMMON, f"{name}.toml"))
+    chain, model = own.pop("chain"), own.pop("model")
+    return Recipe(name, chain["block_s"], chain["tempo"], model, merged(common, own))
 
 
 def read_document(path: Path, what: str) -> dict[str, Any]:
@@ -195,9 +98,9 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_manifest(
-    base: str,
+    recipe_name: str,
     model: Mapping[str, Any],
-    pages: LocalPages,
+    pages: PageSource,
     *,
     init_seed: int,
     overrides: Mapping[str, Any] | None = None,
@@ -206,9 +109,10 @@ def make_manifest(
 ) -> RunManifest:
     """The manifest of a run over `pages`. Raises ConfigError for whatever cannot be run, in one line.
 
-    `block_s`: seconds per block; None: the base's.
+    `block_s`: seconds per block; None: the recipe's.
     """
-    fields = merged(_COMMON, BASES[base], overrides or {})
+    recipe = read_recipe(recipe_name)
+    fields = merged({"protocol_version": PROTOCOL_VERSION}, recipe.sections, overrides or {})
     kind = fields["data"].get("tokenizer") or choose_tokenizer(model)
     tokenizer = load_tokenizer(kind)
     check_model(model, tokenizer.vocab_size, fields["data"]["sequence_length"])
@@ -225,7 +129,9 @@ def make_manifest(
     root = state_root(initial_state(params, draft.average), draft.average.chunk_coords)
     fields["model"]["initial_root"] = root.hex()
     if "goodput_required" not in (overrides or {}).get("scoring", {}):
-        fields["scoring"]["goodput_required"] = goodput(draft, len(params), expected_reducers, block_s or BLOCK_S[base])
+        fields["scoring"]["goodput_required"] = goodput(
+            draft, len(params), expected_reducers, block_s or recipe.block_s
+        )
     heldout_sequences(pages, tokenizer, draft.data.sequence_length, draft.data.heldout_sequences)
     return validated(fields)
 

@@ -13,13 +13,14 @@ from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_key
 from distributed_training.chain.local.genesis import REGISTRATION_RAO, GenesisNeuron
 from distributed_training.chain.local.store import ChainParams
 from distributed_training.chain.memory import Ledger
+from distributed_training.data.local import LocalPages
 from distributed_training.engine import Engine, load_engine
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.links import LinkProfile, Links
 from distributed_training.network.memory import MemorySwitch
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Role
-from distributed_training.recipes.build import BLOCK_S
+from distributed_training.recipes.build import read_recipe
 from distributed_training.settings.config import NodeConfig
 from distributed_training.simulation.options import SimOptions, make_run
 from distributed_training.simulation.records import Recorder
@@ -105,6 +106,7 @@ def node_config(root: Path, manifest: RunManifest, name: str, uid: int, options:
 def make_world(options: SimOptions, root: Path, out: TextIO | None = None) -> World:
     """Everything at block 0, the clock not started. `out` takes every event of every node, a JSON line each."""
     manifest = make_run(options, root)
+    config = node_config(root, manifest, "owner", 0, options)
     links = Links(options.seed, LOSSY if options.faults in ("loss", "all") else CALM)
     return World(
         options=options,
@@ -114,7 +116,7 @@ def make_world(options: SimOptions, root: Path, out: TextIO | None = None) -> Wo
         links=links,
         switch=MemorySwitch(links),
         recorder=Recorder(str(root), out),
-        engine=load_engine(node_config(root, manifest, "owner", 0, options), manifest),
+        engine=load_engine(config, manifest, LocalPages(config.pages)),
     )
 
 
@@ -123,7 +125,7 @@ def _genesis(options: SimOptions, manifest: RunManifest) -> Ledger:
     hotkeys = {name: LocalKey(derive_keypair(options.seed, name)).hotkey for name in options.genesis_names()}
     params = ChainParams(
         seed=options.seed,
-        block_s=BLOCK_S["local"],
+        block_s=read_recipe("local").block_s,
         netuid=manifest.netuid,
         tempo=manifest.timing.length,
         weights_rate_limit=2,

@@ -12,6 +12,7 @@ from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair
 from distributed_training.chain.local.genesis import REGISTRATION_RAO, GenesisNeuron, create_chain, start_clock
 from distributed_training.chain.local.store import ChainParams
+from distributed_training.chain.local.substrate import local_substrate
 from distributed_training.chain.memory import Ledger, MemoryChain
 
 NETUID = 7
@@ -57,7 +58,7 @@ async def connect(path: Path, name: str) -> BittensorChain:
         endpoint=None,
         signer=key(name),
         cache_dir=path.parent,
-        local_chain=path,
+        substrate=local_substrate(path),
     )
 
 

@@ -27,7 +27,9 @@ from distributed_training.chain.base import Chain
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair, verify
 from distributed_training.chain.local.genesis import GenesisNeuron, create_chain, start_clock
+from distributed_training.chain.local.substrate import local_substrate
 from distributed_training.checkpoints.local import LocalCheckpoints
+from distributed_training.data.base import PageSource
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.data.words import write_words
 from distributed_training.engine import Engine, load_engine
@@ -64,7 +66,7 @@ OVERRIDES: dict[str, Any] = {
     },
 }  # fmt: skip
 
-WrapPages = Callable[[LocalPages], Any]
+WrapPages = Callable[[PageSource], Any]
 WrapChain = Callable[[Chain], Any]
 Alter = Callable[["Node"], None]
 Prepare = Callable[["Subnet"], Awaitable[None]]
@@ -209,7 +211,7 @@ async def connect(subnet: Subnet, name: str) -> BittensorChain:
         endpoint=None,
         signer=subnet.key(name),
         cache_dir=subnet.root / "cache",
-        local_chain=subnet.chain_file,
+        substrate=local_substrate(subnet.chain_file),
     )
 
 
@@ -284,7 +286,7 @@ async def build_node(
     me = (await chain.roster((await chain.head()).number)).by_hotkey(subnet.key(name).hotkey)
     assert me is not None, f"{name} is not registered"
     config = node_config(subnet, name, me.uid, rounds, steps, exact, ahead, hidden)
-    engine = load_engine(config, subnet.manifest)
+    engine = load_engine(config, subnet.manifest, LocalPages(config.pages))
     if pages is not None:
         engine = Engine(engine.model, engine.loop, pages(engine.source), engine.tokenizer)
     role = role_of(name)

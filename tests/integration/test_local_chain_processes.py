@@ -11,6 +11,7 @@ from typing import Any
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey, derive_keypair
 from distributed_training.chain.local.genesis import GenesisNeuron, create_chain, start_clock
+from distributed_training.chain.local.substrate import local_substrate
 from distributed_training.errors import ChainRefused
 from distributed_training.protocol.types import Field
 
@@ -29,7 +30,7 @@ async def client(path: Path, index: int) -> BittensorChain:
         endpoint=None,
         signer=LocalKey(derive_keypair(SEED, str(index))),
         cache_dir=path.parent,
-        local_chain=path,
+        substrate=local_substrate(path),
     )
 
 

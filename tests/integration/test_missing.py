@@ -9,8 +9,7 @@ from threading import Event
 from subnet import Subnet, finished, make_subnet, running, scored
 
 from distributed_training.chain.local.store import block_hash
-from distributed_training.data.base import Page
-from distributed_training.data.local import LocalPages
+from distributed_training.data.base import Page, PageSource
 from distributed_training.errors import DataUnavailable
 from distributed_training.protocol.rules.assignment import assignment_beacon, page_index
 from distributed_training.roles.miner import ExactStepsMissed
@@ -22,7 +21,7 @@ STEPS = 8  # more than one page holds
 class LackingPages:
     """A page source on which some pages cannot be read."""
 
-    def __init__(self, source: LocalPages, lacking: set[int]) -> None:
+    def __init__(self, source: PageSource, lacking: set[int]) -> None:
         self._source, self._lacking = source, lacking
         self.num_pages, self.sha256, self.heldout = source.num_pages, source.sha256, source.heldout
 

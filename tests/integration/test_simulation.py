@@ -132,4 +132,4 @@ def test_a_violation_names_the_seed_and_the_command(capsys: pytest.CaptureFixtur
     command.show_violations(broken)
     shown = capsys.readouterr().out
     assert "VIOLATION round 0: miner-1: another state root" in shown
-    assert "simulate --miners 8 --rounds 1 --faults none --seed 7" in shown
+    assert "simulation --miners 8 --rounds 1 --faults none --seed 7" in shown

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from distributed_training import PROTOCOL_VERSION
 from distributed_training.localnet.events import Event, RunView
 from distributed_training.localnet.judge.chain_view import Shares
 from distributed_training.localnet.judge.summary import Baselines, ChainFacts, build_summary
@@ -15,7 +16,7 @@ from distributed_training.localnet.layout import RunPaths, node_specs
 from distributed_training.localnet.options import parse_options
 from distributed_training.localnet.run.create import Run
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.recipes.build import _COMMON, LOCAL, TINY_GPT2, merged, validated
+from distributed_training.recipes.build import merged, read_recipe, validated
 
 RECORDING = Path(__file__).parent / "recorded" / "demo_events.jsonl"
 OPTIONS = parse_options(["--speeds", "1,1,2,4", "--run-dir", "recorded", "--rounds", "2"])
@@ -43,8 +44,10 @@ def recorded_view() -> RunView:
 @cache
 def recorded_manifest() -> RunManifest:
     pages = {"tokenizer": "bytes", "tokenizer_sha256": "00" * 32, "pages_sha256": "11" * 32, "num_pages": 512}
-    model = {"config": TINY_GPT2, "init_seed": 1, "initial_root": "00" * 32}
-    return validated(merged(_COMMON, LOCAL, {"data": pages, "model": model, "scoring": {"goodput_required": 1.0}}))
+    local = read_recipe("local")
+    model = {"config": local.model, "init_seed": 1, "initial_root": "00" * 32}
+    own = {"protocol_version": PROTOCOL_VERSION, "data": pages, "model": model, "scoring": {"goodput_required": 1.0}}
+    return validated(merged(local.sections, own))
 
 
 def recorded_summary() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 from distributed_training.errors import ConfigError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "create_run.py"
-SMALL = ["--base", "local", "--set", "data.heldout_sequences=4"]
+SMALL = ["--recipe", "local", "--set", "data.heldout_sequences=4"]
 
 
 def load() -> Callable[[Sequence[str]], int]:
@@ -64,7 +64,7 @@ def test_it_writes_a_manifest_that_it_accepts_itself(
         (["--set", "timing.map=58"], r"timing: map \+ finality <= length - roster_lead"),
         (["--set", "timing.lenght=60"], "timing.lenght: Extra inputs are not permitted"),
         (["--set", "length"], "--set length: expected KEY=VALUE"),
-        (["--base", "mainnet"], "--model FILE is needed"),
+        (["--recipe", "gpt2-124m", "--set", "timing.map=124"], r"timing: map \+ finality <= length - roster_lead"),
         (["--options", "none.toml"], r"--options none\.toml: cannot be read"),
     ],
 )

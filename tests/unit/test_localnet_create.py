@@ -17,8 +17,9 @@ from distributed_training.localnet.options import Options, parse_options
 from distributed_training.localnet.run.create import Run, open_or_create
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.protocol.types import Roster
-from distributed_training.recipes.build import TINY_GPT2, choose_tokenizer, make_manifest, model_size, read_model
+from distributed_training.recipes.build import choose_tokenizer, make_manifest, model_size, read_model, read_recipe
 
+TINY_GPT2 = read_recipe("local").model
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 257,

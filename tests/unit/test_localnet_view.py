@@ -16,7 +16,6 @@ from distributed_training.localnet.layout import NodeSpec, RunPaths, node_specs
 from distributed_training.localnet.options import parse_options
 from distributed_training.localnet.show.table import Clock, event_line, header, render
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.recipes.build import LOCAL
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def test_a_miner_at_zero_says_why(manifest: RunManifest) -> None:
 def test_the_header_follows_the_run(manifest: RunManifest) -> None:
     view = RunView(SPECS)
     assert header(view, manifest, Clock(None, 3.0, 3)).plain.startswith("loading: 0 of 7 nodes ready")
-    assert "round 0 begins in 5" in header(view, manifest, Clock(LOCAL["timing"]["first_block"] - 5, 1.0, 3)).plain
+    assert "round 0 begins in 5" in header(view, manifest, Clock(manifest.timing.first_block - 5, 1.0, 3)).plain
     assert "average" in header(view, manifest, Clock(12 + 54 + 30, 1.0, 3)).plain
     assert "all 3 rounds are over" in header(view, manifest, Clock(12 + 3 * 54, 1.0, 3)).plain
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import AsyncIterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import bittensor as bt
 
@@ -31,6 +31,12 @@ from distributed_training.chain.local.store import (
 
 POLL_S = 0.02  # shortest pause of a wait for the clock
 UNSTARTED_POLL_S = 0.1  # pause while the clock is not started
+
+
+def local_substrate(path: Path) -> bt.Substrate:
+    """The local chain in this file, for `BittensorChain.connect`."""
+    # The SDK calls only the methods LocalSubstrate has; its protocol names more (signing devices, multisig).
+    return cast(bt.Substrate, LocalSubstrate(path))
 
 
 class LocalSubstrate:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey, derive_keypair
 from distributed_training.chain.local.store import open_file
+from distributed_training.chain.local.substrate import local_substrate
 from distributed_training.localnet.layout import RunPaths
 from distributed_training.protocol.manifest import RunManifest
 
@@ -38,7 +39,7 @@ def with_chain(paths: RunPaths, manifest: RunManifest, work: Callable[[Bittensor
             endpoint=None,
             signer=LocalKey(derive_keypair(0, "reader")),  # reads need no key; the client wants one
             cache_dir=paths.root / "cache",
-            local_chain=paths.chain,
+            substrate=local_substrate(paths.chain),
         )
         try:
             return await work(chain)

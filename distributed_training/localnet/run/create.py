@@ -22,15 +22,15 @@ from distributed_training.network.identity import PeerIdentity
 from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.protocol.types import Role
 from distributed_training.recipes.build import (
-    LOCAL,
-    TEMPO,
-    TINY_GPT2,
     check_timing,
     choose_tokenizer,
     make_manifest,
     read_model,
+    read_recipe,
 )
 
+LOCAL = read_recipe("local")
+DATA = LOCAL.sections["data"]
 WEIGHTS_RATE_LIMIT = 20
 VALIDATOR_STAKE = 1000.0
 PAGE_BYTES = 32_000
@@ -85,7 +85,7 @@ def _open(options: Options, paths: RunPaths) -> Run:
 def _create(options: Options, paths: RunPaths, say: Say) -> Run:
     """run.json is written last: a directory without it is no run."""
     scratch = RunPaths(paths.root.with_name(f".{paths.root.name}.{os.getpid()}"))
-    model = TINY_GPT2 if options.model is None else read_model(options.model)
+    model = LOCAL.model if options.model is None else read_model(options.model)
     specs = node_specs(options)
     kills = planned(options, specs)
     try:
@@ -121,13 +121,13 @@ def planned(options: Options, specs: Sequence[NodeSpec]) -> tuple[Kill, ...]:
 def local_manifest(options: Options, model: dict[str, Any], pages: LocalPages) -> RunManifest:
     """The local constants, with room for the fastest miner's steps. Raises ConfigError."""
     fastest = max(options.steps_per_round)
-    tokens_per_step = LOCAL["data"]["batch_size"] * LOCAL["data"]["sequence_length"]
+    tokens_per_step = DATA["batch_size"] * DATA["sequence_length"]
     overrides = {
         "name": f"local-{options.seed}",
         "data": {"heldout_sequences": _heldout_count(model, pages)},
         "inner": {
             "nominal_steps": options.steps_at_speed_1,
-            "max_steps": max(LOCAL["inner"]["max_steps"], fastest),
+            "max_steps": max(LOCAL.sections["inner"]["max_steps"], fastest),
         },
         "average": {"token_cap": max(64, 4 * options.steps_at_speed_1, fastest) * tokens_per_step},
     }
@@ -140,7 +140,7 @@ def local_manifest(options: Options, model: dict[str, Any], pages: LocalPages) -
         expected_reducers=options.miners,
         block_s=options.block_s,
     )
-    check_timing(manifest, TEMPO["local"])
+    check_timing(manifest, LOCAL.tempo)
     return manifest
 
 
@@ -151,16 +151,16 @@ def describe(specs: Sequence[NodeSpec]) -> dict[str, Any]:
 
 def _heldout_count(model: dict[str, Any], pages: LocalPages) -> int:
     per_token = BYTES_PER_TOKEN[choose_tokenizer(model)]
-    sequences = sum(len(d.encode()) for d in pages.heldout()) / per_token / LOCAL["data"]["sequence_length"]
-    return max(1, min(LOCAL["data"]["heldout_sequences"], int(sequences)))
+    sequences = sum(len(d.encode()) for d in pages.heldout()) / per_token / DATA["sequence_length"]
+    return max(1, min(DATA["heldout_sequences"], int(sequences)))
 
 
 def _pages(options: Options, model: dict[str, Any], scratch: RunPaths) -> LocalPages:
     """Pages are the same for the same text, so runs side by side are built once; each run has its own copy."""
     steps = max(options.steps_per_round)
-    tokens = steps * LOCAL["data"]["batch_size"] * LOCAL["data"]["sequence_length"]
+    tokens = steps * DATA["batch_size"] * DATA["sequence_length"]
     per_uid = -(-int(tokens * BYTES_PER_TOKEN[choose_tokenizer(model)]) // PAGE_BYTES)
-    wanted = {"num_pages": None, "min_pages": per_uid * LOCAL["max_uids"]}
+    wanted = {"num_pages": None, "min_pages": per_uid * LOCAL.sections["max_uids"]}
     if options.text is not None:
         build_pages(scratch.pages, options.text, page_bytes=PAGE_BYTES, **wanted)
         return LocalPages(scratch.pages)
@@ -191,7 +191,7 @@ def _chain(paths: RunPaths, specs: Sequence[NodeSpec], manifest: RunManifest, se
         seed=seed,
         block_s=block_s,
         netuid=manifest.netuid,
-        tempo=TEMPO["local"],
+        tempo=LOCAL.tempo,
         weights_rate_limit=WEIGHTS_RATE_LIMIT,
         version_key=manifest.version_key,
         max_uids=manifest.max_uids,
