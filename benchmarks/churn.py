@@ -18,22 +18,19 @@ from typing import Any
 from benchmarks.churn_rows import result
 from benchmarks.small_demo import demo_options, run_folder
 from distributed_training.localnet.demo import (
-    Disturber,
-    Interrupted,
-    StopRequest,
     Watch,
     make_watch,
-    stop_on_signals,
     train,
 )
-from distributed_training.localnet.events import Event, RunEvents
+from distributed_training.localnet.events import RunEvents
 from distributed_training.localnet.judge import offline
-from distributed_training.localnet.layout import REPOSITORY, NodeSpec
+from distributed_training.localnet.layout import NodeSpec
 from distributed_training.localnet.options import Options
 from distributed_training.localnet.run.create import Run, open_or_create
-from distributed_training.localnet.run.faults import Start
 from distributed_training.localnet.run.kills import FIRST_ROUND, PHASES, RECOVERY_ROUNDS, Kill
+from distributed_training.localnet.run.newcomers import Newcomer, Newcomers, Together
 from distributed_training.localnet.run.processes import NodeProcesses, check_ports, node_command
+from distributed_training.localnet.run.stop import Interrupted, StopRequest, stop_on_signals
 from distributed_training.localnet.show.display import Display
 from distributed_training.protocol.types import Role
 from distributed_training.settings.arguments import whole
@@ -140,57 +137,19 @@ def spec_of(run: Run, item: Added, place: int) -> NodeSpec:
     return replace(miner, name=item.name, uid=last.uid + 1 + place, port=last.port + 1 + place)
 
 
-class Churner:
-    """A killer that also registers and starts newcomers, each as a process of its own."""
-
-    def __init__(
-        self, watch: Watch, starts: dict[str, Start], added: Sequence[Added], specs: Sequence[NodeSpec]
-    ) -> None:
-        self._watch, self._killer, self._starts = watch, watch.killer, starts
-        self._waiting = list(added)
-        self._registering: list[NodeSpec] = []
-        self._specs = {spec.name: spec for spec in specs}
-
-    @property
-    def busy(self) -> bool:
-        return self._killer.busy or bool(self._registering)
-
-    def saw(self, name: str, event: Event) -> None:
-        self._killer.saw(name, event)
-        if event["event"] == "phase" and self._waiting and (event["round"] or 0) >= self._waiting[0].round:
-            self._register(self._specs[self._waiting.pop(0).name])
-
-    def _register(self, spec: NodeSpec) -> None:
-        root = self._watch.run.paths.root
-        command = [sys.executable, str(REPOSITORY / "scripts" / "register.py"), "--run-dir", str(root)]
-        self._watch.processes.start(_job(spec), [*command, "--wallet.hotkey", spec.name], root / "register.txt")
-        self._registering.append(spec)
-
-    def tick(self) -> None:
-        """Whoever is registered is started."""
-        self._killer.tick()
-        codes, watch = self._watch.processes.exit_codes(), self._watch
-        for spec in [s for s in self._registering if codes[_job(s)] == 0]:
-            self._registering.remove(spec)
-            command = node_command(spec, watch.run.paths, watch.run.specs, watch.rounds)
-            self._starts[spec.name] = Start(command, watch.run.paths.node(spec.name) / "log.txt")
-            watch.events.add(spec)
-            watch.processes.start(spec.name, command, self._starts[spec.name].log)
-            watch.display.say(f"{spec.name} is registered and starts")
-
-
-def _job(spec: NodeSpec) -> str:
-    return f"register {spec.name}"
-
-
 def churning(
     prepared: Run, options: Options, added: Sequence[Added], extra: Sequence[NodeSpec], processes: NodeProcesses,
     events: RunEvents, display: Display, stop: StopRequest,
 ) -> Watch:  # fmt: skip
     """Two calm rounds at the end: who was killed last finds somebody to come back to."""
     watch = make_watch(prepared, options.rounds + RECOVERY_ROUNDS, processes, events, display, stop)
-    disturber: Disturber = Churner(watch, watch.starts, added, extra)
-    return replace(watch, killer=disturber)
+    waiting = [Newcomer(spec, item.round) for spec, item in zip(extra, added, strict=True)]
+
+    def command(spec: NodeSpec) -> list[str]:
+        return node_command(spec, prepared.paths, prepared.specs, watch.rounds)
+
+    newcomers = Newcomers(waiting, prepared.paths, processes, events, watch.starts, command, display.say)
+    return replace(watch, killer=Together(watch.killer, newcomers))
 
 
 def check_offline(run: Run, processes: NodeProcesses) -> None:

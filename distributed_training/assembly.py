@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from distributed_training.averaging.budget import peer_budget
@@ -18,6 +18,7 @@ from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
 from distributed_training.checkpoints.base import CheckpointStore
 from distributed_training.data.loader import heldout_sequences
+from distributed_training.data.tokens import TOKENIZER_FILE, tokenizer_json
 from distributed_training.engine import Engine
 from distributed_training.errors import ChainUnreachable, ConfigError
 from distributed_training.journal import Journal
@@ -30,6 +31,7 @@ from distributed_training.protocol.types import Commitment, Neuron, Role
 from distributed_training.protocol.wire import encode_commitment
 from distributed_training.roles.auditing.audit import Auditor
 from distributed_training.roles.auditing.evaluation import Evaluator
+from distributed_training.roles.exporting import Exporter
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.joining.bootstrap import choose_start
 from distributed_training.roles.joining.snapshots import serve_snapshots
@@ -40,11 +42,14 @@ from distributed_training.roles.parts import Parts, TrainingThread
 from distributed_training.roles.reach import ReachService, keep_in_touch, watch_port
 from distributed_training.roles.rounds import Rounds
 from distributed_training.roles.service import LogService, MinerService
+from distributed_training.roles.sharing import SharedState, SharedStates
 from distributed_training.roles.validator import Validator
 from distributed_training.settings.config import NodeConfig
-from distributed_training.training.export import model_files
-from distributed_training.training.model import to_flat
+from distributed_training.settings.places import HubRepo
+from distributed_training.training.export import StateLayout, model_files
+from distributed_training.training.model import named_shapes, to_flat
 from distributed_training.training.outer import initial_state
+from distributed_training.training.shards import layout_of
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +71,8 @@ class Adapters:
     verify: Verify
     sign_as_peer: Callable[[bytes], bytes]  # Ed25519, with the transport's peer key
     verify_peer: VerifyPeer
+    own_checkpoints: CheckpointStore | None = None  # see Parts
+    open_repo: Callable[[str], CheckpointStore] | None = None
 
 
 async def make_parts(
@@ -83,7 +90,8 @@ async def make_parts(
         raise ConfigError(f"the manifest does not fit this chain: {problem}")
     peers = PeerBook(a.transport, manifest.netuid, a.signer.public_key, a.sign_as_peer, a.verify_peer)
     store, clock = RoundStore(config.node_dir, config.disk.budget), BlockClock(a.chain, params.block_s)
-    serve_snapshots(manifest, peers, store, a.chain, clock)
+    if config.serve_snapshots:
+        serve_snapshots(manifest, peers, store, a.chain, clock)
     store.overflow.on_trouble = lambda detail: metrics.emit("fault", what="disk", detail=detail)
     return Parts(
         manifest=manifest,
@@ -100,6 +108,8 @@ async def make_parts(
         metrics=metrics,
         checkpoints=a.checkpoints,
         training=training,
+        own_checkpoints=a.own_checkpoints,
+        open_repo=a.open_repo,
     )
 
 
@@ -177,18 +187,47 @@ async def _follow(
         await node.evaluator.evaluate(follower.state, -1)
     head = (await parts.chain.head()).number
     parts.metrics.emit(
-        "ready", hotkey=parts.signer.hotkey, peer_key=parts.peer_key, state_root=follower.root, block=head
+        "ready",
+        hotkey=parts.signer.hotkey,
+        peer_key=parts.peer_key,
+        state_root=follower.root,
+        block=head,
+        start_round=start.index,
+        source=start.source,
     )
+    shared = _shared(config, parts, engine, follower)
     try:
         while config.rounds is None or follower.index < config.rounds:
             await rounds.one(node)
+            if shared is not None:
+                await shared.offer()
         await follower.save()  # the last round's state, whatever the manifest's interval of snapshots
-        if isinstance(node, Validator):
-            await node.finish_audits()
+        if isinstance(node, Owner | Validator):
+            await node.finish()
     finally:
-        if isinstance(node, Validator):
-            await node.cancel_audits()
+        if isinstance(node, Owner | Validator):
+            await node.cancel()
+        if shared is not None:
+            await shared.cancel()
     parts.metrics.emit("stopped", reason="rounds done")
+
+
+def _shared(config: NodeConfig, parts: Parts, engine: Engine, follower: Follower) -> SharedState | None:
+    """A miner that publishes the state itself."""
+    if parts.own_checkpoints is None or config.hub.repo is None:
+        return None
+    repo_id = config.hub.repo.repo_id
+    exporter = make_exporter(config, parts.manifest, engine, {}, repo_id)
+    return SharedState(parts, follower, parts.own_checkpoints, exporter, repo_id)
+
+
+def make_exporter(
+    config: NodeConfig, manifest: RunManifest, engine: Engine, losses: Mapping[int, float], repo: str | None
+) -> Exporter:
+    """What writes this run's checkpoints. repo: ORG/NAME for the model card, None for a directory."""
+    tokenizer = tokenizer_json(manifest.data.tokenizer, config.run_dir / TOKENIZER_FILE)
+    files = model_files(engine.model, tokenizer, manifest.data.eos_id)
+    return Exporter(manifest, StateLayout(layout_of(named_shapes(engine.model))), files, losses, repo)
 
 
 def _role(
@@ -214,10 +253,16 @@ def _role(
             train_ahead=config.train_ahead,
         )
     count, length = manifest.data.heldout_sequences, manifest.data.sequence_length
-    sequences = heldout_sequences(engine.source, engine.tokenizer, length, count)
-    evaluator = Evaluator(manifest, parts.training, engine.loop, sequences, parts.metrics)
+    evaluator = Evaluator(
+        manifest,
+        parts.training,
+        engine.loop,
+        lambda: heldout_sequences(engine.source, engine.tokenizer, length, count),
+        parts.metrics,
+    )
     if role is Role.OWNER:
-        return Owner(parts, follower, evaluator, lambda flat: model_files(engine.model, flat))
+        repo = config.checkpoints.repo_id if isinstance(config.checkpoints, HubRepo) else None
+        return Owner(parts, follower, evaluator, make_exporter(config, manifest, engine, evaluator.losses, repo))
     probe_s = bulk_timeout_s(manifest.timing, parts.clock.block_s)
     auditor = Auditor(
         manifest,
@@ -232,4 +277,5 @@ def _role(
     )
     logs = LogService(manifest, parts.peers, parts.clock, len(engine.loop.groups))
     last_round = None if config.rounds is None else config.rounds - 1
-    return Validator(parts, follower, auditor, logs, evaluator, last_round=last_round)
+    shared = None if parts.open_repo is None else SharedStates(parts, parts.open_repo)
+    return Validator(parts, follower, auditor, logs, evaluator, last_round=last_round, shared=shared)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from distributed_training.data.base import PageSource
-from distributed_training.data.tokens import Tokenizer, load_tokenizer
+from distributed_training.data.base import PageSource, PinnedPages
+from distributed_training.data.pages import check_trust
+from distributed_training.data.tokenised import TokenisedPages
+from distributed_training.data.tokens import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.settings.config import NodeConfig
@@ -23,25 +25,37 @@ class Engine:
     tokenizer: Tokenizer
 
 
-def load_engine(config: NodeConfig, manifest: RunManifest, source: PageSource) -> Engine:
+def load_engine(config: NodeConfig, manifest: RunManifest, source: PinnedPages) -> Engine:
     """Model and data; refuses what the manifest does not name."""
-    tokenizer = load_tokenizer(manifest.data.tokenizer)
-    if tokenizer.sha256 != manifest.data.tokenizer_sha256:
+    data = manifest.data
+    tokenizer = load_tokenizer(data.tokenizer, config.run_dir / TOKENIZER_FILE, data.eos_id)
+    if tokenizer.sha256 != data.tokenizer_sha256:
         raise ConfigError(
-            f"tokenizer {manifest.data.tokenizer}: sha256 {tokenizer.sha256[:16]}..., "
-            f"the manifest asks for {manifest.data.tokenizer_sha256[:16]}...; install the version the run was made with"
+            f"tokenizer {data.tokenizer}: sha256 {tokenizer.sha256[:16]}..., the manifest asks for "
+            f"{data.tokenizer_sha256[:16]}...; "
+            + (
+                f"copy the run's {TOKENIZER_FILE} to {config.run_dir}"
+                if data.tokenizer == "file"
+                else "install the version the run was made with"
+            )
         )
     if source.sha256 != manifest.data.pages_sha256 or source.num_pages != manifest.data.num_pages:
         raise ConfigError(
             f"pages in {config.pages}: sha256 {source.sha256[:16]}..., the manifest asks for "
             f"{manifest.data.pages_sha256[:16]}...; copy the pages of this run there"
         )
+    check_trust(source.missing_digests, manifest.data.page_trust)
     model = build_model(manifest.model.config, manifest.model.init_seed)
     device = _device(config.device)
-    return Engine(model, InnerLoop(model, manifest, device), source, tokenizer)
+    return Engine(model, InnerLoop(model, manifest, device), TokenisedPages(source, tokenizer), tokenizer)
 
 
 def _device(name: str) -> str:
+    """Raises ConfigError for one that this machine has not got."""
+    kind = name.partition(":")[0]
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind, True):
+        raise ConfigError(f"--device {name}: this torch ({torch.__version__}) finds none; use --device auto or cpu")
     if name != "auto":
         return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if there["cuda"] else "cpu"

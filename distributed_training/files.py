@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from threading import get_ident
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """The file has these bytes or what it had before; nothing half-written stays. Raises OSError."""
-    partial = path.with_name(path.name + ".part")
+def write_whole(path: Path, data: bytes, *, shared: bool = False) -> None:
+    """The file has these bytes or what it had before; nothing half-written stays. Raises OSError.
+
+    `shared`: others may write the same file at this moment. One of them wins.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.part" if shared else f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data)

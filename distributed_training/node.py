@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import torch
 
@@ -14,22 +15,24 @@ from distributed_training.assembly import Adapters, MakeWorker, honest_worker, l
 from distributed_training.chain.base import Chain
 from distributed_training.chain.keys import LocalKey, verify
 from distributed_training.chain.patient import PatientChain
-from distributed_training.checkpoints.local import LocalCheckpoints
-from distributed_training.data.local import LocalPages
+from distributed_training.checkpoints.base import CheckpointStore
+from distributed_training.data.reading import TablePages
 from distributed_training.engine import load_engine
-from distributed_training.errors import ConfigError
+from distributed_training.errors import ConfigError, LocalFault
 from distributed_training.journal import Journal, NodeLock, claim_folder
 from distributed_training.metrics.base import JsonlSink, Metrics
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.libp2p import Libp2pTransport
 from distributed_training.operator.dry_run import print_weights
-from distributed_training.protocol.manifest import load_manifest
+from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.protocol.types import Role
 from distributed_training.roles.miner import ExactStepsMissed
+from distributed_training.roles.pages import share_pages
 from distributed_training.roles.parts import TrainingThread
 from distributed_training.settings.config import NodeConfig, require_address
 from distributed_training.settings.logs import bind, setup_logging
 from distributed_training.shutdown import run_until_stopped
+from distributed_training.sources import open_checkpoints, open_pages, repo_opener
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,9 @@ def _exit_code(result: BaseException | None) -> int:
     if isinstance(result, ExactStepsMissed):
         log.error("%s", result)
         return EXIT_STEPS_MISSED
-    log.error("cannot go on: %s", result, exc_info=result)
+    # Our own trouble says all in its line; anything else is a mistake of ours, and its stack is wanted.
+    quiet = isinstance(result, LocalFault) and not log.isEnabledFor(logging.DEBUG)
+    log.error("cannot go on: %s", result, exc_info=None if quiet else result)
     return EXIT_LOCAL_FAULT
 
 
@@ -84,21 +89,44 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: W
         require_address(role, config)
         client, signer, me = await connect(config, stack)
         chain = PatientChain(client, (await client.params()).block_s)  # from here on an outage is waited for
-        engine = load_engine(config, manifest, LocalPages(config.pages))
+        pages = await asyncio.to_thread(_pages, config)
+        engine = load_engine(config, manifest, pages)
         claim_folder(config.node_dir, manifest.sha256)
         metrics = Metrics([JsonlSink(config.node_dir / "events.jsonl")], role=role.name.lower(), uid=me.uid)
         stack.callback(metrics.close)
         journal = Journal(config.node_dir / "journal.sqlite")
         stack.callback(journal.close)
-        adapters = wrap(await _adapters(config, chain, signer, stack))
+        stores = await asyncio.to_thread(_stores, role, config, manifest)
+        adapters = wrap(await _adapters(config, chain, signer, stores, stack))
         training = TrainingThread()
         stack.callback(training.close)
         parts = await make_parts(config, manifest, adapters, journal, metrics, training)
+        share_pages(parts.peers, pages)
         await adapters.transport.start()
         await live(role, config, parts, engine, me, make_worker)
 
 
-async def _adapters(config: NodeConfig, chain: Chain, signer: LocalKey, stack: AsyncExitStack) -> Adapters:
+def _pages(config: NodeConfig) -> TablePages:
+    return open_pages(config.pages, config.run_dir, mirrors=config.data.mirrors, cache_gib=config.data.cache_gib)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stores:
+    run: CheckpointStore
+    own: CheckpointStore | None  # a miner's
+    open_repo: Callable[[str], CheckpointStore]
+
+
+def _stores(role: Role, config: NodeConfig, manifest: RunManifest) -> _Stores:
+    keep, hub, folder = config.hub.keep, config.hub, config.node_dir
+    run = open_checkpoints(config.checkpoints, folder, manifest, keep=keep, write=role is Role.OWNER)
+    own = None if hub.repo is None else open_checkpoints(hub.repo, folder, manifest, keep=keep, write=True)
+    return _Stores(run, own, repo_opener(folder, manifest))
+
+
+async def _adapters(
+    config: NodeConfig, chain: Chain, signer: LocalKey, stores: _Stores, stack: AsyncExitStack
+) -> Adapters:
     identity_path = config.node_dir / "identity.key"
     identity = PeerIdentity.load_or_create(identity_path)
     port = None if config.axon.outbound_only else config.axon.port
@@ -107,7 +135,9 @@ async def _adapters(config: NodeConfig, chain: Chain, signer: LocalKey, stack: A
     return Adapters(
         chain=chain,
         transport=transport,
-        checkpoints=LocalCheckpoints(config.checkpoints),
+        checkpoints=stores.run,
+        own_checkpoints=stores.own,
+        open_repo=stores.open_repo,
         signer=signer,
         verify=verify,
         sign_as_peer=identity.sign,

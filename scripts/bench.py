@@ -33,6 +33,8 @@ BENCHMARKS = {
     "churn": "thirty rounds on real processes, a node killed or added in every one",
     "sync": "fetching a 124 M-parameter state from one and from several donors over shaped links",
     "nat": "whole rounds with a miner behind NAT and no port open, in network namespaces",
+    "data": "reading pages: tokens per second, bytes, requests, waiting; local, over the wire, over a bad line",
+    "pages": "opening a page manifest of half a million pages: time and memory",
     "simulate": "round time, messages and bytes per node from 4 to 256 nodes on a virtual clock",
 }
 

@@ -16,31 +16,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distributed_training.data.local import LocalPages, build_pages
-from distributed_training.errors import ConfigError
+from distributed_training.data import tokens
+from distributed_training.data.local import build_pages
+from distributed_training.errors import ConfigError, LocalFault
+from distributed_training.files import write_whole
 from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.recipes.build import (
     check_timing,
     make_manifest,
-    merged,
     read_document,
     read_model,
     read_recipe,
     recipe_names,
 )
-from distributed_training.settings.arguments import Parser
+from distributed_training.settings.arguments import Parser, place
 from distributed_training.settings.config import run_main
+from distributed_training.settings.flags import merge
+from distributed_training.sources import open_pages
 
 
 def parser() -> argparse.ArgumentParser:
     made = Parser(description=__doc__)
     made.add_argument("--check", type=Path, metavar="FILE", help="only validate this manifest")
     made.add_argument("--recipe", choices=recipe_names(), default="gpt2-124m", help="model and constants to start from")
+    made.add_argument("--model", type=Path, metavar="FILE", help="transformers config; default: the recipe's")
     made.add_argument(
-        "--model", type=Path, metavar="FILE", help="transformers config, JSON or TOML; default: the recipe's"
+        "--pages",
+        type=place,
+        metavar="PLACE",
+        help="directory with pages.bin (scripts/build_pages.py makes it), or hub:ORG/NAME@COMMIT",
     )
-    made.add_argument("--pages", type=Path, metavar="DIR", help="page set (pages.json); built there if --text is given")
     made.add_argument("--text", type=Path, metavar="DIR", help="build the pages from this directory of text files")
+    made.add_argument("--tokenizer", metavar="NAME|FILE", help="gpt2, bytes or a tokenizer.json; default by the model")
+    made.add_argument("--eos", metavar="TOKEN", help="special token of the tokenizer.json that ends a document")
     made.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the initial weights; default 0")
     made.add_argument("--options", type=Path, metavar="FILE", help="TOML or JSON with sections to replace")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. outer.momentum=0.8")
@@ -65,20 +73,32 @@ def assignment(text: str) -> dict[str, Any]:
 
 def build(args: argparse.Namespace) -> RunManifest:
     if args.pages is None:
-        raise ConfigError("--pages DIR is needed: the page set of the run")
+        raise ConfigError("--pages PLACE is needed: the page set of the run")
     if args.text is not None:
+        if not isinstance(args.pages, Path):
+            raise ConfigError("--text builds the pages in a directory: --pages DIR")
         build_pages(args.pages, args.text, num_pages=None)
     layers = [] if args.options is None else [read_document(args.options, "--options")]
-    overrides = merged(*layers, *(assignment(text) for text in args.set))
+    overrides = merge(*layers, *(assignment(text) for text in args.set))
     model = read_recipe(args.recipe).model if args.model is None else read_model(args.model)
-    return make_manifest(args.recipe, model, LocalPages(args.pages), init_seed=args.seed, overrides=overrides)
+    tokenizer = None if args.tokenizer is None else tokens.choose(args.tokenizer, args.eos)
+    if tokenizer is not None and (loss := tokens.loss_of_text(tokenizer)) is not None:
+        print(f"note: {loss}")
+    pages = open_pages(args.pages, None)
+    return make_manifest(args.recipe, model, pages, init_seed=args.seed, tokenizer=tokenizer, overrides=overrides)
 
 
-def write(manifest: RunManifest, path: Path) -> None:
-    """Raises ConfigError rather than replace a file: a new manifest is a new run."""
+def write(manifest: RunManifest, path: Path, tokenizer: str | None) -> None:
+    """The manifest, and a tokenizer.json beside it if the run has one. Raises ConfigError rather than replace a file:
+    a new manifest is a new run."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
             file.write(manifest.canonical())
+        if manifest.data.tokenizer == "file" and tokenizer is not None:
+            beside = path.with_name(tokens.TOKENIZER_FILE)
+            write_whole(beside, tokens.tokenizer_path(tokenizer).read_bytes())
+            print(f"{beside}: every node needs it in its run directory")
     except FileExistsError:
         raise ConfigError(f"--out {path} exists; a new manifest is a new run, give it a new name") from None
     except OSError as error:
@@ -87,13 +107,22 @@ def write(manifest: RunManifest, path: Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
-    manifest = load_manifest(args.check) if args.check is not None else build(args)
+    if args.out is not None and args.check is None and args.out.exists():  # said before the model is built
+        raise ConfigError(f"--out {args.out} exists; a new manifest is a new run, give it a new name")
+    try:
+        manifest = load_manifest(args.check) if args.check is not None else build(args)
+    except LocalFault as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     check_timing(manifest, args.tempo or read_recipe(args.recipe).tempo)
     if args.out is not None and args.check is None:
-        write(manifest, args.out)
+        write(manifest, args.out, args.tokenizer)
     print(f"{manifest.name}: sha256 {manifest.sha256}")
     print(f"  round 0 starts at block {manifest.timing.first_block}; a round is {manifest.timing.length} blocks")
     print(f"  initial state root {manifest.model.initial_root}")
+    if args.out is not None and args.check is None:
+        print(f"wrote {args.out}")
+        print(f"next  python neurons/owner.py --netuid {manifest.netuid} --run-dir {args.out.parent} ...")
     return 0
 
 

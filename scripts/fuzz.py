@@ -61,10 +61,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def targets() -> dict[str, Any]:
     from fuzz_decoders import DECODERS
+    from fuzz_pages import PAGES
     from fuzz_rpc import RPCS
     from fuzz_structures import STRUCTURES
 
-    return {target.name: target for target in (*DECODERS, *RPCS, *STRUCTURES)}
+    return {target.name: target for target in (*DECODERS, *PAGES, *RPCS, *STRUCTURES)}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,72 +3,92 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from distributed_training.checkpoints.base import CheckpointRef
-from distributed_training.errors import LocalFault, WireError
-
-STATE_FILE = "training_state.json"
+from distributed_training.checkpoints.checking import check_files, check_listing, described, read_bounded
+from distributed_training.checkpoints.description import MAX_STATE_BYTES, STATE_FILE, Description, parse_description
+from distributed_training.errors import ConfigError, LocalFault, WireError
 
 
 class LocalCheckpoints:
-    """See CheckpointStore. A directory appears under its name only when it is complete."""
+    """See CheckpointStore. A directory appears under its name only when it is complete; all of them are kept."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def publish(self, round_index: int, files: Mapping[str, bytes]) -> CheckpointRef:
-        if STATE_FILE not in files:
-            raise ValueError(f"a checkpoint needs a {STATE_FILE}")
+    def check(self, *, write: bool) -> None:
+        if self._root.exists() and not self._root.is_dir():
+            raise ConfigError(f"checkpoints: {self._root} is no directory; name one, or hub:ORG/NAME")
+
+    def publish(self, round_index: int, folder: Path) -> CheckpointRef:
+        mine = parse_description(read_bounded(folder / STATE_FILE, MAX_STATE_BYTES))
         target = self._root / f"round-{round_index:06d}"
         if not target.exists():
             try:
                 self._root.mkdir(parents=True, exist_ok=True)
-                self._write(target, files)
+                self._write(target, folder)
             except OSError as error:
                 if not target.exists():  # or somebody else has published it meanwhile
                     raise LocalFault(f"cannot publish a checkpoint in {self._root}: {error.strerror}") from None
-        return self._ref(target)
+        ref = local_ref(target)
+        if not self.describe(ref).same_state(mine):
+            raise LocalFault(f"{target} holds another state of round {round_index}; move it away")
+        return ref
+
+    def find(self, round_index: int, digest: bytes | None) -> CheckpointRef | None:
+        path = self._root / f"round-{round_index:06d}"
+        ref = local_ref(path) if path.is_dir() else None
+        return ref if ref is not None and digest in (None, ref.digest) else None
 
     def newest(self) -> CheckpointRef | None:
         names = sorted(self._root.glob("round-" + "[0-9]" * 6)) if self._root.is_dir() else []
-        return self._ref(names[-1]) if names else None
+        return local_ref(names[-1]) if names else None
 
-    def read(self, ref: CheckpointRef, name: str) -> bytes:
-        state = self._bytes(Path(ref.location) / STATE_FILE)
-        if hashlib.sha256(state).digest() != ref.digest:
-            raise WireError(f"checkpoint {ref.location}: {STATE_FILE} has changed")
-        if name == STATE_FILE:
-            return state
-        data = self._bytes(Path(ref.location) / name)
+    def describe(self, ref: CheckpointRef) -> Description:
+        return described(read_bounded(Path(ref.location) / STATE_FILE, MAX_STATE_BYTES), ref)
+
+    def fetch(self, ref: CheckpointRef, names: Collection[str]) -> Path:
+        folder, description = Path(ref.location), self.describe(ref)
         try:
-            expected = json.loads(state)["files"][name]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise WireError(f"checkpoint {ref.location}: {STATE_FILE} does not name {name}") from None
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise WireError(f"checkpoint {ref.location}: {name} does not have the sha256 of {STATE_FILE}")
-        return data
+            there = os.listdir(folder)  # noqa: PTH208 (a Path per name is of no use)
+        except OSError as error:
+            raise LocalFault(f"cannot read {folder}: {error.strerror}") from None
+        check_listing(str(folder), there, description)
+        check_files(folder, description, names)
+        return folder
 
-    def _write(self, target: Path, files: Mapping[str, bytes]) -> None:
+    def prune(self, named: Collection[int]) -> None:
+        """Nothing: how much of a directory to keep is for the person whose disk it is."""
+
+    def _write(self, target: Path, folder: Path) -> None:
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self._root))
         try:
-            for name, data in files.items():
-                (partial / name).write_bytes(data)
+            for path in folder.iterdir():
+                _place(path, partial / path.name)
             partial.chmod(0o755)
             partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)  # nothing is there once renamed
 
-    def _ref(self, path: Path) -> CheckpointRef:
-        digest = hashlib.sha256(self._bytes(path / STATE_FILE)).digest()
-        return CheckpointRef(int(path.name.removeprefix("round-")), str(path), digest)
 
-    def _bytes(self, path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise LocalFault(f"cannot read {path}: {error.strerror}") from None
+def local_ref(folder: Path) -> CheckpointRef:
+    """The checkpoint in `folder`, whatever the folder is called. Raises LocalFault, WireError."""
+    data = read_bounded(folder / STATE_FILE, MAX_STATE_BYTES)
+    index = folder.name.removeprefix("round-")
+    round_index = int(index) if index.isdigit() else parse_description(data).round
+    return CheckpointRef(round_index, str(folder), hashlib.sha256(data).digest())
+
+
+def _place(source: Path, target: Path) -> None:
+    """The same file under a second name, or where the disk is another one, a copy."""
+    if source.is_symlink() or not source.is_file():
+        raise WireError(f"{source} is no regular file")
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)

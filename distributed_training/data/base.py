@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from numpy.typing import NDArray
+
+
+class Tokens(NamedTuple):
+    """A page's documents in order, each followed by EOS, as ids of one tokeniser."""
+
+    tokenizer: str  # its sha256, hex
+    ids: NDArray[Any]  # [n], uint16 or uint32
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page: whole documents in order. `digest` is blake3 over the length-prefixed UTF-8 documents."""
+    """One page: whole documents in order. `digest` is blake3 over the length-prefixed UTF-8 documents.
+
+    A source that tokenises gives `tokens` in place of the documents.
+    """
 
     index: int
     documents: tuple[str, ...]
     digest: bytes
+    tokens: Tokens | None = field(default=None, compare=False)
 
 
 class PageSource(Protocol):
@@ -34,4 +47,13 @@ class PageSource(Protocol):
 
     def heldout(self) -> tuple[str, ...]:
         """Documents of the held-out set, in order; disjoint from all pages."""
+        ...
+
+
+class PinnedPages(PageSource, Protocol):
+    """A source that knows its page manifest."""
+
+    @property
+    def missing_digests(self) -> int:
+        """How many pages have no digest in the page manifest: they are believed for the data set's commit."""
         ...

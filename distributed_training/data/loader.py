@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Event, Semaphore, Thread
+from threading import Condition, Thread
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distributed_training.data.base import PageSource
+from distributed_training.data.tokenised import packed
 from distributed_training.data.tokens import Tokenizer, cut, pack
 from distributed_training.errors import ConfigError, DataUnavailable
 from distributed_training.protocol.rules.assignment import Permutation, page_index
+
+READERS = 4  # pages that are fetched and tokenised at once
+AHEAD_BYTES = 16 << 20  # of tokens that wait to be used: 8 million of GPT-2's
 
 
 class PagesExhausted(DataUnavailable):
@@ -25,16 +29,18 @@ class PagesExhausted(DataUnavailable):
 @dataclass(frozen=True, slots=True)
 class _TokenPage:
     digest: bytes
-    tokens: NDArray[np.int64]
+    tokens: NDArray[Any]  # [n], uint16 or uint32
 
 
 class BatchStream:
     """Iterator of int64 batches [batch_size, sequence_length]: batch t holds sequences [t*BS, (t+1)*BS) of the packed
     stream of pages `page_index(permutation, max_uids, uid, 0..)` of `source` (protocol section 4).
 
-    A pure function of its arguments, whatever the prefetch. Ends when the next batch cannot be filled: `fault` then
-    says why. Use as a context manager or call `close`: a thread reads and tokenises up to `prefetch_pages` ahead.
-    Not thread-safe itself. Raises ConfigError when `permutation` is not over the pages of `source`.
+    A pure function of its arguments, whatever is read ahead. With `first_batch` k it begins at batch k, as if the
+    earlier ones had been taken. Ends when the next batch cannot be filled: `fault` then says why.
+
+    Use as a context manager or call `close`: up to `readers` threads read and tokenise pages ahead, until `ahead_bytes`
+    of tokens wait. Not thread-safe itself. Raises ConfigError when `permutation` is not over the pages of `source`.
     """
 
     def __init__(
@@ -47,23 +53,31 @@ class BatchStream:
         uid: int,
         batch_size: int,
         sequence_length: int,
-        prefetch_pages: int = 2,
+        first_batch: int = 0,
+        readers: int = READERS,
+        ahead_bytes: int = AHEAD_BYTES,
     ) -> None:
-        if min(batch_size, sequence_length, prefetch_pages) < 1:
-            raise ValueError("batch_size, sequence_length and prefetch_pages must be positive")
+        if min(batch_size, sequence_length, readers, ahead_bytes) < 1 or first_batch < 0:
+            raise ValueError("batch_size, sequence_length, readers and ahead_bytes must be positive")
         self._shape = (batch_size, sequence_length)
-        self._buffer = np.empty(0, dtype=np.int64)
+        self._skip = first_batch * batch_size * sequence_length  # tokens
+        self._buffer: NDArray[Any] = np.empty(0, dtype=np.uint16)
         self._taken: list[bytes] = []
         self._page_digests: tuple[bytes, ...] = ()
         self._fault: DataUnavailable | None = None
         self._ended = False
-        pages = _token_pages(source, tokenizer, permutation, max_uids, uid)
-        self._reader = _Prefetch(pages, prefetch_pages)
+        self._stall_s = 0.0
+        self._reader = _Ahead(_read_page(source, tokenizer, permutation, max_uids, uid), readers, ahead_bytes)
 
     @property
     def page_digests(self) -> tuple[bytes, ...]:
         """Digests of the pages that the batches yielded so far were cut from, in order: `pages_used` of that many."""
         return self._page_digests
+
+    @property
+    def stall_s(self) -> float:
+        """Seconds that batches were waited for, the wait for the first page included."""
+        return self._stall_s
 
     @property
     def fault(self) -> DataUnavailable | None:
@@ -77,7 +91,7 @@ class BatchStream:
         size = self._shape[0] * self._shape[1]
         while len(self._buffer) < size:
             self._add_page()
-        batch = self._buffer[:size].reshape(self._shape).copy()
+        batch = self._buffer[:size].astype(np.int64).reshape(self._shape)
         self._buffer = self._buffer[size:]
         self._page_digests = tuple(self._taken)
         return batch
@@ -99,12 +113,17 @@ class BatchStream:
     def _add_page(self) -> None:
         if self._ended:
             raise StopIteration
+        began = time.monotonic()
         try:
             page = self._reader.get()
         except DataUnavailable as fault:
             self._ended, self._fault = True, fault
             raise StopIteration from None
-        self._buffer = np.concatenate([self._buffer, page.tokens])
+        finally:
+            self._stall_s += time.monotonic() - began
+        skipped = min(self._skip, len(page.tokens))
+        self._skip -= skipped
+        self._buffer = np.concatenate([self._buffer, page.tokens[skipped:]])
         self._taken.append(page.digest)
 
 
@@ -123,11 +142,14 @@ def pages_used(
     batches. Raises DataUnavailable when a page cannot be read or the pages do not suffice."""
     left = num_steps * batch_size * sequence_length
     digests: list[bytes] = []
-    pages = _token_pages(source, tokenizer, permutation, max_uids, uid)
-    while left > 0:
-        page = next(pages)
-        digests.append(page.digest)
-        left -= len(page.tokens)
+    reader = _Ahead(_read_page(source, tokenizer, permutation, max_uids, uid), READERS, ahead_bytes=1)
+    try:
+        while left > 0:
+            page = reader.get()
+            digests.append(page.digest)
+            left -= len(page.tokens)
+    finally:
+        reader.close()
     return tuple(digests)
 
 
@@ -144,53 +166,76 @@ def heldout_sequences(source: PageSource, tokenizer: Tokenizer, sequence_length:
     return sequences[[index * len(sequences) // count for index in range(count)]]
 
 
-def _token_pages(
+def _read_page(
     source: PageSource, tokenizer: Tokenizer, permutation: Permutation, max_uids: int, uid: int
-) -> Iterator[_TokenPage]:
-    """The uid's pages in order, packed. Never ends: raises DataUnavailable at a missing page or past the last one."""
+) -> Callable[[int], _TokenPage]:
+    """Reads the uid's page number 0, 1, ...: raises DataUnavailable when it is missing, or there is none further."""
     if permutation.size != source.num_pages:
         raise ConfigError(f"the run has {permutation.size} pages, the page source {source.num_pages}")
-    return _read_pages(source, tokenizer, permutation, max_uids, uid)
 
-
-def _read_pages(
-    source: PageSource, tokenizer: Tokenizer, permutation: Permutation, max_uids: int, uid: int
-) -> Iterator[_TokenPage]:
-    count = 0
-    while (index := page_index(permutation, max_uids, uid, count)) is not None:
+    def read(number: int) -> _TokenPage:
+        index = page_index(permutation, max_uids, uid, number)
+        if index is None:
+            raise PagesExhausted(f"uid {uid} has used all its {number} pages of {permutation.size}")
         page = source.fetch(index)
-        yield _TokenPage(page.digest, pack(page.documents, tokenizer))
-        count += 1
-    raise PagesExhausted(f"uid {uid} has used all its {count} pages of {permutation.size}")
+        if page.tokens is None:
+            return _TokenPage(page.digest, packed(page.documents, tokenizer))
+        if page.tokens.tokenizer != tokenizer.sha256:
+            raise ConfigError("the page source tokenises with another tokenizer than the one that is asked for")
+        return _TokenPage(page.digest, page.tokens.ids)
+
+    return read
 
 
-class _Prefetch:
-    """Runs an iterator in a thread, at most `depth` items ahead; `get` returns items in order and raises its error."""
+class _Ahead:
+    """Calls `read(0)`, `read(1)`, ... in `readers` threads while fewer than `ahead_bytes` wait. `get` returns pages in
+    order and raises what reading one raised; none after it is begun."""
 
-    def __init__(self, items: Iterator[_TokenPage], depth: int) -> None:
-        self._items = items
-        self._slots = Semaphore(depth)
-        self._queue: SimpleQueue[_TokenPage | Exception] = SimpleQueue()
-        self._stop = Event()
-        self._thread = Thread(target=self._run, name="page-reader", daemon=True)
-        self._thread.start()
+    def __init__(self, read: Callable[[int], _TokenPage], readers: int, ahead_bytes: int) -> None:
+        self._read, self._ahead_bytes = read, ahead_bytes
+        self._changed = Condition()
+        self._begun = self._given = self._waiting_bytes = 0
+        self._done: dict[int, _TokenPage | Exception] = {}
+        self._stop = False
+        self._threads = [Thread(target=self._run, name="page-reader", daemon=True) for _ in range(readers)]
+        for thread in self._threads:
+            thread.start()
 
     def get(self) -> _TokenPage:
-        item = self._queue.get()
-        if isinstance(item, Exception):
-            self._queue.put(item)  # whoever asks again gets the same answer
-            raise item
-        self._slots.release()
+        with self._changed:
+            self._changed.wait_for(lambda: self._given in self._done)
+            item = self._done[self._given]
+            if isinstance(item, Exception):
+                raise item  # it stays: whoever asks again gets the same answer
+            del self._done[self._given]
+            self._given += 1
+            self._waiting_bytes -= item.tokens.nbytes
+            self._changed.notify_all()
         return item
 
     def close(self) -> None:
-        self._stop.set()
-        self._slots.release()
-        self._thread.join()
+        with self._changed:
+            self._stop = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
-        try:
-            while self._slots.acquire() and not self._stop.is_set():
-                self._queue.put(next(self._items))
-        except Exception as error:  # handed over: `get` raises it in the thread that uses the pages
-            self._queue.put(error)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stop or self._waiting_bytes < self._ahead_bytes)
+                if self._stop:
+                    return
+                number = self._begun
+                self._begun += 1
+            try:
+                item: _TokenPage | Exception = self._read(number)
+            except Exception as error:  # handed over: `get` raises it in the thread that uses the pages
+                item = error
+            with self._changed:
+                self._done[number] = item
+                if isinstance(item, Exception):
+                    self._stop = True
+                else:
+                    self._waiting_bytes += item.tokens.nbytes
+                self._changed.notify_all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,25 +11,29 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed_training.data.base import Page
+from distributed_training.data.chunks import row_groups
 from distributed_training.data.corpus import Document, read_documents, stdlib_dir
+from distributed_training.data.page_file import PAGES_FILE, PageTable, open_page_table, write_page_table
 from distributed_training.data.pages import (
-    PAGES_FILE,
     FileEntry,
     Heldout,
+    PageColumns,
     PageEntry,
-    PageManifest,
+    PageHeader,
     Recipe,
-    load_page_manifest,
     page_digest,
 )
-from distributed_training.errors import ConfigError, DataUnavailable
+from distributed_training.data.places.base import Directory
+from distributed_training.data.reading import TablePages
+from distributed_training.errors import ConfigError
+from distributed_training.files import write_whole
 
 STDLIB_PAGES = 512
+TEXT = "text"  # the column of pages built here
 HELDOUT_FILE = "heldout.parquet"
-_PAGES_PER_FILE = 128
+PAGES_PER_FILE = 128
 _READ_AHEAD = 4  # read this many times the text that is asked for, so that what is used is a mix of many files
-_SCHEMA = pa.schema(
+FINEWEB_SCHEMA = pa.schema(
     [
         ("text", pa.string()),
         ("id", pa.string()),
@@ -70,7 +74,7 @@ def build_pages(
     """
     text = "standard library" if text_dir is None else "directory"
     recipe = Recipe(text=text, page_bytes=page_bytes, heldout_bytes=heldout_bytes, num_pages=num_pages)
-    done = _complete(out_dir)
+    done = complete_table(out_dir)
     if done is None:
         wanted = STDLIB_PAGES if num_pages is None and text_dir is None else num_pages
         heldout, pages = _plan(text_dir, wanted, page_bytes, heldout_bytes)
@@ -81,81 +85,30 @@ def build_pages(
                 f"least {min_pages}: about {needed / 1e6:.1f} MB of distinct UTF-8 text"
             )
         done = _write(out_dir, recipe, heldout, pages)
-    elif done.recipe != recipe or len(done.pages) < min_pages:
+    elif done.header.recipe != recipe or done.num_pages < min_pages:
         raise ConfigError(
-            f"{out_dir} holds {len(done.pages)} pages made with {done.recipe}; expected at least {min_pages} made with "
-            f"{recipe}: use another directory"
+            f"{out_dir} holds {done.num_pages} pages made with {done.header.recipe}; expected at least {min_pages} "
+            f"made with {recipe}: use another directory"
         )
-    return PageSet(out_dir, done.sha256, len(done.pages))
+    return PageSet(out_dir, done.sha256, done.num_pages)
 
 
-class LocalPages:
-    """The PageSource over a directory that `build_pages` made. Reads are thread-safe; nothing is cached but footers."""
+class LocalPages(TablePages):
+    """The PageSource over a directory that `build_pages` made. Nothing is cached."""
 
     def __init__(self, directory: Path) -> None:
         """Raises ConfigError when there is no valid page manifest."""
-        self._directory = directory
-        self._manifest = load_page_manifest(directory / PAGES_FILE)
-        self._sha256 = self._manifest.sha256
-        self._footers: dict[str, pq.FileMetaData] = {}
-
-    @property
-    def num_pages(self) -> int:
-        return len(self._manifest.pages)
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256
-
-    def fetch(self, index: int) -> Page:
-        """Raises DataUnavailable (see the seam); IndexError for an index outside [0, num_pages)."""
-        if not 0 <= index < self.num_pages:
-            raise IndexError(f"page {index} of {self.num_pages}")
-        entry = self._manifest.pages[index]
-        name = self._manifest.files[entry.file].name
-        documents = self._read(name, entry.row_group, f"page {index}")
-        return Page(index, documents, _verified(documents, entry.digest, f"page {index} in {name}"))
-
-    def heldout(self) -> tuple[str, ...]:
-        heldout = self._manifest.heldout
-        documents = self._read(heldout.file, 0, "held-out set")
-        _verified(documents, heldout.digest, f"held-out set in {heldout.file}")
-        return documents
-
-    def _read(self, name: str, row_group: int, what: str) -> tuple[str, ...]:
-        path = self._directory / name
-        try:
-            with pq.ParquetFile(path, metadata=self._footers.get(name)) as file:
-                self._footers[name] = file.metadata
-                table = file.read_row_group(row_group, columns=["text"], use_threads=False)
-            return _texts(table.column("text").to_pylist())
-        except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-            raise DataUnavailable(f"cannot read {what} in {path}: {error}") from error
+        super().__init__(open_page_table(directory / PAGES_FILE), [Directory(directory)])
 
 
-def _verified(documents: tuple[str, ...], digest: str, what: str) -> bytes:
-    found = page_digest(documents)
-    if found.hex() != digest:
-        raise DataUnavailable(f"{what} has digest {found.hex()[:16]}..., expected {digest[:16]}...")
-    return found
-
-
-def _texts(values: Sequence[str | None]) -> tuple[str, ...]:
-    if any(value is None for value in values):
-        raise ValueError("null text")
-    return tuple(value for value in values if value is not None)
-
-
-def _complete(out_dir: Path) -> PageManifest | None:
+def complete_table(out_dir: Path) -> PageTable | None:
     """The manifest in `out_dir` if every file it names is there at its size; written last, so it marks the end."""
     try:
-        manifest = load_page_manifest(out_dir / PAGES_FILE)
-        sizes = [(entry.name, entry.num_bytes) for entry in manifest.files]
-        sizes.append((manifest.heldout.file, manifest.heldout.num_bytes))
-        whole = all((out_dir / name).stat().st_size == size for name, size in sizes)
+        table = open_page_table(out_dir / PAGES_FILE)
+        whole = all((out_dir / entry.name).stat().st_size == entry.num_bytes for entry in table.header.files)
     except (ConfigError, OSError):
         return None
-    return manifest if whole else None
+    return table if whole else None
 
 
 def _plan(
@@ -192,47 +145,40 @@ def _size(documents: Sequence[Document]) -> int:
     return sum(len(document.text.encode()) for document in documents)
 
 
-def _write(out_dir: Path, recipe: Recipe, heldout: list[Document], pages: list[list[Document]]) -> PageManifest:
+def _write(out_dir: Path, recipe: Recipe, heldout: list[Document], pages: list[list[Document]]) -> PageTable:
+    parts = [[heldout]] + [pages[start : start + PAGES_PER_FILE] for start in range(0, len(pages), PAGES_PER_FILE)]
+    names = [HELDOUT_FILE] + [f"pages-{number:05d}.parquet" for number in range(len(parts) - 1)]
+    files: list[FileEntry] = []
+    entries: list[tuple[PageEntry, bytes]] = []
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / PAGES_FILE).unlink(missing_ok=True)
-        heldout_size = _write_file(out_dir / HELDOUT_FILE, [heldout])
-        files: list[FileEntry] = []
-        entries: list[PageEntry] = []
-        for start in range(0, len(pages), _PAGES_PER_FILE):
-            part = pages[start : start + _PAGES_PER_FILE]
-            name = f"pages-{len(files):05d}.parquet"
-            size = _write_file(out_dir / name, part)
-            entries += _entries(out_dir / name, len(files), part)
-            files.append(FileEntry(name=name, num_bytes=size))
-        manifest = PageManifest(
-            version=1,
-            recipe=recipe,
-            files=tuple(files),
-            heldout=Heldout(file=HELDOUT_FILE, num_bytes=heldout_size, digest=_digest(heldout)),
-            pages=tuple(entries),
-        )
-        _replace(out_dir / PAGES_FILE, manifest.canonical())
+        for name, part in zip(names, parts, strict=True):
+            file, found = _write_file(out_dir / name, part)
+            entries += [
+                (entry._replace(file=len(files), text_bytes=_size(group)), _digest(group))
+                for entry, group in zip(found, part, strict=True)
+            ]
+            files.append(file)
     except OSError as error:
         raise ConfigError(f"cannot write pages to {out_dir}: {error.strerror or error}") from None
-    return manifest
+    (piece, digest), *entries = entries
+    held = Heldout(**piece._asdict(), digest=digest.hex())
+    header = PageHeader(version=2, recipe=recipe, dataset=None, files=tuple(files), heldout=(held,))
+    return write_page_table(out_dir / PAGES_FILE, header, PageColumns.of(entries))
 
 
-def _write_file(path: Path, groups: Sequence[Sequence[Document]]) -> int:
-    """One parquet file with a row group for each group; returns its size. Appears whole or not at all."""
+def _write_file(path: Path, groups: Sequence[Sequence[Document]]) -> tuple[FileEntry, tuple[PageEntry, ...]]:
+    """One parquet file with a row group for each group. Appears whole or not at all."""
     buffer = pa.BufferOutputStream()
-    with pq.ParquetWriter(buffer, _SCHEMA, compression="snappy") as writer:
+    with pq.ParquetWriter(buffer, FINEWEB_SCHEMA, compression="snappy") as writer:
         for group in groups:
             writer.write_table(_table(group), row_group_size=len(group))
     data = buffer.getvalue().to_pybytes()
-    _replace(path, data)
-    return len(data)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    write_whole(path, data, shared=True)
+    column = row_groups(pq.read_metadata(pa.BufferReader(data)), TEXT)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return column.file_entry(path.name, len(data), TEXT, sha256), column.groups
 
 
 def _table(documents: Sequence[Document]) -> pa.Table:
@@ -248,19 +194,8 @@ def _table(documents: Sequence[Document]) -> pa.Table:
         "language_score": [None] * count,
         "token_count": [None] * count,
     }
-    return pa.table(columns, schema=_SCHEMA)
+    return pa.table(columns, schema=FINEWEB_SCHEMA)
 
 
-def _entries(path: Path, file: int, pages: Sequence[Sequence[Document]]) -> list[PageEntry]:
-    footer = pq.read_metadata(path)
-    entries: list[PageEntry] = []
-    for group, documents in enumerate(pages):
-        column = footer.row_group(group).column(0)
-        start = column.data_page_offset if column.dictionary_page_offset is None else column.dictionary_page_offset
-        length = column.total_compressed_size
-        entries.append(PageEntry(file, group, start, length, _size(documents), _digest(documents)))
-    return entries
-
-
-def _digest(documents: Sequence[Document]) -> str:
-    return page_digest(document.text for document in documents).hex()
+def _digest(documents: Sequence[Document]) -> bytes:
+    return page_digest(document.text for document in documents)

@@ -11,7 +11,7 @@ from distributed_training.data.base import Page, PageSource
 from distributed_training.errors import DataUnavailable
 
 LOOK_S = 0.02
-MAX_LEFT = 8  # reads that nobody waits for any more; each holds a thread until the source answers
+MAX_LEFT = 16  # reads that nobody waits for any more; each holds a thread until the source answers
 
 
 class PageReads:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
 
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.local.genesis import start_clock
 from distributed_training.errors import ChainFault, ConfigError
-from distributed_training.localnet.events import DEMO, Event, RunEvents, RunView
+from distributed_training.localnet.events import DEMO, RunEvents, RunView
 from distributed_training.localnet.finish import finish, stored_result
 from distributed_training.localnet.judge import watcher
 from distributed_training.localnet.judge.chain_view import (
@@ -24,78 +24,24 @@ from distributed_training.localnet.judge.chain_view import (
     shares_at,
     with_chain,
 )
-from distributed_training.localnet.layout import node_specs
+from distributed_training.localnet.layout import NEWCOMER, NodeSpec, node_specs
 from distributed_training.localnet.options import Options
 from distributed_training.localnet.run.create import Run, open_or_create
 from distributed_training.localnet.run.faults import Killer, Start, restarted
+from distributed_training.localnet.run.hub import DemoHub, start_hub
+from distributed_training.localnet.run.newcomers import Disturber, Newcomer, Newcomers, Together
 from distributed_training.localnet.run.processes import NodeProcesses, check_ports, node_command
+from distributed_training.localnet.run.stop import POLL_S, Interrupted, StopRequest, stop_on_signals
 from distributed_training.localnet.show.display import Display
 from distributed_training.protocol.rules.clock import next_round
+from distributed_training.protocol.types import Role
 from distributed_training.recipes.build import read_recipe
 
 READY_TIMEOUT_S = 300.0
 END_GRACE_S = 60.0  # after the last round's end: audits, weights, a clean shutdown
 LOADING_BLOCKS = 40  # blocks that pass on a resumed chain until its nodes are loaded
-POLL_S = 0.2
 WATCHER = "watcher"
 INTERRUPTED = 130
-
-
-class Interrupted(Exception):
-    """Ctrl-C, or SIGTERM from whoever started us."""
-
-
-class StopRequest:
-    """Set by a signal; the loops look at it, so that every stop takes the same orderly path.
-
-    Until there are processes to stop (`orderly`), a signal ends the work at hand at once.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.orderly = False
-
-    def check(self) -> None:
-        if self.requested:
-            raise Interrupted
-
-    def sleep(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self.check()
-            time.sleep(min(left, POLL_S))
-        self.check()
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    stop = StopRequest()
-
-    def request(number: int, frame: object) -> None:
-        stop.requested = True
-        if not stop.orderly:
-            raise Interrupted
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    former = {number: signal.signal(number, request) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-class Disturber(Protocol):
-    """What goes wrong on purpose (faults.Killer). Called from the loops here."""
-
-    @property
-    def busy(self) -> bool:
-        """Will it still start a process?"""
-        ...
-
-    def saw(self, name: str, event: Event) -> None: ...
-
-    def tick(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +56,7 @@ class Watch:
     stop: StopRequest
     killer: Disturber
     starts: dict[str, Start]
+    command: Callable[[NodeSpec], list[str]]  # how a node is started
 
 
 def run_demo(options: Options) -> int:
@@ -131,21 +78,30 @@ def run_demo(options: Options) -> int:
 
 
 def _run(run: Run, options: Options, display: Display, stop: StopRequest) -> int:
-    with NodeProcesses() as processes:
+    with ExitStack() as stack:
+        hub = None
+        if options.hub:
+            display.say("starting a Hub and uploading the pages to it")
+            hub = start_hub(run.paths, stack.enter_context(NodeProcesses()), stop.check)
+        processes = stack.enter_context(NodeProcesses(None if hub is None else {**os.environ, **hub.environment}))
         events = RunEvents(run.paths, run.specs)
-        try:
-            events.drain()
-            if len(events.view.applied()) <= options.rounds:  # else only the comparison was not finished
-                train(
-                    make_watch(run, rounds_to_run(run, options.rounds, events.view), processes, events, display, stop)
-                )
-            return display.result(finish(run, options, events, processes, display, stop.check))
-        finally:
-            events.close()
+        stack.callback(events.close)
+        events.drain()
+        if len(events.view.applied()) <= options.rounds:  # else only the comparison was not finished
+            rounds = rounds_to_run(run, options.rounds, events.view)
+            watch = make_watch(run, rounds, processes, events, display, stop, hub)
+            train(watch if hub is None else with_newcomer(watch, options.rounds))
+        return display.result(finish(run, options, events, processes, display, stop.check, hub))
 
 
 def make_watch(
-    run: Run, rounds: int, processes: NodeProcesses, events: RunEvents, display: Display, stop: StopRequest
+    run: Run,
+    rounds: int,
+    processes: NodeProcesses,
+    events: RunEvents,
+    display: Display,
+    stop: StopRequest,
+    hub: DemoHub | None = None,
 ) -> Watch:
     """With a killer for the planned kills that no earlier part of the run carried out."""
 
@@ -157,12 +113,29 @@ def make_watch(
     kills = list(run.kills)
     for done in (e for e in events.notes if e["event"] == "killed"):
         kills.remove(next(k for k in kills if (k.name, k.phase) == (done["name"], done["phase"])))
-    starts = {
-        spec.name: Start(node_command(spec, run.paths, run.specs, rounds), run.paths.node(spec.name) / "log.txt")
-        for spec in run.specs
-    }
+
+    def command(spec: NodeSpec) -> list[str]:
+        return node_command(spec, run.paths, run.specs, rounds) + ([] if hub is None else hub.flags(spec))
+
+    starts = {spec.name: Start(command(spec), run.paths.node(spec.name) / "log.txt") for spec in run.specs}
     killer = Killer(kills, processes, starts, note, lambda: display.block)
-    return Watch(run, rounds, processes, events, display, stop, killer, starts)
+    return Watch(run, rounds, processes, events, display, stop, killer, starts, command)
+
+
+def with_newcomer(watch: Watch, rounds: int) -> Watch:
+    """A validator with a fresh hotkey comes in the middle; it weighs nothing, so that the run's end stays the same."""
+    run = watch.run
+    last, validator = run.specs[-1], next(s for s in run.specs if s.role is Role.VALIDATOR)
+    spec = replace(validator, name=NEWCOMER, uid=last.uid + 1, port=last.port + 1)
+    waiting = [Newcomer(spec, max(2, rounds // 2))]
+    if run.paths.node(NEWCOMER).exists():  # an earlier part of the run had it already
+        waiting = []
+        watch.events.add(spec)
+        watch.starts[NEWCOMER] = Start(watch.command(spec), run.paths.node(NEWCOMER) / "log.txt")
+    newcomers = Newcomers(
+        waiting, run.paths, watch.processes, watch.events, watch.starts, watch.command, watch.display.say
+    )
+    return replace(watch, killer=Together(watch.killer, newcomers))
 
 
 def rounds_to_run(run: Run, wanted: int, view: RunView) -> int:

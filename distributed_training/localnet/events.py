@@ -64,6 +64,7 @@ class NodeView:
     uid: int
     ready: Event | None = None
     readies: list[Event] = field(default_factory=list)  # one of each start
+    first_round: int = 0  # the state it began with was that of this round
     round: int | None = None
     phase: str = ""
     step: int | None = None
@@ -81,6 +82,7 @@ class NodeView:
     weights: list[Event] = field(default_factory=list)
     audits: dict[tuple[int, int], Event] = field(default_factory=dict)  # (round, uid)
     checkpoints: list[Event] = field(default_factory=list)
+    shared: list[Event] = field(default_factory=list)  # copies of the state that miners published, looked at
 
 
 class RunView:
@@ -141,6 +143,8 @@ def shares_of(event: Event) -> dict[int, float]:
 
 
 def _ready(node: NodeView, event: Event) -> None:
+    if not node.readies:
+        node.first_round = int(event.get("start_round") or 0)
     node.ready = event
     node.readies.append(event)
     node.state_root = event["state_root"]
@@ -192,6 +196,10 @@ def _checkpoint(node: NodeView, event: Event) -> None:
     node.checkpoints.append(event)
 
 
+def _shared(node: NodeView, event: Event) -> None:
+    node.shared.append(event)
+
+
 def _refused(node: NodeView, event: Event) -> None:
     node.refused += 1
 
@@ -211,6 +219,7 @@ _HANDLERS = {
     "scores": _scores,
     "weights": _weights,
     "checkpoint": _checkpoint,
+    "shared": _shared,
     "refused": _refused,
     "fault": _trouble,
 }

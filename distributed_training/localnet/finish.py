@@ -12,7 +12,7 @@ from typing import Any
 from distributed_training.averaging.plan import layout_of
 from distributed_training.errors import ChainFault
 from distributed_training.localnet.events import RunEvents, RunView
-from distributed_training.localnet.judge import baselines, offline, watcher
+from distributed_training.localnet.judge import baselines, offline, published, watcher
 from distributed_training.localnet.judge.fault_summary import fault_rows, watch_rows
 from distributed_training.localnet.judge.summary import (
     Baselines,
@@ -22,9 +22,10 @@ from distributed_training.localnet.judge.summary import (
     rounds_seen,
     write_summary,
 )
-from distributed_training.localnet.layout import RunPaths, miners
+from distributed_training.localnet.layout import NEWCOMER, REPOSITORY, RunPaths, miners
 from distributed_training.localnet.options import Options
 from distributed_training.localnet.run.create import Run
+from distributed_training.localnet.run.hub import CHECKPOINTS, DemoHub
 from distributed_training.localnet.run.processes import NodeProcesses
 from distributed_training.localnet.show.display import Display
 from distributed_training.localnet.show.report import write_report
@@ -34,6 +35,7 @@ WORKERS = 2
 OFFLINE_TIMEOUT_S = 300.0
 BASELINES_TIMEOUT_S = 1800.0
 POLL_S = 0.5
+VERIFY = "verify checkpoint"
 
 
 def stored_result(run: Run, rounds_wanted: int) -> dict[str, Any] | None:
@@ -53,8 +55,9 @@ def finish(
     processes: NodeProcesses,
     display: Display,
     check_stop: Callable[[], None],
+    hub: DemoHub | None = None,
 ) -> dict[str, Any]:
-    """Runs both helpers, writes summary.json and report.png, returns the summary."""
+    """Runs the helpers, writes summary.json and report.png, returns the summary."""
     view = events.view
     rounds = rounds_seen(view)
     try:
@@ -62,7 +65,7 @@ def finish(
     except ChainFault as error:
         display.say(f"the chain cannot be read: {error}")
         chain = ChainFacts({}, {})
-    found = run_helpers(run, view, chain, processes, display, check_stop)
+    found = run_helpers(run, view, chain, processes, display, check_stop, hub)
     summary = build_summary(
         run,
         view,
@@ -73,6 +76,7 @@ def finish(
         offline=read_json(run.paths.root / offline.RESULT) if rounds else None,
         faults=fault_rows(run, view, events.notes, max(rounds, default=-1)),
         watch=watch_rows(read_json(run.paths.root / watcher.RESULT), rounds),
+        hub=None if hub is None else hub_facts(run, view, hub, processes.exit_codes().get(VERIFY)),
     )
     write_summary(run.paths.summary, summary)
     write_report(run.paths.report, summary)
@@ -86,14 +90,21 @@ def run_helpers(
     processes: NodeProcesses,
     display: Display,
     check_stop: Callable[[], None],
+    hub: DemoHub | None,
 ) -> Baselines:
-    """The offline check and the baselines as processes of their own, side by side."""
+    """The offline check, the baselines and a look at what was published, as processes of their own, side by side."""
     clear(run.paths)
     jobs = round_jobs(view, chain)
     names = [str(s.uid) for s in miners(run.specs) if s.adversary is None] + [baselines.UNION]
     python = [sys.executable, "-m"]
     command = [*python, offline.__name__, str(run.paths.root), "--rounds", str(1 + max(rounds_seen(view), default=0))]
     processes.start("offline check", command, run.paths.root / "offline.txt")
+    if hub is not None and (commit := newest_commit(view)) is not None:
+        command = [*python, published.__name__, str(run.paths.root), CHECKPOINTS, commit]
+        processes.start("published model", command, run.paths.root / "published.txt")
+        verify = [sys.executable, str(REPOSITORY / "scripts" / "verify_checkpoint.py"), CHECKPOINTS]
+        verify += ["--revision", commit, "--run-dir", str(run.paths.root), "--cache", str(run.paths.root / "verified")]
+        processes.start(VERIFY, verify, run.paths.root / "verified.txt")
     if jobs:
         baselines.write_jobs(run.paths, jobs)
         for number, share in enumerate(baselines.deal(names, jobs, WORKERS)):
@@ -106,9 +117,44 @@ def run_helpers(
 
 def clear(paths: RunPaths) -> None:
     """Results of an earlier part of a resumed run are not to be taken for this one's."""
-    (paths.root / offline.RESULT).unlink(missing_ok=True)
+    for result in (offline.RESULT, published.RESULT):
+        (paths.root / result).unlink(missing_ok=True)
     for path in (paths.root / baselines.FOLDER).glob("*.json"):
         path.unlink()
+
+
+def newest_commit(view: RunView) -> str | None:
+    """Of the latest state that the owner published; its address ends with it."""
+    events = [event for node in view.of_role("owner") for event in node.checkpoints]
+    newest = max(events, key=lambda event: event["round"], default=None)
+    return None if newest is None else str(newest["path"]).rpartition("/")[2]
+
+
+def hub_facts(run: Run, view: RunView, hub: DemoHub, verify_code: int | None) -> dict[str, Any]:
+    """What the summary says of a run with --hub; None where nothing was measured."""
+    node, stats = view.nodes.get(NEWCOMER), hub.stats() or {}
+    joined = None if node is None or not node.readies else node
+    return {
+        "pages": hub.pages,
+        "checkpoints": hub.checkpoints,
+        "newcomer": None
+        if joined is None
+        else {
+            "source": joined.readies[0].get("source"),
+            "start_round": joined.first_round,
+            "rounds": sorted(joined.rounds),
+            "exit_code": joined.exit_code,
+        },
+        "verify_exit_code": verify_code,
+        "published": read_json(run.paths.root / published.RESULT),
+        "miner_copies": [
+            {key: event.get(key) for key in ("round", "target", "ok", "said")}
+            for validator in view.of_role("validator")
+            for event in validator.shared
+        ],
+        "page_requests": stats.get("status.206"),
+        "bytes_served": stats.get("bytes"),
+    }
 
 
 def wait(

@@ -11,6 +11,7 @@ from distributed_training.protocol.types import Role
 
 WALLET = "local"
 SPARE_HOTKEY = "extra"  # a wallet without a registration: for trying how a node joins
+NEWCOMER = "newcomer"  # the node that comes in the middle of a run with --hub
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

@@ -37,6 +37,7 @@ examples:
   bash scripts/demo.sh --adversary free-rider --rounds 8
   bash scripts/demo.sh --kill miner@train --kill miner@average --kill validator@average --kill owner@train --rounds 8
   bash scripts/demo.sh --model my_config.json --text ~/my_texts
+  bash scripts/demo.sh --hub auto                   pages and checkpoints over a Hugging Face Hub
   bash scripts/demo.sh --seed 7 --steps 20          repeatable: the same final state root every time
 
 what it leaves in the run directory:
@@ -68,11 +69,14 @@ class Options:
     adversary: Adversary | None
     model: Path | None
     text: Path | None
+    pages: Path | None  # a folder with pages.bin, from scripts/build_pages.py
+    tokenizer: str | None  # gpt2, bytes or a tokenizer.json; None: by the model
     run_dir: Path
     port_base: int
     plain: bool
     kills: tuple[KillRequest, ...] = ()
     block_s: float = DEFAULT_BLOCK_S
+    hub: bool = False  # pages and checkpoints over a Hub of the run's own
 
     @property
     def steps_at_speed_1(self) -> int:
@@ -94,7 +98,10 @@ class Options:
             "adversary": None if self.adversary is None else f"{self.adversary.name}:{self.adversary.count}",
             "model": None if self.model is None else str(self.model),
             "text": None if self.text is None else str(self.text),
+            "pages": None if self.pages is None else str(self.pages),
+            "tokenizer": self.tokenizer,
             "kill": [str(kill) for kill in self.kills] or None,
+            "hub": "auto" if self.hub else None,
             "block_s": None if self.block_s == DEFAULT_BLOCK_S else self.block_s,
         }
 
@@ -115,11 +122,14 @@ def parse_options(argv: Sequence[str], *, adversaries_dir: Path = ADVERSARIES_DI
         adversary=_adversary(args.adversary, miners, adversaries_dir),
         model=_existing(args.model, "--model", file=True),
         text=_existing(args.text, "--text", file=False),
+        pages=_pages(args),
+        tokenizer=args.tokenizer,
         run_dir=run_dir.expanduser().absolute(),
-        port_base=_port_base(args.port_base, 1 + args.validators + miners),
+        port_base=_port_base(args.port_base, 1 + args.validators + miners + (args.hub is not None)),
         plain=args.plain,
         kills=_kills(args, miners),
         block_s=args.block_seconds,
+        hub=args.hub is not None,
     )
 
 
@@ -171,6 +181,14 @@ def _parser() -> Parser:
     add("--adversary", metavar="NAME[:COUNT]", help="the last COUNT miners (default 1) run adversaries/NAME.py")
     add("--model", metavar="FILE", type=Path, help="JSON or TOML transformers config of another causal model")
     add("--text", metavar="DIR", type=Path, help="directory of text files; default: Python's own library")
+    add("--tokenizer", metavar="NAME|FILE", help="gpt2, bytes or a tokenizer.json; default: what fits the model")
+    add("--pages", metavar="DIR", type=Path, help="pages that scripts/build_pages.py made, of FineWeb for instance")
+    add(
+        "--hub",
+        choices=["auto"],
+        help="start a Hugging Face Hub on this machine: all nodes read pages and checkpoints over it, a validator "
+        "joins in the middle from it alone, and the end is checked with plain transformers",
+    )
     add("--run-dir", metavar="DIR", type=Path, help="default runs/DATE-TIME; a run that is there already is resumed")
     add("--port-base", metavar="N", type=PORT_BASE, default=9100, help="first port; default 9100")
     add(
@@ -231,6 +249,13 @@ def _existing(path: Path | None, flag: str, *, file: bool) -> Path | None:
     if not (found.is_file() if file else found.is_dir()):
         raise ConfigError(f"argument {flag}: expected {'a file' if file else 'a directory'}, there is none at {path}")
     return found
+
+
+def _pages(args: argparse.Namespace) -> Path | None:
+    for other in ("text", "hub"):
+        if args.pages is not None and getattr(args, other) is not None:
+            raise ConfigError(f"argument --pages: not with --{other}, which brings pages of its own")
+    return _existing(args.pages, "--pages", file=False)
 
 
 def _port_base(base: int, count: int) -> int:

@@ -18,6 +18,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "netuid": (0, 0xFFFF),
     "max_uids": (1, 4096),
     "version_key": (0, (1 << 64) - 1),
+    "data.eos_id": (0, (1 << 24) - 1),
     "data.sequence_length": (2, 1 << 20),
     "data.batch_size": (1, 0xFFFF),
     "data.heldout_sequences": _COUNT,

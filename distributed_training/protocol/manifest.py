@@ -19,6 +19,8 @@ from distributed_training.errors import ConfigError
 from distributed_training.protocol.limits import field_problems
 from distributed_training.protocol.types import Round
 
+_EOS_IDS = {"bytes": 256, "gpt2": 50256}
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -31,9 +33,11 @@ class ModelSection(_Section):
 
 
 class DataSection(_Section):
-    tokenizer: Literal["bytes", "gpt2"]
+    tokenizer: Literal["bytes", "gpt2", "file"]  # file: a tokenizer.json, in each node's run directory
     tokenizer_sha256: str
+    eos_id: int  # put after every document
     pages_sha256: str
+    page_trust: Literal["digest", "commit"]  # commit: pages without a digest are believed for their data set's commit
     num_pages: int
     sequence_length: int  # tokens a sequence feeds to the model
     batch_size: int  # sequences per inner step: a protocol constant, the micro-batch is free
@@ -215,6 +219,10 @@ def _relation_problems(manifest: RunManifest) -> list[str]:
         (
             k.output_rounds >= 2 * k.snapshot_every,
             "keep: output_rounds >= 2 * snapshot_every, or the rounds after a snapshot are gone while it is served",
+        ),
+        (
+            manifest.data.eos_id == _EOS_IDS.get(manifest.data.tokenizer, manifest.data.eos_id),
+            f"data: eos_id of {manifest.data.tokenizer} is {_EOS_IDS.get(manifest.data.tokenizer)}",
         ),
         (manifest.data.num_pages >= manifest.max_uids, "data: num_pages >= max_uids, or a uid has no page at all"),
     ]

@@ -18,18 +18,20 @@ from pydantic import ValidationError
 
 from distributed_training import PROTOCOL_VERSION
 from distributed_training.averaging.plan import layout_of
-from distributed_training.data.base import PageSource
+from distributed_training.data.base import PinnedPages
 from distributed_training.data.loader import heldout_sequences
-from distributed_training.data.tokens import TokenizerKind, load_tokenizer
+from distributed_training.data.pages import check_trust
+from distributed_training.data.tokens import Tokenizer, TokenizerKind, load_tokenizer
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import RunManifest, quota_problem
-from distributed_training.settings.flags import nearest
+from distributed_training.settings.flags import merge, nearest
 from distributed_training.training.model import build_model, num_parameters, to_flat, vocab_size
 from distributed_training.training.outer import initial_state, state_root
 
 _FOLDER = files("distributed_training.recipes")
 _COMMON = "common.toml"
 GPT2_VOCABULARY = 50257
+_FOLLOWS = ("tokenizer_sha256", "eos_id", "pages_sha256", "num_pages")
 # Names under which model types say how many positions they have.
 POSITION_FIELDS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 
@@ -57,7 +59,7 @@ def read_recipe(name: str) -> Recipe:
         raise ConfigError(f"recipe {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
     common, own = (tomllib.loads((_FOLDER / file).read_text("utf-8")) for file in (_COMMON, f"{name}.toml"))
     chain, model = own.pop("chain"), own.pop("model")
-    return Recipe(name, chain["block_s"], chain["tempo"], model, merged(common, own))
+    return Recipe(name, chain["block_s"], chain["tempo"], model, merge(common, own))
 
 
 def read_document(path: Path, what: str) -> dict[str, Any]:
@@ -87,44 +89,38 @@ def choose_tokenizer(config: Mapping[str, Any]) -> TokenizerKind:
     return "gpt2" if vocab_size(dict(config)) >= GPT2_VOCABULARY else "bytes"
 
 
-def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers win, sections key by key."""
-    result: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-            result[key] = {**result[key], **value} if both else value
-    return result
-
-
 def make_manifest(
     recipe_name: str,
     model: Mapping[str, Any],
-    pages: PageSource,
+    pages: PinnedPages,
     *,
     init_seed: int,
+    tokenizer: Tokenizer | None = None,
     overrides: Mapping[str, Any] | None = None,
     expected_reducers: int = 4,
     block_s: float | None = None,
 ) -> RunManifest:
     """The manifest of a run over `pages`. Raises ConfigError for whatever cannot be run, in one line.
 
-    `block_s`: seconds per block; None: the recipe's.
+    `tokenizer` None: the one that `choose_tokenizer` takes. `block_s`: seconds per block; None: the recipe's.
     """
     recipe = read_recipe(recipe_name)
-    fields = merged({"protocol_version": PROTOCOL_VERSION}, recipe.sections, overrides or {})
-    kind = fields["data"].get("tokenizer") or choose_tokenizer(model)
-    tokenizer = load_tokenizer(kind)
+    _refuse_what_follows(overrides or {})
+    fields = merge({"protocol_version": PROTOCOL_VERSION}, recipe.sections, overrides or {})
+    tokenizer = tokenizer or load_tokenizer(fields["data"].get("tokenizer") or choose_tokenizer(model))
     check_model(model, tokenizer.vocab_size, fields["data"]["sequence_length"])
     fields["data"] |= {
-        "tokenizer": kind,
+        "tokenizer": tokenizer.kind,
         "tokenizer_sha256": tokenizer.sha256,
+        "eos_id": tokenizer.eos,
         "pages_sha256": pages.sha256,
+        "page_trust": fields["data"].get("page_trust") or ("commit" if pages.missing_digests else "digest"),
         "num_pages": pages.num_pages,
     }
     fields["model"] = {"config": dict(model), "init_seed": init_seed, "initial_root": "00" * 32}
     fields["scoring"].setdefault("goodput_required", 1.0)
     draft = validated(fields)
+    check_trust(pages.missing_digests, draft.data.page_trust)
     params = to_flat(build_model(draft.model.config, init_seed))
     root = state_root(initial_state(params, draft.average), draft.average.chunk_coords)
     fields["model"]["initial_root"] = root.hex()
@@ -134,6 +130,14 @@ def make_manifest(
         )
     heldout_sequences(pages, tokenizer, draft.data.sequence_length, draft.data.heldout_sequences)
     return validated(fields)
+
+
+def _refuse_what_follows(overrides: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a field that cannot be chosen, because it follows from model, tokeniser and pages."""
+    data = overrides.get("data", {})
+    wrong = [f"data.{key}" for key in _FOLLOWS if key in data] + ["model"] * ("model" in overrides)
+    if wrong:
+        raise ConfigError(f"{wrong[0]} cannot be set: it follows from --model, --pages, --tokenizer and --seed")
 
 
 def validated(fields: Mapping[str, Any]) -> RunManifest:

@@ -126,7 +126,7 @@ class Miner:
             fault = None if result is None else result.fault
             log.warning("round %d: no step was done, nothing to commit (%s)", round_.index, fault or "no time")
             return None
-        report.trained(result.steps, len(result.steps) * p.manifest.tokens_per_step)
+        report.trained(result.steps, len(result.steps) * p.manifest.tokens_per_step, result.stall_s)
         await p.clock.reached(round_.start_block)  # a commitment counts from the round's first block on
         report.phase("commit")
         return await self._commit(start, result)

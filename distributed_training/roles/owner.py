@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections.abc import Callable
-
 from distributed_training.checkpoints.base import CheckpointRef
-from distributed_training.errors import ChainFault, LocalFault
 from distributed_training.protocol.types import Commitment, Role
 from distributed_training.protocol.wire import encode_commitment
 from distributed_training.roles.auditing.evaluation import Evaluator
+from distributed_training.roles.exporting import Exporter
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.parts import Parts
+from distributed_training.roles.publishing import Publisher
 from distributed_training.roles.report import RoundReport
-from distributed_training.snapshots.statefile import encode_state
-from distributed_training.training.outer import Vector
 
-log = logging.getLogger(__name__)
-
-STATE_FILE = "state.safetensors"  # parameters, outer momentum and carry, for nodes that join
-MODEL_FILE = "model.safetensors"  # parameters by name, for transformers
+LAST_CHECKPOINT_S = 60.0  # how long the end of a run waits for it
 
 
 class Owner:
-    def __init__(
-        self, parts: Parts, follower: Follower, evaluator: Evaluator, model_files: Callable[[Vector], dict[str, bytes]]
-    ) -> None:
-        """model_files: fp32 [d] -> the files that transformers reads (model.safetensors, config.json)."""
-        self._p, self._follower, self.evaluator, self._model_files = parts, follower, evaluator, model_files
+    def __init__(self, parts: Parts, follower: Follower, evaluator: Evaluator, exporter: Exporter) -> None:
+        self._p, self._follower, self.evaluator = parts, follower, evaluator
+        self._publisher = Publisher(parts, parts.checkpoints, exporter, self._announce)
 
     async def begin(self) -> None:
         """Publish where the run starts, so that a newcomer never depends on rebuilding it."""
@@ -52,31 +41,18 @@ class Owner:
         if self._follower.index % self._p.manifest.keep.checkpoint_every == 0:
             await self._publish()
 
-    async def _publish(self) -> None:
-        p, index = self._p, self._follower.index
-        try:
-            ref = await p.training.run(lambda: p.checkpoints.publish(index, self._files()))
-            await self._announce(ref)
-        except (LocalFault, ChainFault) as error:
-            log.error("checkpoint of round %d was not published: %s", index, error)
-            p.metrics.emit("fault", round=index, what="checkpoint", detail=str(error))
-            return
-        p.metrics.emit("checkpoint", round=index, path=ref.location, sha256=ref.digest.hex())
+    async def finish(self, patience_s: float = LAST_CHECKPOINT_S) -> None:
+        """Wait for the last publication, for a while."""
+        await self._publisher.finish(patience_s)
 
-    def _files(self) -> dict[str, bytes]:
-        follower, manifest = self._follower, self._p.manifest
-        files = self._model_files(follower.state.params) | {STATE_FILE: encode_state(follower.index, follower.state)}
-        state = {
-            "manifest_sha256": manifest.sha256,
-            "round": follower.index,
-            "applied": follower.state.applied,
-            "state_root": follower.root.hex(),
-            "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
-        }
-        return files | {"training_state.json": json.dumps(state, indent=1, sort_keys=True).encode()}
+    async def cancel(self) -> None:
+        await self._publisher.cancel()
+
+    async def _publish(self) -> None:
+        await self._publisher.offer(self._follower.index, self._follower.state, self._follower.root)
 
     async def _announce(self, ref: CheckpointRef) -> None:
-        """Manifest hash and checkpoint digest on chain."""
+        """Manifest hash and checkpoint digest on chain, unless they are there: a failed write may have happened."""
         p = self._p
         commitment = Commitment(
             role=Role.OWNER,
@@ -87,4 +63,6 @@ class Owner:
             second_round=ref.round,
             second=ref.digest,
         )
-        await p.chain.commit(encode_commitment(commitment))
+        me = (await p.chain.roster((await p.chain.head()).number)).by_public_key(p.signer.public_key)
+        if me is None or me.commitment != commitment:
+            await p.chain.commit(encode_commitment(commitment))

@@ -53,3 +53,5 @@ class Parts:
     metrics: Metrics
     checkpoints: CheckpointStore
     training: TrainingThread
+    own_checkpoints: CheckpointStore | None = None  # a miner's own repository
+    open_repo: Callable[[str], CheckpointStore] | None = None  # any repository of the Hub, to look into

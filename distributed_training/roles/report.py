@@ -30,7 +30,7 @@ class RoundReport:
     def step(self, step: int, loss: float, tokens_per_s: float) -> None:
         self._p.metrics.emit("step", round=self._round.index, step=step, loss=loss, tokens_per_s=tokens_per_s)
 
-    def trained(self, steps: Sequence[StepRecord], tokens: int) -> None:
+    def trained(self, steps: Sequence[StepRecord], tokens: int, stall_s: float | None = None) -> None:
         self._steps, self._tokens = len(steps), tokens
         self._seconds["train"] = asyncio.get_running_loop().time() - self._mark
         losses = [sum(s.losses) / len(s.losses) for s in steps]
@@ -42,6 +42,7 @@ class RoundReport:
             loss_first=losses[0],
             loss_last=losses[-1],
             seconds=self._seconds["train"],
+            stall_s=stall_s,
         )
 
     def averaged(self) -> None:

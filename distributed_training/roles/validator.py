@@ -20,6 +20,7 @@ from distributed_training.roles.follower import Follower
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.report import RoundReport
 from distributed_training.roles.service import LogService, PushedLog
+from distributed_training.roles.sharing import SharedStates
 from distributed_training.roles.trouble import commit_by, tell
 from distributed_training.training.outer import RunState
 
@@ -36,11 +37,12 @@ class Validator:
         evaluator: Evaluator,
         *,
         last_round: int | None,
+        shared: SharedStates | None = None,
     ) -> None:
         """last_round: the round after which everybody stops, so that nobody is left to answer its audits."""
         self._p, self._follower = parts, follower
         self._logs, self.evaluator, self._last_round = logs, evaluator, last_round
-        self._examiner = Examiner(parts, auditor)
+        self._examiner, self._shared = Examiner(parts, auditor), shared
         self._audits: asyncio.Task[None] | None = None
         self._began: int | None = None  # the head when this process began with its first round
 
@@ -83,7 +85,7 @@ class Validator:
         await asyncio.wait({self._audits}, timeout=self._p.clock.seconds_until(next_commit))
         if not self._audits.done():
             return False
-        await self.finish_audits()
+        await self.finish()
         return True
 
     async def _look_back(self, plan: RoundPlan, state: RunState, audited: FinishedRound | None) -> None:
@@ -91,17 +93,19 @@ class Validator:
         try:
             await self.evaluator.evaluate(state, plan.round.index)
             if audited is not None:
-                await self._examiner.examine(audited)
+                beacon = await self._examiner.examine(audited)
+                if self._shared is not None:
+                    await self._shared.look(plan, audited.state, beacon)
         except Exception as error:  # whatever it is: ours, and the next round can do without it
             tell(self._p, plan.round.index, "audit", error)
 
-    async def finish_audits(self) -> None:
+    async def finish(self) -> None:
         """Wait for the audits under way: scores are folded once per round, in order."""
         if self._audits is not None:
             await self._audits
             self._audits = None
 
-    async def cancel_audits(self) -> None:
+    async def cancel(self) -> None:
         """Leave no task behind; half an audit is no observation. Idempotent."""
         if self._audits is not None:
             self._audits.cancel()

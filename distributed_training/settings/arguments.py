@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from distributed_training.errors import ConfigError
 from distributed_training.settings.flags import nearest
+from distributed_training.settings.places import HubRepo, parse_place
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,6 +56,14 @@ def real(low: float, high: float, what: str) -> Callable[[str], float]:
         return value
 
     return convert
+
+
+def place(text: str) -> HubRepo | Path:
+    """An argument's type: a folder, or hub:ORG/NAME[@REVISION]."""
+    try:
+        return parse_place(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def new_file(text: str) -> Path:

@@ -15,12 +15,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.types import Role
 from distributed_training.settings import flags
+from distributed_training.settings.places import PREFIX, HubRepo, parse_place, parse_repo
 
 Preset = Literal["local", "localnet", "testnet", "mainnet"]
 PRESETS = cast(tuple[str, ...], get_args(Preset))
@@ -52,11 +53,26 @@ def _name(value: str) -> str:
     return value
 
 
+def _place(value: object) -> object:
+    return parse_place(value) if isinstance(value, str) else value
+
+
+def _repo(value: object) -> object:
+    return parse_repo(value) if isinstance(value, str) else value
+
+
+def _names(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
 Address = Annotated[str, AfterValidator(_ipv4)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Device = Annotated[str, AfterValidator(_device)]
 KeyName = Annotated[str, AfterValidator(_name)]
 Positive = Annotated[int, Field(ge=1)]
+Place = Annotated[HubRepo | Path, BeforeValidator(_place)]
+Repo = Annotated[HubRepo, BeforeValidator(_repo)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
 class _Section(BaseModel):
@@ -93,6 +109,26 @@ class LoggingSection(_Section):
     json_lines: bool = Field(default=False, alias="json", description="log JSON lines even on a terminal")
 
 
+class DataSection(_Section):
+    """Only for pages that lie elsewhere."""
+
+    mirrors: Names = Field(
+        default=(),
+        description="where to look for the data set's files first, comma-separated: folders with the same files, or "
+        "https://... bases",
+    )
+    cache_gib: float = Field(default=4.0, gt=0, description="disk for pages that were fetched, in GiB")
+
+
+class HubSection(_Section):
+    """What this node publishes on the Hugging Face Hub; the token comes from HF_TOKEN or `hf auth login`."""
+
+    repo: Repo | None = Field(
+        default=None, description="publish this miner's own state here after each applied round: ORG/NAME"
+    )
+    keep: Positive = Field(default=16, description="newest checkpoints kept; those that the chain names always are")
+
+
 class DiskSection(_Section):
     budget_gib: float | None = Field(
         default=None, gt=0, description="disk for rounds/ and state/ together, in GiB; default: what the run needs"
@@ -113,8 +149,13 @@ class NodeConfig(BaseSettings):
     netuid: int = Field(ge=0, le=65535, description="number of the subnet")
     run_dir: Path = Field(description="folder of this run; the node keeps its own files in nodes/HOTKEY there")
     manifest: Path = Field(description="run manifest; default RUN_DIR/manifest.json")
-    pages: Path = Field(description="folder of the data pages; default RUN_DIR/pages")
-    checkpoints: Path = Field(description="checkpoint store; default RUN_DIR/checkpoints")
+    pages: Place = Field(
+        description="data pages: a folder with pages.bin, or a data set hub:ORG/NAME[@REVISION]; default RUN_DIR/pages"
+    )
+    checkpoints: Place = Field(
+        description="checkpoints of the run: a folder, or hub:ORG/NAME on the Hugging Face Hub; default "
+        "RUN_DIR/checkpoints"
+    )
     local_chain: Path | None = Field(default=None, description="SQLite file of the local chain; None: a real chain")
     device: Device = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N")
     threads: Positive | None = Field(default=None, description="CPU threads of torch; default: its own choice")
@@ -129,11 +170,14 @@ class NodeConfig(BaseSettings):
         default=True,
         description="begin a round's work as soon as its pages can be known, before the round starts (default: yes)",
     )
+    serve_snapshots: bool = Field(default=True, description="give the run's state to nodes that join (default: yes)")
     dry_run: bool = Field(default=False, description="print the weights it would set; write nothing to the chain")
 
     subtensor: SubtensorSection = SubtensorSection()
     wallet: WalletSection = WalletSection()
     axon: AxonSection = AxonSection()
+    data: DataSection = DataSection()
+    hub: HubSection = HubSection()
     disk: DiskSection = DiskSection()
     logging: LoggingSection = LoggingSection()
     warnings: tuple[str, ...] = Field(default=(), description="one line per option that was set and has no effect")
@@ -154,7 +198,8 @@ class NodeConfig(BaseSettings):
             return Path(str(path).replace("{run_dir}", str(run_dir))).expanduser().absolute()
 
         given = {key: value for key, value in data.items() if value is not None}
-        paths = {key: absolute(given.get(key, default)) for key, default in RUN_DIR_PATHS.items()}
+        paths: dict[str, Any] = {key: given.get(key, default) for key, default in RUN_DIR_PATHS.items()}
+        paths = {key: path if str(path).startswith(PREFIX) else absolute(path) for key, path in paths.items()}
         if "local_chain" in given:
             paths["local_chain"] = absolute(given["local_chain"])
         wallet = dict(given.get("wallet", {}))

@@ -24,13 +24,19 @@ ROLE_ONLY = {
     "exact_steps": Role.MINER,
     "train_ahead": Role.MINER,
     "dry_run": Role.VALIDATOR,
+    "hub.repo": Role.MINER,
+    "hub.keep": Role.OWNER,
 }
-BOTH_WAYS = ("train_ahead",)  # switches with a --no- form
+BOTH_WAYS = ("train_ahead", "serve_snapshots")  # switches with a --no- form
+METAVARS = {"ip": "IP", "endpoint": "URL", "repo": "ORG/NAME", "mirrors": "PLACE,..."}  # by the last word of a key
 SCRIPT_VARIABLES = ("DT_VENV", "DT_TORCH", "DT_TORCH_INDEX")  # read by scripts/setup.sh
 GROUPS = {
     "subtensor": "chain",
     "wallet": "wallet",
     "axon": "network",
+    "serve_snapshots": "network",
+    "data": "data",
+    "hub": "Hugging Face Hub",
     "disk": "disk",
     "logging": "logging",
     "device": "work",
@@ -62,14 +68,11 @@ class Option:
     @property
     def metavar(self) -> str:
         """What stands for the value in the help."""
-        by_type = (
-            "N"
-            if "int" in self.annotation or "float" in self.annotation
-            else "PATH"
-            if "Path" in self.annotation
-            else None
-        )
-        return by_type or {"ip": "IP", "endpoint": "URL"}.get(self.key.split("_")[-1].split(".")[-1], "NAME")
+        by_name = METAVARS.get(self.key.split("_")[-1].split(".")[-1])
+        if by_name is not None:
+            return by_name
+        kinds = {"int": "N", "float": "N", "HubRepo | ": "PLACE", "Path": "PATH"}
+        return next((shown for part, shown in kinds.items() if part in self.annotation), "NAME")
 
     @property
     def flag(self) -> str:
@@ -236,7 +239,7 @@ def _build_parser(role: Role, mine: Sequence[Option], preset: Mapping[str, Any])
             continue
         default = find(preset, option.key)
         default = option.default if default is None else default
-        shown = "" if default is None else f" (default: {str(default).replace('{run_dir}', 'RUN_DIR')})"
+        shown = "" if default in (None, ()) else f" (default: {str(default).replace('{run_dir}', 'RUN_DIR')})"
         text = (option.help + shown).replace("%", "%%")
         groups[title].add_argument(option.flag, dest=option.key, metavar=option.metavar, help=text)
     return parser

@@ -105,7 +105,7 @@ class SimNode:
             adapters = Adapters(
                 chain=chain,
                 transport=transport,
-                checkpoints=LocalCheckpoints(config.checkpoints),
+                checkpoints=LocalCheckpoints(w.root / "checkpoints"),
                 signer=self.key,
                 verify=verify,
                 sign_as_peer=self.identity.sign,
@@ -168,4 +168,4 @@ class TimedTrainer:
 
         result = self._trainer.work(replace(task, should_stop=should_stop, on_step=on_step))
         loop.spend(done * self._step_s)
-        return result
+        return replace(result, stall_s=None)  # of real time, which is not what passes here

@@ -116,7 +116,7 @@ def make_world(options: SimOptions, root: Path, out: TextIO | None = None) -> Wo
         links=links,
         switch=MemorySwitch(links),
         recorder=Recorder(str(root), out),
-        engine=load_engine(config, manifest, LocalPages(config.pages)),
+        engine=load_engine(config, manifest, LocalPages(root / "pages")),
     )
 
 

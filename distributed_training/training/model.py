@@ -6,6 +6,8 @@ Legend: d parameters; B sequences; T tokens a sequence. "Flat" is one float32 ve
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +49,37 @@ def build_model(config: dict[str, Any], init_seed: int) -> nn.Module:
     model.train()
     _require_causal(model, vocab_size(config))
     return model
+
+
+def parameter_shapes(config: dict[str, Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and shapes of all parameters in the order of the flat vector. Holds no parameter. Raises ConfigError."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_resolve(config), dtype=torch.float32, trust_remote_code=False)
+    return named_shapes(model)
+
+
+def named_shapes(model: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """`parameter_shapes` of a model that is there."""
+    return tuple((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
+
+
+def config_files(model: nn.Module) -> dict[str, bytes]:
+    """config.json, and generation_config.json of a model that generates, as transformers' `save_pretrained` does it."""
+    known: Any = model
+    config = copy.deepcopy(known.config)
+    config.architectures, config.dtype = [type(model).__name__], "float32"
+    files = {"config.json": config.to_json_string().encode()}
+    if known.can_generate():
+        files["generation_config.json"] = known.generation_config.to_json_string().encode()
+    return files
+
+
+def chosen_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest's `model.config` chooses, as config.json spells it; what the protocol fixes has its value."""
+    resolved = _resolve(config)
+    known = json.loads(resolved.to_json_string(use_diff=False))
+    names = {resolved.attribute_map.get(name, name) for name in config}
+    return {name: known[name] for name in sorted(names) if name in known}
 
 
 def vocab_size(config: dict[str, Any]) -> int:

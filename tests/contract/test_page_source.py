@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
+from hub import Settings, TestHub
 
 from distributed_training.data.base import PageSource
 from distributed_training.data.local import LocalPages, build_pages
+from distributed_training.data.page_file import open_page_table
 from distributed_training.data.pages import page_digest
+from distributed_training.data.places.ranges import Limits
+from distributed_training.data.remote import open_remote
 from distributed_training.errors import DataUnavailable
 
 
@@ -25,33 +30,59 @@ class Case:
     remove: Callable[[], None]  # nothing can be read any more
 
 
-def local(tmp_path: Path) -> Case:
+def build(tmp_path: Path) -> Path:
     text = tmp_path / "text"
     text.mkdir()
     for number in range(8):
         (text / f"{number}.txt").write_text("".join(f"{number} {line}\n" for line in range(2_000)))
-    out = tmp_path / "pages"
-    build_pages(out, text, num_pages=None, page_bytes=8_000, heldout_bytes=8_000, min_pages=4)
+    build_pages(tmp_path / "pages", text, num_pages=None, page_bytes=8_000, heldout_bytes=8_000, min_pages=4)
+    return tmp_path / "pages"
 
-    def flip_bytes() -> None:
-        path = out / "pages-00000.parquet"
-        data = bytearray(path.read_bytes())
-        data[60:80] = bytes(byte ^ 1 for byte in data[60:80])
-        path.write_bytes(data)
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[60:80] = bytes(byte ^ 1 for byte in data[60:80])
+    path.write_bytes(data)
+
+
+def local(tmp_path: Path) -> Iterator[Case]:
+    out = build(tmp_path)
 
     def remove() -> None:
         for path in out.glob("*.parquet"):
             path.unlink()
 
-    return Case(LocalPages(out), lambda: LocalPages(out), flip_bytes, remove)
+    yield Case(LocalPages(out), lambda: LocalPages(out), lambda: flip(out / "pages-00000.parquet"), remove)
 
 
-SETUPS = {"local": local}
+def remote(tmp_path: Path, place: str = "hub:org/pages@{sha}") -> Iterator[Case]:
+    """Through the hub of the tests: its protocol, or (a mirror) addresses with the same files."""
+    out = build(tmp_path)
+    table = open_page_table(out / "pages.bin")
+    with TestHub(tmp_path / "hub", settings=Settings(lfs_over_bytes=1_000)) as hub:
+        sha = hub.put("datasets", "org/pages", {path.name: path for path in out.iterdir()})
+        name = place.format(sha=sha, endpoint=hub.endpoint)
+
+        def opened() -> PageSource:
+            return open_remote(table, [name], endpoint=hub.endpoint, limits=Limits(tries=2, pause_s=0.01))
+
+        def flip_bytes() -> None:
+            digest = next(file.sha256 for file in table.header.files if file.name == "pages-00000.parquet")
+            flip(hub.store.blobs.path(digest or ""))
+
+        yield Case(opened(), opened, flip_bytes, hub.stop)
+
+
+SETUPS = {
+    "local": local,
+    "remote": remote,
+    "mirror": partial(remote, place="{endpoint}/datasets/org/pages/resolve/{sha}"),
+}
 
 
 @pytest.fixture(params=SETUPS)
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
-    return SETUPS[request.param](tmp_path)
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
+    yield from SETUPS[request.param](tmp_path)
 
 
 def test_pages_carry_their_index_and_digest(case: Case) -> None:

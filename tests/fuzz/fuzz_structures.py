@@ -19,7 +19,8 @@ from fuzz_world import BINDING, MANIFEST, PLAN, ROSTER, Node, Script
 
 from distributed_training.chain.client import encode_field, parse_fields
 from distributed_training.checkpoints.base import CheckpointRef
-from distributed_training.checkpoints.local import STATE_FILE, LocalCheckpoints
+from distributed_training.checkpoints.description import STATE_FILE, Description, FileFacts
+from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.errors import ConfigError, LocalFault, WireError
 from distributed_training.protocol.rules import membership
 from distributed_training.protocol.rules.fidelity import failing, judge
@@ -95,9 +96,11 @@ def check_checkpoint(data: bytes) -> str:
     """training_state.json and one file, as a stranger would leave them in the folder."""
     state, file = (*cut_frames(data), b"", b"")[:2]
     (CHECKPOINT / STATE_FILE).write_bytes(state)
-    (CHECKPOINT / "model").write_bytes(file)
+    (CHECKPOINT / WEIGHTS).write_bytes(file)
     ref = CheckpointRef(4, str(CHECKPOINT), hashlib.sha256(state).digest())
-    assert LocalCheckpoints(CHECKPOINT.parent).read(ref, "model") == file
+    store = LocalCheckpoints(CHECKPOINT.parent)
+    assert store.describe(ref).encode() == state
+    assert (store.fetch(ref, [WEIGHTS]) / WEIGHTS).read_bytes() == file
     return ACCEPTED
 
 
@@ -194,7 +197,9 @@ def _commitments() -> tuple[bytes, ...]:
 
 CHECKPOINT = world.FOLDER / "round-000004"
 CHECKPOINT.mkdir(exist_ok=True)
-GOOD = json.dumps({"files": {"model": hashlib.sha256(b"weights").hexdigest()}}).encode()
+WEIGHTS = "model.safetensors"
+FACTS = {WEIGHTS: FileFacts(hashlib.sha256(b"weights").hexdigest(), 7)}
+GOOD = Description("00" * 32, 4, 2, encode_carry(samples.CARRY), "00" * 32, 1 << 20, FACTS).encode()
 CHECKPOINTS = tuple(
     pack_frames([state, b"weights"]) for state in (GOOD, b"[" * 2000, b'{"files":[]}', b"null", b"\xff")
 )

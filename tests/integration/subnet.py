@@ -255,7 +255,7 @@ async def make_adapters(subnet: Subnet, config: NodeConfig, chain: Chain, stack:
     return Adapters(
         chain=chain,
         transport=transport,
-        checkpoints=LocalCheckpoints(config.checkpoints),
+        checkpoints=LocalCheckpoints(subnet.root / "checkpoints"),
         signer=subnet.key(name),
         verify=verify,
         sign_as_peer=identity.sign,
@@ -286,7 +286,7 @@ async def build_node(
     me = (await chain.roster((await chain.head()).number)).by_hotkey(subnet.key(name).hotkey)
     assert me is not None, f"{name} is not registered"
     config = node_config(subnet, name, me.uid, rounds, steps, exact, ahead, hidden)
-    engine = load_engine(config, subnet.manifest, LocalPages(config.pages))
+    engine = load_engine(config, subnet.manifest, LocalPages(subnet.root / "pages"))
     if pages is not None:
         engine = Engine(engine.model, engine.loop, pages(engine.source), engine.tokenizer)
     role = role_of(name)

@@ -11,9 +11,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from hub import TestHub
 from puppets import first_state, follower_of
 from subnet import Node, Subnet
 
+from distributed_training.assembly import make_exporter
 from distributed_training.averaging import gather
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.gather import Patience, Slices
@@ -21,6 +23,8 @@ from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import RoundStore
 from distributed_training.averaging.works import WorkBook
 from distributed_training.chain.base import Chain
+from distributed_training.checkpoints.description import run_name
+from distributed_training.checkpoints.hub import HubCheckpoints
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.errors import ConfigError, DeadlineMissed, PeerFault
 from distributed_training.network.base import Stream
@@ -33,7 +37,7 @@ from distributed_training.protocol.wire import decode_output, decode_signed
 from distributed_training.roles.joining.bootstrap import choose_start
 from distributed_training.roles.joining.snapshots import Decided, newest_decided
 from distributed_training.snapshots.statefile import encode_state
-from distributed_training.training.outer import RunState
+from distributed_training.training.outer import RunState, state_root
 
 TIMEOUT_S = 5.0
 shared = pytest.mark.asyncio(loop_scope="session")
@@ -256,3 +260,77 @@ async def test_which_state_a_node_starts_from(finished_subnet: Subnet, tmp_path:
     assert await chosen() == (0, True, "round 0")
     with pytest.raises(ConfigError, match="another round 0"):
         await choose_start(p, forged)
+
+
+class OwnerSays:
+    """A chain on which the owner's commitment names this checkpoint (None: none), and nobody published an address."""
+
+    def __init__(self, chain: Chain, owner: str, named: tuple[int, bytes] | None) -> None:
+        self.head, self._chain, self._owner, self._named = chain.head, NobodyListens(chain), owner, named
+
+    async def roster(self, block: int) -> Roster:
+        roster = await self._chain.roster(block)
+        return replace(roster, neurons=tuple(self._altered(neuron) for neuron in roster.neurons))
+
+    def _altered(self, neuron: Neuron) -> Neuron:
+        if neuron.hotkey != self._owner or neuron.commitment is None:
+            return neuron
+        index, digest = self._named or (None, None)
+        return replace(neuron, commitment=replace(neuron.commitment, second_round=index, second=digest))
+
+
+@shared
+async def test_a_checkpoint_that_the_chain_does_not_name_is_only_a_hint(
+    finished_subnet: Subnet, tmp_path: Path
+) -> None:
+    shutil.copytree(finished_subnet.root / "checkpoints", tmp_path / "checkpoints")
+    node, store = finished_subnet.nodes["miner-0"], LocalCheckpoints(tmp_path / "checkpoints")
+    p = replace(node.parts, store=RoundStore(tmp_path / "node"), checkpoints=store)
+    found = node.parts.store.newest_state()
+    assert found is not None and found[0] == 3, "whose root nobody has said yet"
+    (tmp_path / "out").mkdir()
+    exporter = make_exporter(node.config, p.manifest, node.engine, {}, None)
+    exporter.write(tmp_path / "out", 3, found[1], state_root(found[1], p.manifest.average.chunk_coords))
+    third = store.publish(3, tmp_path / "out")
+    second = store.find(2, None)
+    assert second is not None
+
+    async def chosen(named: tuple[int, bytes] | None) -> tuple[int, bool, str]:
+        chain = OwnerSays(node.parts.chain, p.params.owner_hotkey, named)
+        start = await choose_start(replace(p, chain=cast(Any, chain)), first_state(p.manifest))
+        return start.index, start.trusted, start.source
+
+    assert await chosen((2, second.digest)) == (2, True, "checkpoint"), "what is named, not what is newest"
+    assert await chosen((3, third.digest)) == (3, False, "checkpoint"), "the owner may be ahead of the majority"
+    assert await chosen(None) == (0, True, "round 0"), "the newest one is confirmed by nobody"
+    assert await chosen((3, bytes(32))) == (0, True, "round 0"), "the one there is not the one that is named"
+    shutil.rmtree(third.location)
+    assert await chosen(None) == (2, True, "checkpoint"), "the majority's root makes the newest one good"
+    assert await chosen((3, third.digest)) == (2, True, "checkpoint")
+
+
+@shared
+async def test_a_node_starts_from_the_hub_alone_and_without_it_from_round_0(
+    finished_subnet: Subnet, tmp_path: Path
+) -> None:
+    node, run = finished_subnet.nodes["miner-0"], finished_subnet.manifest
+    name = run_name(run.name, run.sha256)
+    with TestHub(tmp_path / "hub") as hub:
+        owners = HubCheckpoints("org/run", name, tmp_path / "a", token="hf_test", endpoint=hub.endpoint)
+        owners.check(write=True)
+        source = LocalCheckpoints(finished_subnet.root / "checkpoints").find(2, None)
+        assert source is not None
+        published = owners.publish(2, Path(source.location))
+        joiners = HubCheckpoints("org/run", name, tmp_path / "b", endpoint=hub.endpoint)
+        chain = OwnerSays(node.parts.chain, node.parts.params.owner_hotkey, (2, published.digest))
+        store = RoundStore(tmp_path / "node")
+        p = replace(node.parts, store=store, checkpoints=joiners, chain=cast(Any, chain))
+        hub.faults.add("drop", path="/cdn/", times=2, after_bytes=10_000)
+        start = await choose_start(p, first_state(run))
+        assert (start.index, start.trusted, start.source) == (2, True, "checkpoint")
+        hub.faults.add("wrong_bytes", path="/cdn/", times=None)
+        shutil.rmtree(tmp_path / "b")
+        start = await choose_start(p, first_state(run))
+        assert (start.index, start.source) == (0, "round 0"), "bytes that are not the named ones are no state"
+    start = await choose_start(p, first_state(run))
+    assert (start.index, start.source) == (0, "round 0"), "the Hub is away"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ from transformers import AutoModelForCausalLM
 from distributed_training.averaging.plan import layout_of
 from distributed_training.chain.base import Chain
 from distributed_training.checkpoints.local import LocalCheckpoints
-from distributed_training.roles.owner import STATE_FILE
-from distributed_training.snapshots.statefile import decode_state
+from distributed_training.roles.joining.published import load_published
 from distributed_training.training.model import to_flat
 from distributed_training.training.outer import state_root
 
@@ -108,10 +106,9 @@ async def test_the_checkpoint_loads_and_is_the_state_it_says(finished_subnet: Su
     store = LocalCheckpoints(subnet.root / "checkpoints")
     ref = store.newest()
     assert ref is not None and ref.round == 2  # checkpoint_every
-    index, state = decode_state(store.read(ref, STATE_FILE))
-    described = json.loads(store.read(ref, "training_state.json"))
+    state = load_published(store, ref, subnet.manifest)
     root = state_root(state, subnet.manifest.average.chunk_coords).hex()
-    assert (index, root) == (2, described["state_root"])
+    assert store.describe(ref).state_root == root
     assert root == roots(subnet.nodes["owner"])[1]
     model = AutoModelForCausalLM.from_pretrained(ref.location)
     assert np.array_equal(to_flat(model), state.params)

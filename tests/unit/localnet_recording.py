@@ -16,7 +16,8 @@ from distributed_training.localnet.layout import RunPaths, node_specs
 from distributed_training.localnet.options import parse_options
 from distributed_training.localnet.run.create import Run
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.recipes.build import merged, read_recipe, validated
+from distributed_training.recipes.build import read_recipe, validated
+from distributed_training.settings.flags import merge
 
 RECORDING = Path(__file__).parent / "recorded" / "demo_events.jsonl"
 OPTIONS = parse_options(["--speeds", "1,1,2,4", "--run-dir", "recorded", "--rounds", "2"])
@@ -43,11 +44,12 @@ def recorded_view() -> RunView:
 
 @cache
 def recorded_manifest() -> RunManifest:
-    pages = {"tokenizer": "bytes", "tokenizer_sha256": "00" * 32, "pages_sha256": "11" * 32, "num_pages": 512}
+    tokenizer = {"tokenizer": "bytes", "tokenizer_sha256": "00" * 32, "eos_id": 256}
+    pages = tokenizer | {"pages_sha256": "11" * 32, "page_trust": "digest", "num_pages": 512}
     local = read_recipe("local")
     model = {"config": local.model, "init_seed": 1, "initial_root": "00" * 32}
     own = {"protocol_version": PROTOCOL_VERSION, "data": pages, "model": model, "scoring": {"goodput_required": 1.0}}
-    return validated(merged(local.sections, own))
+    return validated(merge(local.sections, own))
 
 
 def recorded_summary() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from distributed_training.errors import ConfigError
 
@@ -51,7 +53,7 @@ def test_it_writes_a_manifest_that_it_accepts_itself(
     manifest = json.loads(out.read_text())
     assert (manifest["name"], manifest["outer"]["momentum"], manifest["timing"]["length"]) == ("mine", 0.8, 60)
     assert main(["--check", str(out), "--tempo", "100"]) == 0
-    assert capsys.readouterr().out == printed
+    assert capsys.readouterr().out == printed[: printed.index("wrote ")]
     with pytest.raises(ConfigError, match="a new manifest is a new run"):
         main([*flags, "--out", str(out)])
     with pytest.raises(ConfigError, match="commitment bytes per epoch of 7200 blocks"):
@@ -64,6 +66,9 @@ def test_it_writes_a_manifest_that_it_accepts_itself(
         (["--set", "timing.map=58"], r"timing: map \+ finality <= length - roster_lead"),
         (["--set", "timing.lenght=60"], "timing.lenght: Extra inputs are not permitted"),
         (["--set", "length"], "--set length: expected KEY=VALUE"),
+        (["--set", "data.num_pages=5"], r"data\.num_pages cannot be set: it follows from"),
+        (["--set", "model.init_seed=5"], "model cannot be set: it follows from"),
+        (["--set", "data.page_trust=trustme"], r"data\.page_trust: Input should be"),
         (["--recipe", "gpt2-124m", "--set", "timing.map=124"], r"timing: map \+ finality <= length - roster_lead"),
         (["--options", "none.toml"], r"--options none\.toml: cannot be read"),
     ],
@@ -79,3 +84,20 @@ def test_the_command_line_exits_2_with_one_line() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: cannot read the run manifest none.json")
+
+
+def test_a_run_may_have_a_tokeniser_of_its_own(pages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vocab = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.add_special_tokens(["<end>"])
+    made.save(str(tmp_path / "mine.json"))
+    flags = [*SMALL, "--pages", str(pages), "--tokenizer", str(tmp_path / "mine.json")]
+    with pytest.raises(ConfigError, match="give --eos TOKEN; its special tokens are <end>"):
+        main(flags)
+    assert main([*flags, "--eos", "<end>", "--out", str(tmp_path / "manifest.json")]) == 0
+    data = json.loads((tmp_path / "manifest.json").read_text())["data"]
+    beside = (tmp_path / "tokenizer.json").read_bytes()
+    assert (data["tokenizer"], data["eos_id"]) == ("file", 256)
+    assert data["tokenizer_sha256"] == hashlib.sha256(beside).hexdigest()
+    assert "every node needs it" in capsys.readouterr().out

@@ -1,48 +1,179 @@
+"""A published state's files: what transformers reads, and the same numbers back, bit for bit."""
+
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
 from tiny_training import GPT2, LLAMA, batches
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from distributed_training.data.tokens import load_tokenizer, tokenizer_json
+from distributed_training.errors import LocalFault, WireError
 from distributed_training.training.export import model_files
-from distributed_training.training.model import build_model, load_flat, loss_per_sequence, to_flat
+from distributed_training.training.model import (
+    build_model,
+    load_flat,
+    loss_per_sequence,
+    named_shapes,
+    parameter_shapes,
+    to_flat,
+)
+from distributed_training.training.shards import index_files, layout_of, read_shards, shards_of, write_shards
+
+TIED = LLAMA | {"tie_word_embeddings": True}
+QWEN = {"model_type": "qwen2", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [GPT2, LLAMA, LLAMA | {"tie_word_embeddings": True}])
-def test_transformers_reads_the_export_and_gives_the_same_loss(config: dict[str, Any], tmp_path: Path) -> None:
-    trained = to_flat(build_model(config, 1))
-    files = model_files(build_model(config, 2), trained)
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    reference = build_model(config, 3).eval()
-    load_flat(reference, trained)
+def export(folder: Path, model: Any, flat: np.ndarray, shard_bytes: int) -> None:
+    """What stands in a checkpoint for transformers."""
+    folder.mkdir(exist_ok=True)
+    shards = shards_of("model", layout_of(named_shapes(model)), shard_bytes)
+    write_shards(folder, shards, flat)
+    for name, data in (model_files(model, None, 0) | index_files("model", shards)).items():
+        (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 20_000])
+@pytest.mark.parametrize("config", [GPT2, LLAMA, TIED, QWEN])
+def test_transformers_reads_it_without_a_warning_and_every_tensor_is_the_same(
+    config: dict[str, Any], shard_bytes: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build_model(config, 1)
+    trained = to_flat(model)
+    export(tmp_path / "ours", build_model(config, 2), trained, shard_bytes)
+    with caplog.at_level(logging.WARNING):
+        logging.getLogger("transformers").addHandler(caplog.handler)
+        both: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    loaded, told = both
+    assert caplog.records == [] and not any(told.values()), (caplog.text, told)
     assert to_flat(loaded).tobytes() == trained.tobytes()
+    mine, theirs = model.state_dict(), loaded.state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
     tokens = torch.from_numpy(next(batches(1, size=4, length=16)))
     with torch.no_grad():
-        ours, theirs = loss_per_sequence(reference, tokens), loss_per_sequence(loaded, tokens)
-    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+        losses = [loss_per_sequence(one.eval(), tokens) for one in (model, loaded)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
 
 
-def test_the_files_hold_float32_and_every_parameter_once() -> None:
-    model = build_model(GPT2, 1)
-    flat = np.arange(len(to_flat(model)), dtype=np.float32)
-    files = model_files(model, flat)
-    tensors = load(files["model.safetensors"])
-    assert {t.dtype for t in tensors.values()} == {torch.float32}
-    named = torch.cat([tensors[name].reshape(-1) for name, _ in model.named_parameters()])
-    assert named.numpy().tobytes() == flat.tobytes() and len(tensors) == len(list(model.named_parameters()))
-    config = json.loads(files["config.json"])
-    assert (config["model_type"], config["vocab_size"], config["n_layer"]) == ("gpt2", 64, 2)
+@pytest.mark.parametrize("config", [GPT2, LLAMA, TIED])
+def test_the_files_are_those_of_save_pretrained(config: dict[str, Any], tmp_path: Path) -> None:
+    model: Any = build_model(config, 1)
+    export(tmp_path / "ours", model, to_flat(model), 1 << 30)
+    model.save_pretrained(tmp_path / "theirs")
+    ours, theirs = ({p.name: p.read_bytes() for p in (tmp_path / side).iterdir()} for side in ("ours", "theirs"))
+    assert ours == theirs
 
 
-def test_a_vector_of_another_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected float32"):
-        model_files(build_model(GPT2, 1), np.zeros(3, np.float32))
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=6),
+    shard_bytes=st.integers(1, 400),
+)
+def test_what_is_written_is_what_the_library_writes_and_is_read_back(
+    shapes: list[tuple[int, ...]], shard_bytes: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    layout = layout_of([(f"layer.{i * 7 % 5}.{i}", shape) for i, shape in enumerate(shapes)])
+    vector = np.random.default_rng(len(layout)).standard_normal(layout[-1].stop).astype(np.float32)
+    shards = shards_of("model", layout, shard_bytes)
+    write_shards(folder, shards, vector)
+    for shard in shards:
+        tensors = {t.name: vector[t.start : t.stop].reshape(t.shape) for t in shard.tensors}
+        assert (folder / shard.name).read_bytes() == save(tensors, metadata={"format": "pt"})
+        assert shard.num_bytes == (folder / shard.name).stat().st_size
+        assert len(shard.tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= shard_bytes
+    assert read_shards(folder, shards).tobytes() == vector.tobytes()
+    index = index_files("model", shards)
+    assert bool(index) == (len(shards) > 1)
+    for data in index.values():
+        assert set(json.loads(data)["weight_map"]) == {t.name for t in layout}
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA, TIED])
+def test_shapes_are_known_without_a_model(config: dict[str, Any]) -> None:
+    assert parameter_shapes(config) == named_shapes(build_model(config, 1))
+
+
+LAYOUT = layout_of([("b", (2, 3)), ("a", (4,))])
+NUMBERS = np.arange(10, dtype=np.float32)
+
+
+def written(folder: Path) -> Path:
+    write_shards(folder, shards_of("model", LAYOUT), NUMBERS)
+    return folder / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "why"),
+    [
+        ({"b": NUMBERS[:6].reshape(2, 3), "a": NUMBERS[6:].astype(np.float16)}, "size"),
+        ({"b": NUMBERS[:6].reshape(3, 2), "a": NUMBERS[6:]}, "names, shapes or types"),
+        ({"c": NUMBERS[:6].reshape(2, 3), "a": NUMBERS[6:]}, "names, shapes or types"),
+        ({"b": NUMBERS[:6].reshape(2, 3).view(np.int32), "a": NUMBERS[6:].view(np.int32)}, "names, shapes or types"),
+        ({"b": NUMBERS[:6].reshape(2, 3)}, "size"),
+        ({"b": np.zeros((200, 300), np.float32), "a": NUMBERS[6:]}, "size"),
+        ({"b": NUMBERS[:6].reshape(2, 3), "a": np.array([1, 2, np.nan, 4], np.float32)}, "a has a number"),
+        ({"b": NUMBERS[:6].reshape(2, 3), "a": np.array([1, 2, 3, -np.inf], np.float32)}, "a has a number"),
+    ],
+)
+def test_a_file_that_we_would_not_write_is_refused(tensors: dict[str, Any], why: str, tmp_path: Path) -> None:
+    written(tmp_path).write_bytes(save(tensors, metadata={"format": "pt"}))
+    with pytest.raises(WireError, match=why):
+        read_shards(tmp_path, shards_of("model", LAYOUT))
+
+
+def test_a_file_that_is_not_there_is_our_own_trouble(tmp_path: Path) -> None:
+    with pytest.raises(LocalFault, match="cannot read"):
+        read_shards(tmp_path, shards_of("model", LAYOUT))
+
+
+def trained_tokenizer() -> bytes:
+    """A small tokenizer.json with an end of document."""
+    backend = Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    backend.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    backend.add_special_tokens(["</s>"])
+    return backend.to_str().encode()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "file"])
+def test_auto_tokenizer_gives_the_ids_of_the_run(kind: Any, tmp_path: Path) -> None:
+    path = tmp_path / "given.json"
+    path.write_bytes(trained_tokenizer())
+    ours = load_tokenizer(kind, path)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name, data in model_files(build_model(GPT2, 1), tokenizer_json(kind, path), ours.eos).items():
+        (folder / name).write_bytes(data)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    text = "  Two words\n\n and: 3,14 \u20ac don't "
+    assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
+    assert theirs.decode(ours.encode(text)) == text
+    assert theirs.eos_token_id == ours.eos
+
+
+def test_bytes_have_no_tokenizer_file(tmp_path: Path) -> None:
+    assert tokenizer_json("bytes", tmp_path) is None
+    assert set(model_files(build_model(GPT2, 1), None, 256)) == {"config.json", "generation_config.json"}
+
+
+def test_the_numbers_come_back_into_a_model(tmp_path: Path) -> None:
+    model = build_model(LLAMA, 1)
+    shards = shards_of("model", layout_of(named_shapes(model)), 1000)
+    write_shards(tmp_path, shards, to_flat(model))
+    other = build_model(LLAMA, 2)
+    load_flat(other, read_shards(tmp_path, shards))
+    assert to_flat(other).tobytes() == to_flat(model).tobytes()

@@ -199,7 +199,7 @@ async def test_a_long_evaluation_does_not_hold_up_the_end_of_the_node(tmp_path: 
     run, training, events = manifest(GPT2), TrainingThread(), tmp_path / "events.jsonl"
     sequences = np.zeros((500_000, 32), np.int64)  # minutes
     metrics = Metrics([JsonlSink(events)], role="owner", uid=0)
-    evaluator = Evaluator(run, training, loop(GPT2), sequences, metrics)
+    evaluator = Evaluator(run, training, loop(GPT2), lambda: sequences, metrics)
     task = asyncio.create_task(evaluator.evaluate(initial_state(START, run.average), 3))
     await asyncio.sleep(0.2)
     assert not task.done()

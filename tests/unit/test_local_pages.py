@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,7 +9,8 @@ from hypothesis import strategies as st
 
 from distributed_training.data.corpus import DOCUMENT_BYTES, read_documents, split, stdlib_dir
 from distributed_training.data.local import LocalPages, build_pages
-from distributed_training.data.pages import load_page_manifest, page_digest
+from distributed_training.data.page_file import open_page_table
+from distributed_training.data.pages import page_digest
 from distributed_training.errors import ConfigError, DataUnavailable
 
 
@@ -72,22 +72,25 @@ def test_building_is_deterministic_and_the_parts_are_disjoint(tmp_path: Path) ->
 
 def test_pages_are_row_groups_in_the_fineweb_schema(tmp_path: Path) -> None:
     build(tmp_path / "pages", write_text(tmp_path / "text", files=60), page_bytes=2_000)
-    manifest = load_page_manifest(tmp_path / "pages" / "pages.json")
-    assert len(manifest.pages) > 128
-    assert len(manifest.files) > 1
+    table = open_page_table(tmp_path / "pages" / "pages.bin")
+    pages = [table.entry(index) for index in range(table.num_pages)]
+    assert len(pages) > 128
+    assert len(table.header.files) == 1 + -(-len(pages) // 128)
     names = ["text", "id", "dump", "url", "date", "file_path", "language", "language_score", "token_count"]
-    for number, entry in enumerate(manifest.files):
+    for number, entry in enumerate(table.header.files):
         footer = pq.read_metadata(tmp_path / "pages" / entry.name)
         assert footer.schema.names == names
-        groups = [page.row_group for page in manifest.pages if page.file == number]
-        assert groups == list(range(footer.num_row_groups))
-    page = manifest.pages[-1]
-    column = pq.read_metadata(tmp_path / "pages" / manifest.files[page.file].name).row_group(page.row_group).column(0)
+        groups = [page.row_group for page in pages if page.file == number]
+        assert groups == list(range(footer.num_row_groups)) or entry.name == "heldout.parquet"
+    page = pages[-1]
+    column = (
+        pq.read_metadata(tmp_path / "pages" / table.header.files[page.file].name).row_group(page.row_group).column(0)
+    )
     assert column.path_in_schema == "text"
     assert page.length == column.total_compressed_size
     assert page.offset in (column.dictionary_page_offset, column.data_page_offset)
-    assert json.loads((tmp_path / "pages" / "pages.json").read_bytes())["version"] == 1
-    assert manifest.canonical() == (tmp_path / "pages" / "pages.json").read_bytes()
+    assert table.missing_digests == 0
+    assert table.header.dataset is None
 
 
 def test_complete_pages_are_reused_and_broken_ones_rebuilt(tmp_path: Path) -> None:
@@ -99,7 +102,7 @@ def test_complete_pages_are_reused_and_broken_ones_rebuilt(tmp_path: Path) -> No
     (out / "heldout.parquet").unlink()
     assert build(out, text) == first
     assert len(LocalPages(out).heldout()) >= 1
-    (out / "pages.json").write_text("{")
+    (out / "pages.bin").write_text("{")
     assert build(out, text) == first
     with pytest.raises(ConfigError, match="another directory"):
         build(out, text, page_bytes=5_000)
@@ -130,26 +133,6 @@ def test_standard_library_has_enough_text(tmp_path: Path) -> None:
     assert {row.split("/")[0] for row in rows} <= paths
     assert not any("site-packages" in row for row in rows)
     assert len(set(rows)) > 20
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda m: m.update(version=2), "version"),
-        (lambda m: m.update(pages=[]), "at least one page"),
-        (lambda m: m["pages"][0].__setitem__(0, 9), "out of range"),
-        (lambda m: m["files"][0].update(name="../outside.parquet"), "relative"),
-        (lambda m: m["heldout"].update(file="/etc/hosts"), "relative"),
-        (lambda m: m.update(extra=1), "extra"),
-    ],
-)
-def test_a_bad_page_manifest_is_refused(tmp_path: Path, change, reason: str) -> None:
-    build(tmp_path, write_text(tmp_path / "text"))
-    document = json.loads((tmp_path / "pages.json").read_bytes())
-    change(document)
-    (tmp_path / "pages.json").write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match=reason):
-        LocalPages(tmp_path)
 
 
 def test_page_digest_is_frozen_and_sees_document_borders() -> None:

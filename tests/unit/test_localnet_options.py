@@ -30,7 +30,7 @@ def test_what_makes_a_run_leaves_out_how_it_is_shown_and_how_long_it_goes_on(tmp
     base = parse_options(["--run-dir", str(tmp_path)])
     same = parse_options(["--run-dir", "elsewhere", "--rounds", "9", "--plain", "--port-base", "9300"])
     assert base.params() == same.params()
-    for flags in (["--seed", "2"], ["--steps", "7"], ["--speeds", "1,1,1,2"], ["--validators", "1"]):
+    for flags in (["--hub", "auto"], ["--seed", "2"], ["--steps", "7"], ["--speeds", "1,1,1,2"], ["--validators", "1"]):
         assert parse_options(flags).params() != base.params()
 
 

@@ -159,6 +159,49 @@ def test_honest_checks_do_not_ask_an_adversary_for_anything(summary: Summary) ->
     assert failed(summary) == set()
 
 
+def with_hub(summary: Summary) -> Summary:
+    """Everything over a Hub: a validator came in round 1, and what was published is what the owner evaluated."""
+    index = max(c["round"] for c in summary["checkpoints"])
+    told = next(r["heldout_loss"] for r in summary["rounds"] if r["index"] == index - 1)
+    summary["hub"] = {
+        "pages": "hub:demo/pages@" + "ab" * 20,
+        "checkpoints": "hub:demo/checkpoints",
+        "newcomer": {"source": "checkpoint", "start_round": 1, "rounds": [1, 2], "exit_code": 0},
+        "published": {"repository": "demo/checkpoints", "revision": f"local-1.{index}", "heldout_loss": told + 5e-5},
+        "verify_exit_code": 0,
+        "miner_copies": [{"round": 1, "target": 4, "ok": True, "said": "demo/miner-1"}],
+        "page_requests": 40,
+        "bytes_served": 1_000_000,
+    }
+    return summary
+
+
+HUB_BREAKS: list[tuple[str, Break]] = [
+    ("newcomer_from_hub", lambda s: s["hub"].update(newcomer=None)),
+    ("newcomer_from_hub", lambda s: s["hub"]["newcomer"].update(source="peers")),
+    ("newcomer_from_hub", lambda s: s["hub"]["newcomer"].update(rounds=[2])),
+    ("newcomer_from_hub", lambda s: s["hub"]["newcomer"].update(start_round=0)),
+    ("newcomer_from_hub", lambda s: s["hub"]["newcomer"].update(exit_code=None)),
+    ("published_model", lambda s: s["hub"].update(published=None)),
+    ("published_model", lambda s: s["hub"]["published"].update(heldout_loss=9.9)),
+    ("published_verified", lambda s: s["hub"].update(verify_exit_code=1)),
+    ("published_verified", lambda s: s["hub"].update(verify_exit_code=None)),
+    ("miner_copies", lambda s: s["hub"].update(miner_copies=[])),
+    ("miner_copies", lambda s: s["hub"]["miner_copies"][0].update(ok=False)),
+    ("pages_over_hub", lambda s: s["hub"].update(page_requests=0)),
+    ("pages_over_hub", lambda s: s["hub"].update(page_requests=None)),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), HUB_BREAKS)
+def test_a_run_over_a_hub_has_its_own_checks(summary: Summary, name: str, change: Break) -> None:
+    with_hub(summary)
+    assert failed(summary) == set()
+    jsonschema.validate(json.loads(json.dumps(summary)), SCHEMA)
+    change(summary)
+    assert failed(summary) == {name}
+
+
 def with_kill(summary: Summary) -> Summary:
     """miner-2 (uid 5) was killed in round 1 and contributed again in round 2; the watcher found it dead in round 1."""
     fault = {"name": "miner-2", "role": "miner", "phase": "average", "round": 1, "block": 92, "pid": 7}

@@ -118,13 +118,13 @@ ZERO_IS_TOO_LITTLE = """
     keep.checkpoint_every keep.max_missing_rounds
 """
 NEGATIVE_IS_TOO_LITTLE = """
-    netuid version_key inner.warmup_steps inner.decay_steps inner.min_lr_ratio inner.beta1 inner.beta2
+    netuid version_key data.eos_id inner.warmup_steps inner.decay_steps inner.min_lr_ratio inner.beta1 inner.beta2
     inner.weight_decay outer.momentum average.min_map_share timing.first_block timing.finality timing.reduce_margin
     timing.transfer audit.full_share scoring.integrity_floor scoring.soft_fail_weight scoring.penalty_rounds
     scoring.goodput_required scoring.bandwidth_share scoring.cutoff
 """
 TOO_MUCH = {
-    "netuid": 65536, "max_uids": 4097, "version_key": 1 << 64, "data.sequence_length": 1 << 21,
+    "netuid": 65536, "max_uids": 4097, "version_key": 1 << 64, "data.sequence_length": 1 << 21, "data.eos_id": 1 << 24,
     "data.batch_size": 65536, "inner.min_lr_ratio": 1.1, "inner.beta1": 1.0, "inner.beta2": 1.0, "outer.momentum": 1.0,
     "average.min_map_share": 1.1, "average.block_coords": 8192, "average.chunk_coords": 1 << 25,
     "average.token_cap": 1 << 53, "average.gate_factor": 2.1, "average.max_reducers": 257, "audit.full_share": 1.1,
@@ -198,6 +198,7 @@ RELATIONS: list[tuple[str, Any, str]] = [
     ("audit.norm_bad", 0.03, "norm_ok < norm_bad"),
     ("audit.loss_bad", 0.01, "loss_ok < loss_bad"),
     ("data.num_pages", 3, "num_pages >= max_uids"),
+    ("data.eos_id", 50256, "eos_id of bytes is 256"),
 ]
 
 

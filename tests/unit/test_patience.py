@@ -26,8 +26,9 @@ from distributed_training.errors import DataUnavailable, LocalFault, OutOfMemory
 from distributed_training.files import write_whole
 from distributed_training.journal import Journal
 from distributed_training.metrics.base import JsonlSink
+from distributed_training.protocol.rules.assignment import page_index
 from distributed_training.protocol.types import StepRecord
-from distributed_training.roles.mining.work import Trainer, WorkTask
+from distributed_training.roles.mining.work import Trainer, WorkTask, round_permutation
 from distributed_training.training.inner import InnerLoop, out_of_memory
 from distributed_training.training.model import build_model, to_flat
 from distributed_training.training.outer import initial_state
@@ -203,12 +204,13 @@ def journal_refuses(journal: Journal, number: int) -> bool:
 
 
 def test_a_clock_that_jumps_changes_nothing_a_node_does() -> None:
-    """Only these look at the wall clock: stamps of events, expiry of hints, and the local chain's arithmetic."""
+    """Only these look at the wall clock: stamps of events, expiry of hints and of signed addresses, and the local
+    chain's arithmetic."""
     package = Path(distributed_training.__file__).parent
     asks = re.compile(r"\btime\.time\(|\bdatetime\.(now|utcnow|today)\(|\btime\.(gmtime|localtime|strftime)\(")
     found = {str(path.relative_to(package)) for path in package.rglob("*.py") if asks.search(path.read_text("utf-8"))}
     node_code = {path for path in found if not path.startswith(("localnet/", "simulation/", "chain/local/"))}
-    assert node_code == {"metrics/base.py", "network/hints.py"}
+    assert node_code == {"data/places/ranges.py", "metrics/base.py", "network/hints.py"}
 
 
 def test_too_little_memory_makes_the_next_attempt_smaller() -> None:
@@ -227,14 +229,13 @@ def test_too_little_memory_makes_the_next_attempt_smaller() -> None:
 def test_a_worker_that_fails_does_not_wait_for_the_page_it_reads_ahead() -> None:
     class OneLongPage(SlowPages):
         def fetch(self, index: int) -> Page:
-            if not self.asked.is_set():
-                self.asked.set()
+            if index == first:
                 return Page(index, ("text " * 20_000,), bytes(32))
             self.ahead.set()
             self.come.wait(30)
             raise DataUnavailable("nobody waited")
 
-        asked, ahead = Event(), Event()
+        ahead = Event()
 
     def no_room(record: StepRecord, seconds: float) -> None:
         raise MemoryError
@@ -242,6 +243,7 @@ def test_a_worker_that_fails_does_not_wait_for_the_page_it_reads_ahead() -> None
     config, pages = GPT2 | {"vocab_size": 257}, OneLongPage()
     run = manifest(config)
     pages.num_pages = run.data.num_pages
+    first = page_index(round_permutation(run, 0, bytes(32)), run.max_uids, 1, 0)
     worker = Trainer(InnerLoop(build_model(config, 7), run), pages, ByteTokenizer(), run)
     state, began = initial_state(to_flat(build_model(config, 7)), run.average), time.monotonic()
     with pytest.raises(OutOfMemory):

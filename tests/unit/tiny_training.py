@@ -72,7 +72,9 @@ def manifest(config: dict[str, Any], *, batch_size: int = 8, sequence_length: in
             "data": {
                 "tokenizer": "bytes",
                 "tokenizer_sha256": "00" * 32,
+                "eos_id": 256,
                 "pages_sha256": "00" * 32,
+                "page_trust": "digest",
                 "num_pages": 8,
                 "sequence_length": sequence_length,
                 "batch_size": batch_size,

@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
+from distributed_training.data.base import PageSource
 from distributed_training.data.loader import BatchStream, heldout_sequences
-from distributed_training.data.local import LocalPages
-from distributed_training.data.tokens import Tokenizer, load_tokenizer
+from distributed_training.data.tokens import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.layout import RunPaths
 from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.protocol.rules.assignment import Permutation, assignment_key
 from distributed_training.settings.config import run_main
+from distributed_training.sources import open_pages
 from distributed_training.training.inner import InnerLoop, Tokens
 from distributed_training.training.model import build_model, to_flat
 
@@ -76,9 +77,8 @@ def deal(names: Sequence[str], rounds: Sequence[RoundJob], workers: int) -> list
 class Baseline:
     """One worker that trains through all rounds without ever averaging."""
 
-    def __init__(self, manifest: RunManifest, pages: LocalPages) -> None:
-        self._manifest, self._pages = manifest, pages
-        self._tokenizer: Tokenizer = load_tokenizer(manifest.data.tokenizer)
+    def __init__(self, manifest: RunManifest, pages: PageSource, tokenizer: Tokenizer) -> None:
+        self._manifest, self._pages, self._tokenizer = manifest, pages, tokenizer
         self._heldout = heldout_sequences(
             pages, self._tokenizer, manifest.data.sequence_length, manifest.data.heldout_sequences
         )
@@ -141,7 +141,9 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)
     paths = RunPaths(Path(argv[0]).absolute())
     manifest, rounds = load_manifest(paths.manifest), read_jobs(paths)
-    baseline = Baseline(manifest, LocalPages(paths.pages))
+    data = manifest.data
+    tokenizer = load_tokenizer(data.tokenizer, paths.root / TOKENIZER_FILE, data.eos_id)
+    baseline = Baseline(manifest, open_pages(paths.pages, paths.root), tokenizer)
     for name in argv[1:]:
         target = paths.root / FOLDER / f"{name}.json"
         uids = None if name == UNION else [int(name)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Any
 
-from distributed_training.localnet.judge import fault_checks
+from distributed_training.localnet.judge import fault_checks, hub_checks
 from distributed_training.localnet.judge.fault_checks import absent, ever_killed
 
 INCENTIVE_SUM_TOLERANCE = 1e-3
@@ -40,6 +40,8 @@ def run_checks(summary: Summary) -> list[Check]:
         wanted |= HONEST_ONLY
     if summary["params"].get("kill"):
         wanted |= WITH_KILLS
+    if summary["hub"] is not None:
+        wanted |= WITH_HUB
     if summary["params"]["steps"] is not None:
         wanted["exact_steps"] = exact_steps
     return [Check(name, *check(summary)) for name, check in wanted.items()]
@@ -267,6 +269,13 @@ WITH_ADVERSARY: dict[str, Function] = {
     "adversary_took_part": adversary_took_part,
     "adversary_named": adversary_named,
     "adversary_unpaid": adversary_unpaid,
+}
+WITH_HUB: dict[str, Function] = {
+    "newcomer_from_hub": hub_checks.newcomer_from_hub,
+    "published_model": hub_checks.published_model,
+    "published_verified": hub_checks.published_verified,
+    "miner_copies": hub_checks.miner_copies,
+    "pages_over_hub": hub_checks.pages_over_hub,
 }
 WITH_KILLS: dict[str, Function] = {
     "kills_done": fault_checks.kills_done,

@@ -6,7 +6,7 @@ Its schema is docs/summary.schema.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ def build_summary(
     offline: Mapping[str, Any] | None,
     faults: Sequence[Mapping[str, Any]] = (),
     watch: Mapping[str, Any] | None = None,
+    hub: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole document, checks included."""
     heldout = view.heldout()
@@ -95,7 +96,7 @@ def build_summary(
         "nodes": {spec.name: _node(run, view, spec.name) for spec in run.specs},
         "rounds": [_round(index, view, chain, heldout, run.manifest.average.token_cap) for index in settled],
         "final": _final(settled, chain),
-        "first_common_audit": first_common_audit(view),
+        "first_common_audit": first_common_audit(view, [spec.name for spec in run.specs]),
         "last_scored_round": max((r for n in view.of_role("validator") for r in n.scores), default=None),
         "failed_audits": failed_audits(view),
         "checkpoints": [
@@ -106,6 +107,7 @@ def build_summary(
         "offline": None if offline is None else dict(offline),
         "faults": [dict(fault) for fault in faults],
         "watch": None if watch is None else dict(watch),
+        "hub": None if hub is None else dict(hub),
     }
     found = run_checks(summary)
     summary["checks"] = {check.name: check.ok for check in found}
@@ -153,7 +155,9 @@ def _round(
         "heldout_loss": heldout.get(index),
         "tokens": sum(tokens.get(str(uid), 0) for uid in told["included"]) if tokens else None,
         "state_roots": {
-            n.name: n.rounds[index]["state_root"] if index in n.rounds else None for n in view.nodes.values()
+            n.name: n.rounds[index]["state_root"] if index in n.rounds else None
+            for n in view.nodes.values()
+            if index >= n.first_round
         },
         "included": list(told["included"]),
         "counted": list(told["counted"]),
@@ -197,10 +201,10 @@ def _final(settled: Sequence[int], chain: ChainFacts) -> dict[str, Any]:
     return {"block": shares.block, "weights": weights, "incentive": text_keys(shares.incentive)}
 
 
-def first_common_audit(view: RunView) -> int | None:
-    """The first round in which every validator judged every miner."""
+def first_common_audit(view: RunView, names: Collection[str]) -> int | None:
+    """The first round in which every validator among `names` judged every miner."""
     miners = {node.uid for node in view.of_role("miner")}
-    judged = [by_round(node) for node in view.of_role("validator")]
+    judged = [by_round(node) for node in view.of_role("validator") if node.name in names]
     common = [r for r in rounds_seen(view) if judged and all(miners <= rounds.get(r, set()) for rounds in judged)]
     return min(common, default=None)
 

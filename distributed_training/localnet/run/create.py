@@ -9,12 +9,19 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from distributed_training.chain.keys import derive_coldkey, derive_keypair, write_wallet
 from distributed_training.chain.local.genesis import GenesisNeuron, create_chain
+from distributed_training.data import tokens
+from distributed_training.data.base import PinnedPages
 from distributed_training.data.local import LocalPages, build_pages
+from distributed_training.data.page_file import PAGES_FILE, open_page_table
+from distributed_training.data.reading import TablePages
+from distributed_training.data.tokens import Tokenizer
 from distributed_training.errors import ConfigError
+from distributed_training.files import write_whole
 from distributed_training.localnet.layout import SPARE_HOTKEY, WALLET, NodeSpec, RunPaths, node_specs
 from distributed_training.localnet.options import Options
 from distributed_training.localnet.run.kills import Kill, plan_kills
@@ -28,13 +35,14 @@ from distributed_training.recipes.build import (
     read_model,
     read_recipe,
 )
+from distributed_training.sources import open_pages
 
 LOCAL = read_recipe("local")
 DATA = LOCAL.sections["data"]
 WEIGHTS_RATE_LIMIT = 20
 VALIDATOR_STAKE = 1000.0
 PAGE_BYTES = 32_000
-BYTES_PER_TOKEN = {"bytes": 1.0, "gpt2": 6.0}  # at most, on average over a page
+BYTES_PER_TOKEN = {"bytes": 1.0, "gpt2": 6.0, "file": 6.0}  # at most, on average over a page
 Say = Callable[[str], None]
 
 
@@ -90,9 +98,10 @@ def _create(options: Options, paths: RunPaths, say: Say) -> Run:
     kills = planned(options, specs)
     try:
         scratch.root.mkdir(parents=True)
-        say("building the data pages" if options.text is None else f"building pages from {options.text}")
-        pages = _pages(options, model, scratch)
-        manifest = local_manifest(options, model, pages)
+        say(f"pages: {options.pages or options.text or 'built from the standard library'}")
+        tokenizer = _tokenizer(options, model, scratch)
+        pages = _pages(options, tokenizer, scratch)
+        manifest = local_manifest(options, model, pages, tokenizer)
         scratch.manifest.write_bytes(manifest.canonical())
         say("writing wallets and the chain at block 0")
         _wallets(scratch, specs, options.seed)
@@ -118,13 +127,13 @@ def planned(options: Options, specs: Sequence[NodeSpec]) -> tuple[Kill, ...]:
     return plan_kills(options.kills, nodes, options.rounds, options.seed)
 
 
-def local_manifest(options: Options, model: dict[str, Any], pages: LocalPages) -> RunManifest:
+def local_manifest(options: Options, model: dict[str, Any], pages: PinnedPages, tokenizer: Tokenizer) -> RunManifest:
     """The local constants, with room for the fastest miner's steps. Raises ConfigError."""
     fastest = max(options.steps_per_round)
     tokens_per_step = DATA["batch_size"] * DATA["sequence_length"]
     overrides = {
         "name": f"local-{options.seed}",
-        "data": {"heldout_sequences": _heldout_count(model, pages)},
+        "data": {"heldout_sequences": _heldout_count(tokenizer, pages)},
         "inner": {
             "nominal_steps": options.steps_at_speed_1,
             "max_steps": max(LOCAL.sections["inner"]["max_steps"], fastest),
@@ -136,6 +145,7 @@ def local_manifest(options: Options, model: dict[str, Any], pages: LocalPages) -
         model,
         pages,
         init_seed=options.seed,
+        tokenizer=tokenizer,
         overrides=overrides,
         expected_reducers=options.miners,
         block_s=options.block_s,
@@ -149,18 +159,33 @@ def describe(specs: Sequence[NodeSpec]) -> dict[str, Any]:
     return {s.name: {"role": s.role.name.lower(), "uid": s.uid, "adversary": s.adversary} for s in specs}
 
 
-def _heldout_count(model: dict[str, Any], pages: LocalPages) -> int:
-    per_token = BYTES_PER_TOKEN[choose_tokenizer(model)]
+def _heldout_count(tokenizer: Tokenizer, pages: PinnedPages) -> int:
+    per_token = BYTES_PER_TOKEN[tokenizer.kind]
     sequences = sum(len(d.encode()) for d in pages.heldout()) / per_token / DATA["sequence_length"]
     return max(1, min(DATA["heldout_sequences"], int(sequences)))
 
 
-def _pages(options: Options, model: dict[str, Any], scratch: RunPaths) -> LocalPages:
+def _tokenizer(options: Options, model: dict[str, Any], scratch: RunPaths) -> Tokenizer:
+    """The one that was named, or lies beside the pages that were, or fits the model. Raises ConfigError."""
+    named = options.tokenizer
+    if named is None and options.pages is not None and (options.pages / tokens.TOKENIZER_FILE).is_file():
+        named = str(options.pages / tokens.TOKENIZER_FILE)
+    if named is None:
+        return tokens.load_tokenizer(choose_tokenizer(model))
+    chosen = tokens.choose(named)
+    if chosen.kind == "file":
+        write_whole(scratch.root / tokens.TOKENIZER_FILE, tokens.tokenizer_path(named).read_bytes())
+    return chosen
+
+
+def _pages(options: Options, tokenizer: Tokenizer, scratch: RunPaths) -> TablePages:
     """Pages are the same for the same text, so runs side by side are built once; each run has its own copy."""
     steps = max(options.steps_per_round)
     tokens = steps * DATA["batch_size"] * DATA["sequence_length"]
-    per_uid = -(-int(tokens * BYTES_PER_TOKEN[choose_tokenizer(model)]) // PAGE_BYTES)
+    per_uid = -(-int(tokens * BYTES_PER_TOKEN[tokenizer.kind]) // PAGE_BYTES)
     wanted = {"num_pages": None, "min_pages": per_uid * LOCAL.sections["max_uids"]}
+    if options.pages is not None:
+        return _given_pages(options.pages, scratch)
     if options.text is not None:
         build_pages(scratch.pages, options.text, page_bytes=PAGE_BYTES, **wanted)
         return LocalPages(scratch.pages)
@@ -172,6 +197,20 @@ def _pages(options: Options, model: dict[str, Any], scratch: RunPaths) -> LocalP
         if not file.name.startswith("."):
             shutil.copy2(file, scratch.pages / file.name)
     return LocalPages(scratch.pages)
+
+
+def _given_pages(folder: Path, scratch: RunPaths) -> TablePages:
+    """Made elsewhere. The run gets the page manifest, and what else lies beside it without a second copy of it."""
+    table = open_page_table(folder / PAGES_FILE)
+    names = [PAGES_FILE, *(file.name for file in table.header.files if (folder / file.name).is_file())]
+    for name in names:
+        target = scratch.pages / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.hardlink_to(folder / name)
+        except OSError:  # another file system
+            shutil.copy2(folder / name, target)
+    return open_pages(scratch.pages, scratch.root)
 
 
 def _wallets(paths: RunPaths, specs: Sequence[NodeSpec], seed: int) -> None:

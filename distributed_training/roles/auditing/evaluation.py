@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
+from distributed_training.errors import DataUnavailable
 from distributed_training.metrics.base import Metrics
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.roles.parts import TrainingThread
 from distributed_training.training.inner import InnerLoop, out_of_memory
 from distributed_training.training.outer import RunState
+
+log = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -18,11 +24,15 @@ class Evaluator:
         manifest: RunManifest,
         training: TrainingThread,
         loop: InnerLoop,
-        sequences: NDArray[np.int64],
+        read: Callable[[], NDArray[np.int64]],
         metrics: Metrics,
     ) -> None:
+        """read: the held-out sequences; called in the training thread when they are needed, maybe over a network."""
         self._batch_size, self._training, self._loop = manifest.data.batch_size, training, loop
-        self._sequences, self._metrics = sequences, metrics
+        self._read, self._metrics = read, metrics
+        self._sequences: NDArray[np.int64] | None = None
+        self._failing = False
+        self.losses: dict[int, float] = {}  # by round, of this process
 
     async def evaluate(self, state: RunState, round_index: int) -> float | None:
         """Loss in nats per token of the state after `round_index` (-1: the initial state).
@@ -31,6 +41,8 @@ class Evaluator:
         """
 
         def work() -> float:
+            if self._sequences is None:
+                self._sequences = self._read()
             return self._loop.evaluate(
                 state.params, self._sequences, self._batch_size, should_stop=lambda: self._training.stopping
             )
@@ -41,7 +53,18 @@ class Evaluator:
             if not out_of_memory(error):
                 raise
             await self._training.run(self._loop.shrink)
-            self._metrics.emit("fault", round=round_index, what="evaluation", detail=str(error) or "out of memory")
+            self._tell(round_index, str(error) or "out of memory")
             return None
+        except DataUnavailable as error:
+            if not self._failing:  # once, not in every round
+                self._tell(round_index, str(error))
+            self._failing = True
+            return None
+        self._failing = False
         self._metrics.emit("evaluation", round=round_index, heldout_loss=loss)
+        self.losses[round_index] = loss
         return loss
+
+    def _tell(self, round_index: int, detail: str) -> None:
+        log.error("round %d is not evaluated: %s", round_index, detail)
+        self._metrics.emit("fault", round=round_index, what="evaluation", detail=detail)

@@ -69,8 +69,8 @@ class Examiner:
         last, self.cards = parts.journal.load_cards()
         self.last_scored = -1 if last is None else last
 
-    async def examine(self, done: FinishedRound) -> None:
-        """Audit every miner of a settled round after its beacon, fold what was seen, set weights."""
+    async def examine(self, done: FinishedRound) -> bytes:
+        """Audit every miner of a settled round after its beacon, fold what was seen, set weights; the beacon."""
         p, plan = self._p, done.plan
         await p.clock.final(plan.round.audit_block)
         p.metrics.emit("phase", round=plan.round.index, phase="audit")
@@ -90,6 +90,7 @@ class Examiner:
         observed |= {c.hotkey: self._observation(done, c, 0.0, None, None, "no record") for c in _silent(done)}
         self._fold(done, observed)
         await self._set_weights(plan.round.index)
+        return beacon
 
     async def _look(self, done: FinishedRound, task: AuditTask, candidate: Candidate, beacon: bytes) -> Look:
         record, pushed = done.works[task.public_key], done.logs.get(task.public_key)
@@ -183,6 +184,9 @@ class Examiner:
         shown, weights = scored(self.cards, round_index, roster, p.manifest.scoring)
         p.metrics.emit("scores", round=round_index, cards=shown)
         me = roster.by_public_key(p.signer.public_key)
+        if me is not None and not me.may_validate:
+            log.info("round %d: no weights set (no permit to validate: stake brings one)", round_index)
+            return
         if not weights or me is None or not weights_due(p.clock.head, me.last_update, p.params.weights_rate_limit):
             log.info("round %d: no weights set (%s)", round_index, "rate limit" if weights else "nothing scored")
             return

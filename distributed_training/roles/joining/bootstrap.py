@@ -2,23 +2,24 @@
 
 our own snapshot      when what came after it is still kept by others
 peers' snapshot       the newest one whose root is decided
-checkpoint, own, 0    the newest of what is left
+checkpoint, own, 0    the newest of what is left. Checkpoint: the one that the owner's commitment on chain names; when
+                      the store lacks it, the newest there, which only the majority's root can make good
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from distributed_training.checkpoints.base import CheckpointRef
 from distributed_training.errors import ChainFault, ConfigError, LocalFault, WireError
 from distributed_training.protocol.rules.clock import round_at
 from distributed_training.protocol.rules.membership import majority_root
-from distributed_training.roles.joining.snapshots import fetch_newest
-from distributed_training.roles.owner import STATE_FILE
+from distributed_training.roles.joining.published import load_published
+from distributed_training.roles.joining.snapshots import fetch_newest, owners_word
 from distributed_training.roles.parts import Parts
-from distributed_training.snapshots.statefile import decode_state
 from distributed_training.training.outer import RunState, state_root
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ async def choose_start(parts: Parts, initial: RunState, *, stuck_at: int | None 
     fetched = await _from_peers(parts, len(initial.params), newest if stuck_at is None else stuck_at)
     if fetched is not None:
         return fetched
-    checkpoint = await _first_good(parts, await _checkpoint(parts))
+    checkpoint = await _checkpoint(parts)
     have += [checkpoint] if checkpoint is not None else []
     if not have:
         raise ConfigError(
@@ -109,13 +110,32 @@ async def _from_peers(parts: Parts, num_coords: int, after: int) -> Start | None
     return Start(index, state, decided.by_majority, "peers")
 
 
-async def _checkpoint(parts: Parts) -> list[Start]:
+async def _checkpoint(parts: Parts) -> Start | None:
+    """The one that the owner put on chain may be ahead of what the majority has said; any other one must not."""
+    said = await owners_word(parts)
+    named = None if said is None else await _ref(lambda: parts.checkpoints.find(*said))
+    start = await _first_good(parts, await _load(parts, named))
+    if start is not None:
+        return start
+    newest = await _ref(parts.checkpoints.newest)
+    start = None if newest == named else await _first_good(parts, await _load(parts, newest))
+    return start if start is not None and start.trusted else None
+
+
+async def _ref(ask: Callable[[], CheckpointRef | None]) -> CheckpointRef | None:
     try:
-        ref = await parts.training.run(parts.checkpoints.newest)
-        if ref is None:
-            return []
-        found = decode_state(await parts.training.run(lambda: parts.checkpoints.read(ref, STATE_FILE)))
-        return [Start(*found, False, "checkpoint")]
+        return await asyncio.to_thread(ask)
     except (LocalFault, WireError) as error:
-        log.warning("the newest checkpoint cannot be used: %s", error)
+        log.warning("no checkpoint can be found: %s", error)
+        return None
+
+
+async def _load(parts: Parts, ref: CheckpointRef | None) -> list[Start]:
+    if ref is None:
+        return []
+    try:
+        state = await asyncio.to_thread(load_published, parts.checkpoints, ref, parts.manifest)
+        return [Start(ref.round, state, False, "checkpoint")]
+    except (LocalFault, WireError) as error:
+        log.warning("the checkpoint of round %d cannot be used: %s", ref.round, error)
         return []

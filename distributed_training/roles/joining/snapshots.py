@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 PATIENCE_ROUNDS = 0.25  # without a single byte that fits, as a part of a round
 MIN_PATIENCE_S = 3.0
 MAX_TARGETS = 3  # rounds that are tried, newer and newer
-CHECKPOINT_STATE = "training_state.json"  # what the owner commits the digest of
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +123,35 @@ async def decided_root(parts: Parts, index: int, finalized: int) -> Decided | No
     return None if owners is None else Decided(index, owners, False)
 
 
-async def _owner_root(parts: Parts, index: int, roster: Roster) -> bytes | None:
-    """The root in the owner's newest checkpoint, if it is of this round and is the one that the owner put on chain."""
+async def owners_word(parts: Parts) -> tuple[int, bytes] | None:
+    """(round, sha256 of training_state.json) of the checkpoint that the owner's commitment of this run names."""
+    try:
+        roster = await parts.chain.roster((await parts.chain.head()).finalized)
+    except ChainFault as fault:
+        log.warning("what the owner published cannot be read from the chain: %s", fault)
+        return None
+    return _named_checkpoint(parts, roster)
+
+
+def _named_checkpoint(parts: Parts, roster: Roster) -> tuple[int, bytes] | None:
     owner = roster.by_hotkey(parts.params.owner_hotkey)
     said = None if owner is None else owner.commitment
-    if said is None or said.role is not Role.OWNER or said.second_round != index:
+    if said is None or said.role is not Role.OWNER or said.first != parts.manifest.digest:
+        return None
+    return None if said.second_round is None or said.second is None else (said.second_round, said.second)
+
+
+async def _owner_root(parts: Parts, index: int, roster: Roster) -> bytes | None:
+    """The root in the checkpoint that the owner put on chain, if it is of this round."""
+    said = _named_checkpoint(parts, roster)
+    if said is None or said[0] != index:
         return None
     try:
-        ref = await parts.training.run(parts.checkpoints.newest)
-        if ref is None or (ref.round, ref.digest) != (index, said.second):
+        ref = await asyncio.to_thread(parts.checkpoints.find, *said)
+        if ref is None:
             return None
-        root = json.loads(await parts.training.run(lambda: parts.checkpoints.read(ref, CHECKPOINT_STATE)))["state_root"]
-        return bytes.fromhex(root)
-    except (LocalFault, WireError, ValueError, KeyError, TypeError) as error:
+        return bytes.fromhex((await asyncio.to_thread(parts.checkpoints.describe, ref)).state_root)
+    except (LocalFault, WireError) as error:
         log.warning("the owner's checkpoint of round %d says no root: %s", index, error)
         return None
 

@@ -38,6 +38,7 @@ class WorkResult:
     steps: tuple[StepRecord, ...]
     page_digests: tuple[bytes, ...]
     fault: DataUnavailable | None  # why the data ended early
+    stall_s: float | None = None  # that steps waited for batches
 
 
 class Worker(Protocol):
@@ -82,7 +83,8 @@ class Trainer:
                 )
             finally:
                 ended = True  # a page that is still being read ahead is not waited for
-            return WorkResult(task.state.params - result.end, result.steps, stream.page_digests, stream.fault)
+            delta = task.state.params - result.end
+            return WorkResult(delta, result.steps, stream.page_digests, stream.fault, stream.stall_s)
 
 
 def round_permutation(manifest: RunManifest, round_index: int, beacon: bytes) -> Permutation:

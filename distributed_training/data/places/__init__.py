@@ -1,0 +1,1 @@
+"""Where the bytes of a data set's files come from."""

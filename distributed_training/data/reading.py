@@ -1,0 +1,170 @@
+"""From a page manifest and places that hold its files to pages: each in turn, each checked, no substitutes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+import structlog
+
+from distributed_training.data.base import Page
+from distributed_training.data.chunks import decode
+from distributed_training.data.page_file import PageTable
+from distributed_training.data.pages import PageEntry, page_digest
+from distributed_training.data.places.base import Directory, Place
+from distributed_training.data.places.cache import ChunkCache
+from distributed_training.errors import DataUnavailable
+
+_SAY_EVERY_S = 600.0
+log = structlog.stdlib.get_logger("distributed_training.data")
+
+Documents = tuple[str, ...]
+
+
+class TablePages:
+    """A PageSource. Places are asked in order; what none can give is DataUnavailable that names what each said.
+
+    When no place gives a page that has a digest, `last_resort(index)` may yield chunks that could be it: of peers, for
+    example. It may be set later.
+    """
+
+    def __init__(
+        self,
+        table: PageTable,
+        places: Sequence[Place],
+        cache: ChunkCache | None = None,
+        last_resort: Callable[[int], Iterable[bytes]] | None = None,
+    ) -> None:
+        self.table = table
+        self._places, self._cache, self.last_resort = tuple(places), cache, last_resort
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._said: dict[str, float] = {}
+
+    @property
+    def num_pages(self) -> int:
+        return self.table.num_pages
+
+    @property
+    def sha256(self) -> str:
+        return self.table.sha256
+
+    @property
+    def missing_digests(self) -> int:
+        return self.table.missing_digests
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """So far: how many pages each place gave (the cache is `cache`), and `PLACE failed`."""
+        with self._lock:
+            return dict(self._counts)
+
+    def fetch(self, index: int) -> Page:
+        """Raises DataUnavailable (see the seam); IndexError for an index outside [0, num_pages)."""
+        entry, expected = self.table.entry(index), self.table.digest(index)
+        what = f"page {index} in {self.table.header.files[entry.file].name}"
+        try:
+            documents, digest = self._obtain(str(index), entry, expected, what)
+        except DataUnavailable as nowhere:
+            if self.last_resort is None or expected is None:
+                raise
+            documents, digest = self._resort(index, entry, expected, what, nowhere)
+        return Page(index, documents, digest)
+
+    def kept(self, index: int) -> bytes | None:
+        """The compressed chunk of a page if it is on this machine's disk, for others: they check it themselves."""
+        chunk = None if self._cache is None else self._cache.get(str(index))
+        entry = self.table.entry(index)
+        for place in self._places:
+            if chunk is None and isinstance(place, Directory):
+                with suppress(DataUnavailable):
+                    chunk = place.read(self.table.header.files[entry.file].name, entry.offset, entry.length)
+        return chunk
+
+    def heldout(self) -> Documents:
+        documents: list[str] = []
+        for number, piece in enumerate(self.table.header.heldout):
+            what = f"held-out set in {self.table.header.files[piece.file].name}"
+            documents += self._obtain(f"heldout-{number}", piece.entry, bytes.fromhex(piece.digest), what)[0]
+        return tuple(documents)
+
+    def _obtain(self, key: str, entry: PageEntry, expected: bytes | None, what: str) -> tuple[Documents, bytes]:
+        kept = self._cache.get(key) if self._cache is not None else None
+        if kept is not None:
+            try:
+                found = self._checked(kept, entry, expected, what)
+                self._count("cache")
+                return found
+            except DataUnavailable:
+                self._drop(key)  # it is fetched again
+        said: list[str] = []
+        for place in self._places:
+            try:
+                return self._from(place, key, entry, expected, what)
+            except DataUnavailable as error:
+                self._count(f"{place.name} failed")
+                self._say(place.name, str(error))
+                said.append(str(error) if len(self._places) == 1 else f"{place.name}: {error}")
+        raise DataUnavailable(f"cannot read {what}: {'; '.join(said)}")
+
+    def _from(
+        self, place: Place, key: str, entry: PageEntry, expected: bytes | None, what: str
+    ) -> tuple[Documents, bytes]:
+        name = self.table.header.files[entry.file].name
+        data = place.read(name, entry.offset, entry.length)
+        try:
+            found = self._checked(data, entry, expected, what)
+        except DataUnavailable:  # bytes that were wrong once may be right the next time
+            data = place.read(name, entry.offset, entry.length)
+            found = self._checked(data, entry, expected, what)
+        self._count(place.name)
+        if not isinstance(place, Directory):
+            self._keep(key, data)
+        return found
+
+    def _checked(self, data: bytes, entry: PageEntry, expected: bytes | None, what: str) -> tuple[Documents, bytes]:
+        documents = decode(data, entry, self.table.header.files[entry.file], what)
+        digest = page_digest(documents)
+        if expected is not None and digest != expected:
+            raise DataUnavailable(f"{what} has digest {digest.hex()[:16]}..., expected {expected.hex()[:16]}...")
+        return documents, digest
+
+    def _resort(
+        self, index: int, entry: PageEntry, expected: bytes, what: str, nowhere: DataUnavailable
+    ) -> tuple[Documents, bytes]:
+        assert self.last_resort is not None
+        tried = 0
+        for data in self.last_resort(index):
+            tried += 1
+            try:
+                found = self._checked(data, entry, expected, what)
+            except DataUnavailable:
+                continue
+            self._count("last resort")
+            self._keep(str(index), data)
+            return found
+        raise DataUnavailable(f"{nowhere}; the last resort gave {tried} chunks, none of them it")
+
+    def _keep(self, key: str, data: bytes) -> None:
+        if self._cache is not None:
+            self._cache.put(key, data)
+
+    def _drop(self, key: str) -> None:
+        if self._cache is not None:
+            self._cache.drop(key)
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self._counts[name] += 1
+
+    def _say(self, place: str, error: str) -> None:
+        """In the log, but not for every page of an outage."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._said.get(place, -_SAY_EVERY_S) < _SAY_EVERY_S:
+                return
+            self._said[place] = now
+        log.warning("a place of pages fails", place=place, error=error)

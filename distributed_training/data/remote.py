@@ -1,0 +1,138 @@
+"""Pages that lie elsewhere: on the Hugging Face Hub, on mirrors, or in directories with the same files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import structlog
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from distributed_training.data.page_file import PAGES_FILE, PageTable, open_page_table
+from distributed_training.data.pages import Dataset
+from distributed_training.data.places.base import Directory, Place
+from distributed_training.data.places.cache import ChunkCache
+from distributed_training.data.places.hub import check_place, hub_dataset
+from distributed_training.data.places.ranges import HttpPlace, Limits, http_base
+from distributed_training.data.reading import TablePages
+from distributed_training.errors import ConfigError, DataUnavailable
+
+HUB = "hub:"
+CACHE_BYTES = 20 << 30  # about 10,000 pages of FineWeb
+log = structlog.stdlib.get_logger("distributed_training.data")
+
+
+class RemotePages(TablePages):
+    """The PageSource over any places, with a cache on disk; see `open_remote`."""
+
+
+def open_pages(
+    where: str,
+    mirrors: Sequence[str] = (),
+    *,
+    cache_dir: Path | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    endpoint: str | None = None,
+    token: str | None = None,
+) -> TablePages:
+    """The pages that a person names: a directory with `pages.bin`, that file, or `hub:ORG/NAME@COMMIT`, where it lies
+    beside the pages.
+
+    Files are looked for in the directory if it holds any of them, on the mirrors (see `open_remote`), and on the Hub.
+    What comes over a network is kept in `cache_dir`, if there is one. Raises ConfigError; DataUnavailable when the
+    manifest itself is on a Hub that does not answer.
+    """
+    if where.startswith(HUB):
+        dataset = parse_dataset(where)
+        kept = None if cache_dir is None else cache_dir / "manifests"
+        table = hub_page_table(dataset, endpoint=endpoint, token=token, cache_dir=kept)
+        own = [where] if table.header.dataset is None else []  # else the table alone was uploaded there
+        places = [*mirrors, *own]
+    else:
+        path = Path(where)
+        table = open_page_table(path / PAGES_FILE if path.is_dir() else path)
+        beside = path.is_dir() and any((path / file.name).exists() for file in table.header.files)
+        places = [where, *mirrors] if beside else list(mirrors)
+        if beside and not mirrors and table.header.dataset is None:
+            return TablePages(table, [Directory(path)])
+    cache = None if cache_dir is None else ChunkCache(cache_dir, table.sha256, cache_bytes)
+    return open_remote(table, places, cache=cache, endpoint=endpoint, token=token)
+
+
+def open_remote(
+    table: PageTable,
+    places: Sequence[str] = (),
+    *,
+    cache: ChunkCache | None = None,
+    last_resort: Callable[[int], Iterable[bytes]] | None = None,
+    endpoint: str | None = None,
+    token: str | None = None,
+    limits: Limits | None = None,
+) -> RemotePages:
+    """Pages of `table` from `places`, in order, and then from the data set that the table names.
+
+    A place is `hub:ORG/NAME@COMMIT`, an http(s) URL, or a directory. Raises ConfigError for one that cannot be, when
+    there is none, or when a data set is not there for us; a Hub that does not answer is said, and may answer later.
+    """
+    made = [place_of(place, endpoint=endpoint, token=token, limits=limits) for place in places]
+    if table.header.dataset is not None:
+        made.append(hub_dataset(table.header.dataset, endpoint=endpoint, token=token, limits=limits))
+    if not made:
+        raise ConfigError("the page manifest names no data set: say where its files are, a URL, a directory or hub:...")
+    first = table.header.files[table.entry(0).file].name
+    for place in made:
+        try:
+            if isinstance(place, HttpPlace):
+                check_place(place, first)
+        except DataUnavailable as error:
+            log.warning("a place of pages does not answer yet", place=place.name, error=str(error))
+    return RemotePages(table, made, cache, last_resort)
+
+
+def place_of(
+    place: str, *, endpoint: str | None = None, token: str | None = None, limits: Limits | None = None
+) -> Place:
+    """See `open_remote`. Raises ConfigError."""
+    if place.startswith(HUB):
+        return hub_dataset(parse_dataset(place), endpoint=endpoint, token=token, limits=limits)
+    if place.startswith(("http://", "https://")):
+        return http_base(place, limits)
+    if not Path(place).is_dir():
+        raise ConfigError(f"place of pages {place!r}: expected hub:ORG/NAME@COMMIT, a URL, or a directory that exists")
+    return Directory(Path(place))
+
+
+def parse_dataset(text: str) -> Dataset:
+    """`hub:ORG/NAME@COMMIT`, with or without `hub:`. Raises ConfigError."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})", text.removeprefix(HUB), re.ASCII)
+    if match is None:
+        raise ConfigError(f"data set {text!r}: expected {HUB}ORG/NAME@COMMIT with a commit of 40 hex digits")
+    return Dataset(repo=match[1], revision=match[2])
+
+
+def hub_page_table(
+    dataset: Dataset, *, endpoint: str | None = None, token: str | None = None, cache_dir: Path | None = None
+) -> PageTable:
+    """The page manifest that lies beside the pages in a data set, kept in `cache_dir` or huggingface_hub's own cache.
+
+    Its sha256 is the caller's to compare with the run manifest's. Raises ConfigError, DataUnavailable.
+    """
+    try:
+        path = hf_hub_download(
+            dataset.repo,
+            PAGES_FILE,
+            repo_type="dataset",
+            revision=dataset.revision,
+            endpoint=endpoint,
+            token=token,
+            cache_dir=cache_dir,
+        )
+    except LocalEntryNotFoundError as error:
+        raise DataUnavailable(f"{PAGES_FILE} of data set {dataset.repo}: {error}".split("\n")[0]) from error
+    except HfHubHTTPError as error:
+        denied = error.response is not None and error.response.status_code in (401, 403, 404)
+        said = f"{PAGES_FILE} of data set {dataset.repo} at {dataset.revision[:12]}: {error}".split("\n")[0]
+        raise (ConfigError if denied else DataUnavailable)(said) from error
+    return open_page_table(Path(path))

@@ -1,0 +1,203 @@
+"""What can be proven about a published checkpoint, by anybody, line by line.
+
+files      everything has the sha256 and size in training_state.json, and nothing else is there
+run        its manifest has the sha256 that training_state.json names; tokeniser, config, shapes are the manifest's
+numbers    parameters, outer momentum, applied count and carry have the state root in training_state.json
+chain      the owner's commitment names this manifest, and this training_state.json; validators with more than half
+           of the stake committed this state root for this round
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from distributed_training.chain.base import Chain
+from distributed_training.checkpoints.base import CheckpointRef, CheckpointStore
+from distributed_training.checkpoints.checking import read_bounded
+from distributed_training.checkpoints.description import Description
+from distributed_training.errors import ChainFault, ConfigError, WireError
+from distributed_training.protocol.manifest import RunManifest, parse_manifest
+from distributed_training.protocol.rules.membership import majority_root
+from distributed_training.protocol.types import Commitment, Role
+from distributed_training.protocol.wire import decode_carry
+from distributed_training.roles.joining.published import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    MAX_OTHER_BYTES,
+    check_config,
+    expected_layout,
+)
+from distributed_training.training.outer import state_root
+
+MAX_MANIFEST_BYTES = 1 << 20
+
+
+class Verdict(Enum):
+    PROVEN = "proven"
+    OPEN = "NOT proven"  # nobody asked for it, or it cannot be read any more
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    verdict: Verdict
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.verdict.value + ':':<12}{self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A checkpoint whose files are proven, with the run it says it is of."""
+
+    described: Description
+    folder: Path
+    manifest: RunManifest
+
+
+def verify_files(store: CheckpointStore, ref: CheckpointRef, given: RunManifest | None) -> tuple[list[Finding], Opened]:
+    """Files and run. given: the manifest that the asker trusts; None: the checkpoint's own.
+
+    Raises WireError at the first thing that is wrong, LocalFault when it cannot be read.
+    """
+    described = store.describe(ref)
+    manifest = given or _own_manifest(store, ref, described)
+    layout = expected_layout(described, ref.location, manifest)  # which says how large the files may be
+    folder = store.fetch(ref, described.files)
+    size = sum(facts.num_bytes for facts in described.files.values())
+    text = f"all {len(described.files)} files ({size / 1e6:.1f} MB) are as training_state.json says, there is no other"
+    found = [Finding(Verdict.PROVEN, text)]
+    for name, data in layout.index_files.items():
+        if read_bounded(folder / name, MAX_OTHER_BYTES) != data:
+            raise WireError(f"{name}: it puts parameters into other files than the run's")
+    check_config(folder / CONFIG_FILE, manifest)
+    _check_no_code(folder, described)
+    whose = "yours" if given is not None else "the one that lies beside it"
+    text = f"run manifest {manifest.sha256[:16]} ({manifest.name}) is {whose}; config, tokenizer and shapes are its own"
+    return [*found, Finding(Verdict.PROVEN, text)], Opened(described, folder, manifest)
+
+
+def verify_numbers(opened: Opened) -> list[Finding]:
+    """Raises WireError when the numbers have another root."""
+    described, manifest = opened.described, opened.manifest
+    layout = expected_layout(described, str(opened.folder), manifest)
+    state = layout.read(opened.folder, described.applied, decode_carry(described.carry))
+    root = state_root(state, manifest.average.chunk_coords).hex()
+    if root != described.state_root:
+        raise WireError(
+            f"the numbers have state root {root[:16]}, training_state.json says {described.state_root[:16]}"
+        )
+    parts = f"{len(state.params):,} parameters, as many of outer momentum, {state.applied} applied rounds and the carry"
+    found = [Finding(Verdict.PROVEN, f"{parts} have the state root {root}")]
+    if described.round == 0:
+        if root != manifest.model.initial_root:
+            raise WireError("it is of round 0 and is not the initial state that the manifest names")
+        found.append(Finding(Verdict.PROVEN, "that is the initial state which the run manifest names"))
+    return found
+
+
+async def verify_on_chain(chain: Chain, ref: CheckpointRef, opened: Opened) -> tuple[Finding, Finding, Finding]:
+    """Is it the owner's run; the owner's word for this checkpoint; the validators'. Raises ChainFault when the chain is
+    away."""
+    manifest, index = opened.manifest, opened.described.round
+    head = (await chain.head()).finalized
+    owner = (await chain.params()).owner_hotkey
+    round_ = manifest.round(index)
+    # Today's commitment names the newest checkpoint; that of an older one stood there before the next was published.
+    blocks = [b for b in (round_.output_block, round_.map_block, round_.end_block) if b < head]
+    said = [await _owner_says(chain, owner, head)]
+    said += [await _tried(lambda block=block: _owner_says(chain, owner, block)) for block in blocks]
+    if any(c is not None and (c.second_round, c.second) == (index, ref.digest) for c in said):
+        owners = Finding(Verdict.PROVEN, f"the owner put this training_state.json on chain for round {index}")
+    else:
+        newest = said[0].second_round if said[0] is not None else None
+        text = f"no commitment of the owner that can be read names it (the newest checkpoint on chain: round {newest})"
+        owners = Finding(Verdict.OPEN, text)
+    return _run_on_chain(said[0], manifest), owners, await _majority(chain, opened, head)
+
+
+def chain_proves(run: Finding, owners: Finding, majority: Finding) -> bool:
+    """It is the owner's run, and one of the two vouches for the state while the other does not deny it."""
+    words = {owners.verdict, majority.verdict}
+    return run.verdict is Verdict.PROVEN and Verdict.PROVEN in words and Verdict.FAILED not in words
+
+
+NO_CHAIN = Finding(
+    Verdict.OPEN, "that this is the run's state: no chain was asked (--run-dir for a local run, --netuid and --chain)"
+)
+
+
+def _own_manifest(store: CheckpointStore, ref: CheckpointRef, described: Description) -> RunManifest:
+    """The one beside the numbers: whose it is, only the chain can say."""
+    facts = described.files.get(MANIFEST_FILE)
+    if facts is None or facts.num_bytes > MAX_MANIFEST_BYTES:
+        raise WireError(f"{MANIFEST_FILE} is missing, or larger than any run's")
+    folder = store.fetch(ref, [MANIFEST_FILE])
+    try:
+        return parse_manifest(read_bounded(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES), source=MANIFEST_FILE)
+    except ConfigError as error:
+        raise WireError(str(error)) from None
+
+
+def _run_on_chain(said: Commitment | None, manifest: RunManifest) -> Finding:
+    if said is None or said.first is None:
+        return Finding(Verdict.FAILED, "the owner of the subnet has no run on chain")
+    if said.first != manifest.digest:
+        text = f"the owner's run has manifest {said.first.hex()[:16]}, this checkpoint is of {manifest.sha256[:16]}"
+        return Finding(Verdict.FAILED, text)
+    return Finding(Verdict.PROVEN, f"the owner of subnet {manifest.netuid} put this run manifest on chain")
+
+
+async def _majority(chain: Chain, opened: Opened, head: int) -> Finding:
+    manifest, index = opened.manifest, opened.described.round
+    round_ = manifest.round(index)
+    if round_.map_block > head:
+        return Finding(Verdict.OPEN, f"validators have not said the state root of round {index} yet")
+    try:
+        roster, at_map = await chain.roster(round_.roster_block), await chain.roster(round_.map_block)
+    except ChainFault as fault:
+        return Finding(
+            Verdict.OPEN, f"what validators said in round {index} cannot be read from this chain node: {fault}"
+        )
+    root = majority_root(index, roster, at_map)
+    if root is None:
+        return Finding(Verdict.OPEN, f"no state root has the majority of the stake in round {index}")
+    if root.hex() != opened.described.state_root:
+        return Finding(
+            Verdict.FAILED, f"validators with the majority of the stake committed another root: {root.hex()}"
+        )
+    return Finding(
+        Verdict.PROVEN, f"validators with the majority of the stake committed this state root in round {index}"
+    )
+
+
+async def _owner_says(chain: Chain, owner: str, block: int) -> Commitment | None:
+    neuron = (await chain.roster(block)).by_hotkey(owner)
+    said = None if neuron is None else neuron.commitment
+    return said if said is not None and said.role is Role.OWNER else None
+
+
+async def _tried(read: Callable[[], Awaitable[Commitment | None]]) -> Commitment | None:
+    """None also for a block that this chain node does not keep any more."""
+    try:
+        return await read()
+    except ChainFault:
+        return None
+
+
+def _check_no_code(folder: Path, described: Description) -> None:
+    """No file that transformers reads may ask for code."""
+    for name in described.files:
+        if not name.endswith("_config.json"):
+            continue
+        try:
+            asks = "auto_map" in json.loads(read_bounded(folder / name, 1 << 20))
+        except (ValueError, TypeError, RecursionError):
+            raise WireError(f"{name}: no JSON object") from None
+        if asks:
+            raise WireError(f"{name}: it asks for code from its repository (auto_map)")

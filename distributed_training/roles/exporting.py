@@ -1,0 +1,56 @@
+"""The folder of a checkpoint: numbers, what transformers needs, the run manifest, a model card, training_state.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from distributed_training.checkpoints.card import model_card
+from distributed_training.checkpoints.checking import facts_of
+from distributed_training.checkpoints.description import STATE_FILE, Description
+from distributed_training.errors import LocalFault
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.wire import encode_carry
+from distributed_training.roles.joining.published import MANIFEST_FILE
+from distributed_training.training.export import StateLayout
+from distributed_training.training.outer import RunState
+
+CARD_FILE = "README.md"
+
+
+class Exporter:
+    def __init__(
+        self,
+        manifest: RunManifest,
+        layout: StateLayout,
+        model_files: Mapping[str, bytes],
+        losses: Mapping[int, float],
+        repo: str | None,
+    ) -> None:
+        """model_files: see training.export. losses: held-out, by round, read anew each time. repo: ORG/NAME of the Hub
+        where it will be, None for a directory."""
+        self._manifest, self._layout, self._files = manifest, layout, dict(model_files)
+        self._losses, self._repo = losses, repo
+
+    def write(self, folder: Path, index: int, state: RunState, root: bytes) -> None:
+        """All files of the state at the start of round `index` into the empty `folder`. Raises LocalFault."""
+        try:
+            self._layout.write(folder, state)
+            for name, data in {**self._files, MANIFEST_FILE: self._manifest.canonical()}.items():
+                (folder / name).write_bytes(data)
+            described = Description(
+                manifest_sha256=self._manifest.sha256,
+                round=index,
+                applied=state.applied,
+                carry=encode_carry(state.carry),
+                state_root=root.hex(),
+                shard_bytes=self._layout.shard_bytes,
+                files={},
+            )
+            card = model_card(self._manifest, described, self._layout.num_coords, self._losses, self._repo)
+            (folder / CARD_FILE).write_bytes(card)
+            described = replace(described, files={path.name: facts_of(path) for path in folder.iterdir()})
+            (folder / STATE_FILE).write_bytes(described.encode())
+        except OSError as error:
+            raise LocalFault(f"cannot write a checkpoint to {folder}: {error.strerror}") from None

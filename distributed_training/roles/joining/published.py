@@ -1,0 +1,91 @@
+"""A published state back from its files. Our own model says which files there are and how large: no foreign config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from distributed_training.checkpoints.base import CheckpointRef, CheckpointStore
+from distributed_training.checkpoints.checking import read_bounded
+from distributed_training.checkpoints.description import Description
+from distributed_training.errors import WireError
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.wire import decode_carry
+from distributed_training.training.export import StateLayout
+from distributed_training.training.model import chosen_fields, parameter_shapes
+from distributed_training.training.outer import RunState, state_root
+from distributed_training.training.shards import layout_of
+
+CONFIG_FILE = "config.json"
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+MAX_CONFIG_BYTES = 1 << 20
+MAX_OTHER_BYTES = 256 << 20  # a file that holds no numbers; tokenizers are the largest
+
+
+def load_published(store: CheckpointStore, ref: CheckpointRef, manifest: RunManifest) -> RunState:
+    """The state, its files checked; its root is the caller's check. Blocking: it may fetch gigabytes.
+
+    Raises WireError for anything that is no state of this run, LocalFault for our own trouble.
+    """
+    described = store.describe(ref)
+    layout = expected_layout(described, ref.location, manifest)
+    folder = store.fetch(ref, [*layout.sizes, CONFIG_FILE])
+    check_config(folder / CONFIG_FILE, manifest)
+    return layout.read(folder, described.applied, decode_carry(described.carry))
+
+
+def check_published(store: CheckpointStore, index: int, root: bytes, manifest: RunManifest) -> CheckpointRef | None:
+    """What `store` has of round `index`, if its numbers have this state root; None: it has nothing of that round.
+
+    For the repository of a miner: nobody names its digest, but every node knows the root. Raises as load_published.
+    """
+    ref = store.find(index, None)
+    if ref is None:
+        return None
+    found = state_root(load_published(store, ref, manifest), manifest.average.chunk_coords)
+    if found != root:
+        raise WireError(f"checkpoint {ref.location}: state root {found.hex()[:16]}, expected {root.hex()[:16]}")
+    return ref
+
+
+def expected_layout(described: Description, where: str, manifest: RunManifest) -> StateLayout:
+    """The files with numbers that this run's model has. Raises WireError unless exactly those are described, and this
+    run's manifest and tokeniser, before anything is fetched."""
+    if described.manifest_sha256 != manifest.sha256:
+        raise WireError(
+            f"checkpoint {where}: of the run with manifest {described.manifest_sha256[:16]}, not {manifest.sha256[:16]}"
+        )
+    layout = StateLayout(layout_of(parameter_shapes(manifest.model.config)), described.shard_bytes)
+    sizes = layout.sizes
+    for name, facts in described.files.items():
+        if name.endswith(".safetensors") and name not in sizes:
+            raise WireError(f"checkpoint {where}: {name} is no file of this model")
+        if facts.num_bytes != sizes.get(name, min(facts.num_bytes, MAX_OTHER_BYTES)):
+            expected = f"this model's has {sizes[name]}" if name in sizes else f"at most {MAX_OTHER_BYTES} expected"
+            raise WireError(f"checkpoint {where}: {name} has {facts.num_bytes} bytes, {expected}")
+    missing = sorted({*sizes, CONFIG_FILE} - set(described.files))
+    if missing:
+        raise WireError(f"checkpoint {where}: {missing[0]} is missing")
+    tokenizer = None if manifest.data.tokenizer == "bytes" else manifest.data.tokenizer_sha256
+    for name, sha256 in ((MANIFEST_FILE, manifest.sha256), (TOKENIZER_FILE, tokenizer)):
+        facts = described.files.get(name)
+        if (None if facts is None else facts.sha256) != sha256:
+            raise WireError(f"checkpoint {where}: {name} is not that of this run")
+    return layout
+
+
+def check_config(path: Path, manifest: RunManifest) -> None:
+    """config.json is for others, who may load the folder with it: raises WireError when it speaks of another model, or
+    of code that comes with it."""
+    data = read_bounded(path, MAX_CONFIG_BYTES)
+    try:
+        found = json.loads(data)
+        chosen = chosen_fields(manifest.model.config)
+        differing = [name for name, value in chosen.items() if found.get(name) != value]
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise WireError(f"{path.name}: no config of a model: {str(error)[:80]}") from None
+    if "auto_map" in found:
+        raise WireError(f"{path.name}: it asks for code from its repository (auto_map)")
+    if differing:
+        raise WireError(f"{path.name}: another {differing[0]} than the run manifest says")

@@ -1,0 +1,109 @@
+"""Verify a published checkpoint: its files, its numbers, and what the chain says about it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from distributed_training.chain.client import BittensorChain
+from distributed_training.chain.keys import LocalKey, derive_keypair
+from distributed_training.chain.local.substrate import local_substrate
+from distributed_training.checkpoints.base import CheckpointRef
+from distributed_training.errors import ConfigError, DistributedTrainingError
+from distributed_training.operator.published import add_arguments, find, trusted_manifest
+from distributed_training.operator.verify import (
+    NO_CHAIN,
+    Finding,
+    Opened,
+    Verdict,
+    chain_proves,
+    verify_files,
+    verify_numbers,
+    verify_on_chain,
+)
+from distributed_training.settings.arguments import Parser, whole
+from distributed_training.settings.config import run_main
+
+DESCRIPTION = """\
+Verify a published state of a run, line by line: what was proven, and what was not.
+
+Files against training_state.json, numbers against the state root, and with a chain: the owner's commitment to this run
+and this checkpoint, and the state root that validators committed. Exit code 0 only when all that was asked was proven.
+"""
+EPILOG = """\
+examples:
+  python scripts/verify_checkpoint.py ORG/NAME --revision TAG --netuid 12 --chain finney
+  python scripts/verify_checkpoint.py runs/local/checkpoints --run-dir runs/local
+"""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=DESCRIPTION, epilog=EPILOG)
+    add_arguments(parser)
+    parser.add_argument("--netuid", type=whole(0, 65535, "a subnet"), metavar="N", help="its subnet, with --chain")
+    parser.add_argument("--chain", metavar="NETWORK", help="finney, test, or ws://... of a chain node; needs --netuid")
+    options = parser.parse_args(arguments)
+    if (options.netuid is None) != (options.chain is None):
+        parser.error("--netuid and --chain go together")
+    return options
+
+
+def verify(options: argparse.Namespace) -> int:
+    store, ref = find(options)
+    print(f"checkpoint of round {ref.round}: {ref.location}")
+    files, opened = verify_files(store, ref, trusted_manifest(options))
+    _show(*files)
+    _show(*verify_numbers(opened))
+    substrate = None if options.run_dir is None else options.run_dir / "chain.sqlite"
+    if options.chain is None and (substrate is None or not substrate.is_file()):
+        _show(NO_CHAIN)
+        return 0
+    words = asyncio.run(_ask_chain(options, substrate, ref, opened))
+    _show(*words)
+    return 0 if chain_proves(*words) else 1
+
+
+async def _ask_chain(
+    options: argparse.Namespace, file: Path | None, ref: CheckpointRef, opened: Opened
+) -> tuple[Finding, Finding, Finding]:
+    netuid = opened.manifest.netuid if options.netuid is None else options.netuid
+    if netuid != opened.manifest.netuid:
+        raise ConfigError(f"--netuid {netuid}: this checkpoint is of a run on subnet {opened.manifest.netuid}")
+    network = options.chain or "local"
+    try:
+        chain = await BittensorChain.connect(
+            netuid=netuid,
+            network=network,
+            endpoint=network if "://" in network else None,
+            signer=LocalKey(derive_keypair(0, "reader")),  # reads need no key; the client wants one
+            cache_dir=options.cache.expanduser() / "chain",
+            substrate=local_substrate(file) if options.chain is None and file is not None else None,
+        )
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--subtensor.network", "--chain")) from None
+    try:
+        return await verify_on_chain(chain, ref, opened)
+    finally:
+        await chain.close()
+
+
+def _show(*findings: Finding) -> None:
+    for finding in findings:
+        print(finding, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        return verify(options)
+    except ConfigError:
+        raise
+    except DistributedTrainingError as error:
+        _show(Finding(Verdict.FAILED, str(error)))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

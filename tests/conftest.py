@@ -1,0 +1,12 @@
+"""The Hugging Face libraries read their settings when they are imported: this comes before any test imports them."""
+
+import os
+
+# No test reaches the real Hub or finds a developer's token; those that want a Hub pass an endpoint of their own.
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# Uploads go through LFS, which the hub of the tests speaks, and not through xet, which it does not.
+os.environ["HF_HUB_DISABLE_XET"] = "1"
