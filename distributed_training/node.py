@@ -29,6 +29,7 @@ from distributed_training.protocol.types import Role
 from distributed_training.roles.miner import ExactStepsMissed
 from distributed_training.roles.pages import share_pages
 from distributed_training.roles.parts import TrainingThread
+from distributed_training.roles.sharing import KEPT_ROUNDS
 from distributed_training.settings.config import NodeConfig, require_address
 from distributed_training.settings.logs import bind, setup_logging
 from distributed_training.shutdown import run_until_stopped
@@ -114,14 +115,19 @@ def _pages(config: NodeConfig) -> TablePages:
 class _Stores:
     run: CheckpointStore
     own: CheckpointStore | None  # a miner's
-    open_repo: Callable[[str], CheckpointStore]
+    open_repo: Callable[[str], CheckpointStore] | None  # a validator's that looks
 
 
 def _stores(role: Role, config: NodeConfig, manifest: RunManifest) -> _Stores:
-    keep, hub, folder = config.hub.keep, config.hub, config.node_dir
-    run = open_checkpoints(config.checkpoints, folder, manifest, keep=keep, write=role is Role.OWNER)
-    own = None if hub.repo is None else open_checkpoints(hub.repo, folder, manifest, keep=keep, write=True)
-    return _Stores(run, own, repo_opener(folder, manifest))
+    """Each role has what it uses: an option of another role has no effect."""
+    owner, hub, folder = role is Role.OWNER, config.hub, config.node_dir
+    keep = hub.keep if owner else KEPT_ROUNDS
+    run = open_checkpoints(config.checkpoints, folder, manifest, keep=keep, write=owner)
+    own = None
+    if role is Role.MINER and hub.repo is not None:
+        own = open_checkpoints(hub.repo, folder, manifest, keep=keep, write=True)
+    looks = role is Role.VALIDATOR and hub.look
+    return _Stores(run, own, repo_opener(folder, manifest) if looks else None)
 
 
 async def _adapters(

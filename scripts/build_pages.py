@@ -8,20 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import HfApi
+
 from distributed_training.data import tokens
 from distributed_training.data.build import hub_pages, rewrite
 from distributed_training.data.build.card import files_of
 from distributed_training.data.build.filters import parse_filter
 from distributed_training.data.build.hub import HubDataset, HubFile
 from distributed_training.data.build.source import open_hub, open_local
-from distributed_training.data.build.upload import upload
+from distributed_training.data.build.upload import check_files, upload
 from distributed_training.data.local import build_pages
 from distributed_training.data.page_file import PAGES_FILE, PageTable, open_page_table
-from distributed_training.errors import ConfigError, DataUnavailable
+from distributed_training.errors import ConfigError, LocalFault
 from distributed_training.files import write_whole
-from distributed_training.hub import prepare_client
+from distributed_training.hub import Repo, prepare_client, require_token
 from distributed_training.settings.arguments import Parser, whole
 from distributed_training.settings.config import run_main
+from distributed_training.settings.places import parse_repo
 
 DESCRIPTION = """\
 Build the pages of a run into --out DIR. Same input, same pages.bin, same sha256. Three ways, chosen by what is given:
@@ -167,21 +170,29 @@ def from_text(args: argparse.Namespace) -> Result:
 
 
 def as_built(args: argparse.Namespace) -> Result:
-    """Pages that are in --out already, to be uploaded."""
+    """Pages that are in --out already, to be uploaded. Raises ConfigError when they are not whole."""
     print(f"{args.out} has pages: nothing is built", flush=True)
     table = open_page_table(args.out / PAGES_FILE)
+    check_files(args.out, table)
     return Result(table, int(table.columns.text_bytes.sum(dtype="int64")), True)
 
 
-def keep_tokenizer(args: argparse.Namespace) -> Path | None:
-    """Check what --tokenizer names; a file is put beside the pages. Raises ConfigError."""
-    if args.tokenizer is None:
+def chosen_tokenizer(args: argparse.Namespace) -> bytes | None:
+    """What --tokenizer names, checked, if that is a file. Raises ConfigError."""
+    if args.tokenizer is None or tokens.choose(args.tokenizer, args.eos).kind != "file":
         return None
-    chosen = tokens.choose(args.tokenizer, args.eos)
-    if chosen.kind != "file":
-        return None
-    path = args.out / tokens.TOKENIZER_FILE
-    write_whole(path, tokens.tokenizer_path(args.tokenizer).read_bytes())
+    try:
+        return tokens.tokenizer_path(args.tokenizer).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read the tokenizer {args.tokenizer}: {error.strerror or error}") from None
+
+
+def keep_tokenizer(path: Path, data: bytes) -> Path:
+    """Put it beside the pages. Raises ConfigError."""
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
     return path
 
 
@@ -200,8 +211,18 @@ def report(args: argparse.Namespace, result: Result, tokenizer: Path | None) -> 
     chosen = f" --tokenizer {tokenizer or args.tokenizer}" if args.tokenizer else ""
     eos = f" --eos '{args.eos}'" if args.eos else ""
     print(
-        f"next     python scripts/create_run.py --model MODEL.json --pages {args.out}{chosen}{eos} --out manifest.json"
+        f"next     python scripts/create_run.py --recipe gpt2-124m --pages {args.out}{chosen}{eos} "
+        "--set netuid=N --set timing.first_block=BLOCK --out runs/NAME/manifest.json"
     )
+
+
+def check_upload(repo: str) -> None:
+    """Before hours of work: a name that can be, and a token that may write. Raises ConfigError, HubFault."""
+    try:
+        parse_repo(repo)
+    except ValueError:
+        raise ConfigError(f"--upload {repo}: expected ORG/NAME") from None
+    require_token(HfApi(), Repo(repo, "dataset"))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -210,16 +231,22 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("--eos TOKEN is for a --tokenizer FILE")
     prepare_client()
     try:
-        tokenizer = keep_tokenizer(args)
+        if args.upload is not None:
+            check_upload(args.upload)
+        chosen = chosen_tokenizer(args)
         ready = args.upload and not args.text and not args.dataset and (args.out / PAGES_FILE).exists()
         result = as_built(args) if ready else build(args)
+        tokenizer = None if chosen is None else keep_tokenizer(args.out / tokens.TOKENIZER_FILE, chosen)
         report(args, result, tokenizer)
         if args.upload is not None:
             commit = upload(args.out, result.table, args.upload, tokenizer)
             print(f"uploaded hub:{args.upload}@{commit}   use it with --pages")
-    except DataUnavailable as error:
+    except LocalFault as error:
         print(f"error: {error}; the same command goes on from here", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 

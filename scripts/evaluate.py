@@ -8,7 +8,7 @@ import time
 
 from distributed_training.data.tokens import load_tokenizer
 from distributed_training.errors import ConfigError, DistributedTrainingError
-from distributed_training.operator.evaluate import heldout_loss, perplexity, sample
+from distributed_training.operator.evaluate import available, heldout_loss, perplexity, sample
 from distributed_training.operator.published import add_arguments, find, trusted_manifest
 from distributed_training.operator.verify import verify_files
 from distributed_training.protocol.wire import decode_carry
@@ -43,6 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def evaluate(options: argparse.Namespace) -> None:
+    device = available(options.device)
     store, ref = find(options)
     _, opened = verify_files(store, ref, trusted_manifest(options))
     described, manifest = opened.described, opened.manifest
@@ -52,9 +53,9 @@ def evaluate(options: argparse.Namespace) -> None:
     place = options.run_dir / "pages" if options.pages is None else _place(options.pages)
     source = open_pages(place, options.run_dir or options.cache.expanduser())
     started = time.monotonic()
-    loss = heldout_loss(params, manifest, source, tokenizer, options.device)
+    loss = heldout_loss(params, manifest, source, tokenizer, device)
     print(f"checkpoint of round {ref.round}: {ref.location}")
-    print(f"held-out loss    {loss:.6f} nats per token ({time.monotonic() - started:.1f} s on {options.device})")
+    print(f"held-out loss    {loss:.6f} nats per token ({time.monotonic() - started:.1f} s on {device})")
     print(f"perplexity       {perplexity(loss):.4f}")
     if options.tokens:
         print(f"--- a sample (seed {options.seed})")

@@ -56,6 +56,13 @@ def check_files(folder: Path, description: Description, names: Collection[str]) 
             raise WireError(f"checkpoint {folder}: {name} does not have the sha256 of {STATE_FILE}")
 
 
+def check_sizes(folder: Path, description: Description) -> None:
+    """Before it goes out. Raises LocalFault for a file that is missing, WireError for one of another size."""
+    for name, expected in description.files.items():
+        if _size(folder / name) != expected.num_bytes:
+            raise WireError(f"checkpoint {folder}: {name} does not have the size of {STATE_FILE}")
+
+
 def check_listing(where: str, there: Collection[str], description: Description) -> None:
     """Raises WireError unless the checkpoint is exactly the files that training_state.json names, and itself."""
     expected = {*description.files, STATE_FILE}

@@ -1,10 +1,11 @@
 """Checkpoints in a model repository of the Hugging Face Hub: one commit and one tag `{run}.{round}` each.
 
-The repository belongs to the run: a commit replaces all its files. One process writes to it. The Hub decides nothing:
-a reader takes the state only if training_state.json has the digest it asked for, and each file the sha256 in there.
+The repository belongs to runs: a commit replaces all its files, so one with other things is refused. One process writes
+to it. The Hub decides nothing: a reader takes the state only if training_state.json has the digest it asked for, and
+each file the sha256 in there.
 
 Retention. `prune` keeps the newest `keep` tags of the run and those of the rounds it is given, which are the ones that
-the chain names; it deletes the run's other tags, then the LFS objects that neither the head nor any tag refers to.
+the chain names; it deletes the run's other tags, then the LFS objects that no branch or tag refers to.
 History is not rewritten, so no commit sha changes: commits without a tag stay listed, without their large files.
 """
 
@@ -20,11 +21,11 @@ from itertools import islice
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
-from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.hf_api import GitRefs, ModelInfo
 from huggingface_hub.utils import build_hf_headers, paginate
 
 from distributed_training.checkpoints.base import CheckpointRef
-from distributed_training.checkpoints.checking import check_listing, described, read_bounded
+from distributed_training.checkpoints.checking import check_listing, check_sizes, described, read_bounded
 from distributed_training.checkpoints.description import (
     MAX_STATE_BYTES,
     STATE_FILE,
@@ -32,7 +33,8 @@ from distributed_training.checkpoints.description import (
     parse_description,
     tag_name,
 )
-from distributed_training.checkpoints.download import download, make_room, small_file
+from distributed_training.checkpoints.download import Pace, claim, download, make_room, small_file
+from distributed_training.checkpoints.repository import GIT, all_stored, create, drop_unused, look, names, require_ours
 from distributed_training.errors import ConfigError, LocalFault, WireError
 from distributed_training.hub import (
     HubConflict,
@@ -51,7 +53,6 @@ log = logging.getLogger(__name__)
 MIN_KEEP = 2  # somebody may be reading the last but one
 _RACES = 5
 _LOOKED_AT = 50  # the newest commits: one page of the Hub's answer
-_GIT = ".gitattributes"  # the Hub puts it into every repository; nobody reads it
 
 
 class HubCheckpoints:
@@ -64,17 +65,19 @@ class HubCheckpoints:
         cache: Path,
         *,
         keep: int = 5,
+        pace: Pace | None = None,
         token: str | None = None,
         endpoint: str | None = None,
     ) -> None:
-        """run: see description.run_name. cache: a folder for what is fetched; one checkpoint is kept there. Token and
-        endpoint default to huggingface_hub's own (HF_TOKEN, HF_ENDPOINT). Raises ConfigError."""
+        """run: see description.run_name. cache: a folder for what is fetched; one checkpoint is kept there. pace: see
+        download. Token and endpoint default to huggingface_hub's own (HF_TOKEN, HF_ENDPOINT). Raises ConfigError."""
         if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", repo_id, re.ASCII):
             raise ConfigError(f"checkpoints: hub:{repo_id} names no repository; expected hub:ORG/NAME")
         if keep < MIN_KEEP:
             raise ConfigError(f"hub.keep {keep}: at least {MIN_KEEP}, or a checkpoint goes while somebody reads it")
         prepare_client()
         self._repo, self._run, self._cache, self._keep = Repo(repo_id), run, cache, keep
+        self._pace = pace or Pace()
         self._api = HfApi(endpoint=endpoint, token=token, library_name="distributed-training")
 
     def check(self, *, write: bool) -> None:
@@ -85,8 +88,9 @@ class HubCheckpoints:
         except HubMissing:
             if not write:
                 raise
-            with hub_errors(self._repo, f"cannot create {self._repo.id}"):
-                self._api.create_repo(self._repo.id, exist_ok=True)
+            create(self._api, self._repo)
+        if write:
+            self._require_ours(self._info("main"))
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -95,28 +99,34 @@ class HubCheckpoints:
         mine = parse_description(state)
         for _ in range(_RACES):
             with self._asking(f"cannot publish the checkpoint of round {round_index}"):
-                sha = self._tagged(round_index) or self._committed(round_index, mine)
                 try:
+                    sha = self._tagged(round_index) or self._committed(round_index, mine)
                     sha = sha or self._commit(round_index, folder, mine, hashlib.sha256(state).hexdigest())
                     return self._tag(round_index, sha, mine)
                 except HubConflict as error:  # look again what is there
                     log.info("%s", error)
+                except HubMissing as error:  # the Hub was down when `check` would have made it
+                    log.info("%s", error)
+                    create(self._api, self._repo)
         raise HubFault(f"cannot publish the checkpoint of round {round_index}: others keep changing {self._repo}")
 
     def _committed(self, round_index: int, mine: Description) -> str | None:
         """Our commit of this state among the newest, if it was made: its answer, or its tag, may have been lost."""
         url = f"{self._api.endpoint}/api/models/{self._repo.id}/commits/main"
         for commit in islice(paginate(url, params={}, headers=self._headers()), _LOOKED_AT):
-            if commit["title"] == self._title(round_index) and mine.state_root in commit["message"]:
+            found = commit["title"] == self._title(round_index) and mine.state_root in commit["message"]
+            if found and all_stored(self._api, self._repo, commit["id"]):  # `prune` may have emptied it
                 return str(commit["id"])
         return None
 
     def _commit(self, round_index: int, folder: Path, mine: Description, digest: str) -> str:
         """All files in one commit on the head that we have seen. Raises HubConflict when it is the head no more."""
+        check_sizes(folder, mine)
         head = self._info("main")
-        names = [*mine.files, STATE_FILE]
-        stale = {sibling.rfilename for sibling in head.siblings or ()} - {*names, _GIT}
-        operations = [CommitOperationAdd(name, folder / name) for name in names]
+        self._require_ours(head)
+        ours = [*mine.files, STATE_FILE]
+        stale = names(head) - {*ours, GIT}
+        operations = [CommitOperationAdd(name, folder / name) for name in ours]
         deletions = [CommitOperationDelete(name) for name in sorted(stale)]
         message = f"state root {mine.state_root}\n{STATE_FILE} sha256 {digest}"
         try:
@@ -154,25 +164,16 @@ class HubCheckpoints:
 
     def prune(self, named: Collection[int]) -> None:
         with self._asking("cannot delete old checkpoints"):
-            tags = self._tags()
+            refs = self._refs()
+            tags = {tag.name: tag.target_commit for tag in refs.tags}
             own = {index: tag for tag in tags if (index := self._round(tag)) is not None}
             kept = {*sorted(own)[-self._keep :], *named}
             old = [tag for index, tag in sorted(own.items()) if index not in kept]
             for tag in old:
                 self._api.delete_tag(self._repo.id, tag=tag)
             if old:
-                self._drop_objects([tags[tag] for tag in tags if tag not in old])
-
-    def _drop_objects(self, kept: Collection[str]) -> None:
-        infos = [self._info(sha) for sha in {*kept, "main"}]
-        used = {s.lfs.sha256 for info in infos for s in info.siblings or () if s.lfs is not None}
-        objects = list(self._api.list_lfs_files(self._repo.id))
-        if not used <= {item.file_oid for item in objects}:  # then these are not the names we take them for
-            log.warning("%s lists its large files in another way than expected; none is deleted", self._repo)
-            return
-        unused = [item for item in objects if item.file_oid not in used]
-        if unused:
-            self._api.permanently_delete_lfs_files(self._repo.id, unused, rewrite_history=False)
+                branches = {branch.target_commit for branch in refs.branches}
+                drop_unused(self._api, self._repo, branches | {tags[tag] for tag in tags if tag not in old})
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -187,7 +188,7 @@ class HubCheckpoints:
 
     def newest(self) -> CheckpointRef | None:
         with self._asking("cannot look for checkpoints"):
-            rounds = [index for tag in self._tags() if (index := self._round(tag)) is not None]
+            rounds = [index for tag in self._refs().tags if (index := self._round(tag.name)) is not None]
         return self.find(max(rounds), None) if rounds else None
 
     def at(self, revision: str) -> CheckpointRef:
@@ -214,16 +215,19 @@ class HubCheckpoints:
         description = self.describe(ref)
         with self._asking(f"cannot fetch the checkpoint of round {ref.round}"):
             self._check_listing(ref, description)
+        claim(self._cache)
+        with self._asking(f"cannot fetch the checkpoint of round {ref.round}"):
             folder = self._folder(ref)
             make_room(folder, sum(description.files[name].num_bytes for name in names))
             (folder / STATE_FILE).write_bytes(description.encode())
             for name in names:
-                download(self._url(_sha(ref), name), self._headers(), folder / name, description.files[name])
+                url, facts = self._url(_sha(ref), name), description.files[name]
+                download(url, self._headers(), folder / name, facts, self._pace)
         return folder
 
     def _check_listing(self, ref: CheckpointRef, description: Description) -> None:
         """Before a byte of them is fetched: which files the commit has, and how large they are."""
-        siblings = {s.rfilename: s for s in self._info(_sha(ref)).siblings or () if s.rfilename != _GIT}
+        siblings = {s.rfilename: s for s in self._info(_sha(ref)).siblings or () if s.rfilename != GIT}
         check_listing(ref.location, siblings, description)
         for name, facts in description.files.items():
             if siblings[name].size != facts.num_bytes:
@@ -242,13 +246,16 @@ class HubCheckpoints:
 
     def _info(self, revision: str) -> ModelInfo:
         """A revision's commit sha and its files with sizes."""
-        call = partial(self._api.model_info, self._repo.id, revision=revision, files_metadata=True)
-        return ask(self._repo, f"cannot look at {revision}", call)
+        return look(self._api, self._repo, revision)
 
-    def _tags(self) -> dict[str, str]:
-        """Every tag of the repository and the commit it is on."""
-        refs = ask(self._repo, "cannot list the tags", partial(self._api.list_repo_refs, self._repo.id))
-        return {tag.name: tag.target_commit for tag in refs.tags}
+    def _require_ours(self, head: ModelInfo) -> None:
+        """Raises ConfigError, see repository.require_ours."""
+        state = self._state(str(head.sha)) if STATE_FILE in names(head) else None
+        require_ours(self._repo, head, state)
+
+    def _refs(self) -> GitRefs:
+        """Every tag and branch of the repository, and the commit it is on."""
+        return ask(self._repo, "cannot list the tags", partial(self._api.list_repo_refs, self._repo.id))
 
     def _tagged(self, round_index: int) -> str | None:
         """The commit that our tag of this round is on."""
@@ -266,7 +273,7 @@ class HubCheckpoints:
         return f"{self._api.endpoint}/{self._repo.id}/tree/{sha}"
 
     def _state(self, sha: str) -> bytes:
-        call = partial(small_file, self._url(sha, STATE_FILE), self._headers(), MAX_STATE_BYTES)
+        call = partial(small_file, self._url(sha, STATE_FILE), self._headers(), MAX_STATE_BYTES, self._pace)
         return ask(self._repo, f"cannot read {STATE_FILE}", call)
 
     def _url(self, sha: str, name: str) -> str:

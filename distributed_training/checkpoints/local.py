@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
 from distributed_training.checkpoints.base import CheckpointRef
-from distributed_training.checkpoints.checking import check_files, check_listing, described, read_bounded
+from distributed_training.checkpoints.checking import check_files, check_listing, check_sizes, described, read_bounded
 from distributed_training.checkpoints.description import MAX_STATE_BYTES, STATE_FILE, Description, parse_description
 from distributed_training.errors import ConfigError, LocalFault, WireError
+
+# What huggingface_hub and git leave in a folder that was downloaded.
+BESIDE = frozenset({".cache", ".git", ".gitattributes"})
 
 
 class LocalCheckpoints:
@@ -31,7 +35,7 @@ class LocalCheckpoints:
         if not target.exists():
             try:
                 self._root.mkdir(parents=True, exist_ok=True)
-                self._write(target, folder)
+                self._write(target, folder, mine)
             except OSError as error:
                 if not target.exists():  # or somebody else has published it meanwhile
                     raise LocalFault(f"cannot publish a checkpoint in {self._root}: {error.strerror}") from None
@@ -58,18 +62,19 @@ class LocalCheckpoints:
             there = os.listdir(folder)  # noqa: PTH208 (a Path per name is of no use)
         except OSError as error:
             raise LocalFault(f"cannot read {folder}: {error.strerror}") from None
-        check_listing(str(folder), there, description)
+        check_listing(str(folder), set(there) - BESIDE, description)
         check_files(folder, description, names)
         return folder
 
     def prune(self, named: Collection[int]) -> None:
         """Nothing: how much of a directory to keep is for the person whose disk it is."""
 
-    def _write(self, target: Path, folder: Path) -> None:
+    def _write(self, target: Path, folder: Path, mine: Description) -> None:
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self._root))
         try:
             for path in folder.iterdir():
                 _place(path, partial / path.name)
+            check_sizes(partial, mine)
             partial.chmod(0o755)
             partial.rename(target)
         finally:
@@ -79,8 +84,8 @@ class LocalCheckpoints:
 def local_ref(folder: Path) -> CheckpointRef:
     """The checkpoint in `folder`, whatever the folder is called. Raises LocalFault, WireError."""
     data = read_bounded(folder / STATE_FILE, MAX_STATE_BYTES)
-    index = folder.name.removeprefix("round-")
-    round_index = int(index) if index.isdigit() else parse_description(data).round
+    named = re.fullmatch(r"round-([0-9]{6,10})", folder.name)
+    round_index = int(named[1]) if named else parse_description(data).round
     return CheckpointRef(round_index, str(folder), hashlib.sha256(data).digest())
 
 

@@ -68,6 +68,11 @@ def row_groups(metadata: pq.FileMetaData, column: str) -> TextColumn:
     return TextColumn(cast(Codec, codec), kind.max_definition_level == 1, tuple(groups))
 
 
+def most_text(length: int) -> int:
+    """Bytes of text that a chunk of `length` bytes may hold where nobody has counted them."""
+    return min(max(_MAX_RATIO * length, 1 << 20), MAX_CHUNK_BYTES)
+
+
 def decode(data: bytes, entry: PageEntry, file: FileEntry, what: str) -> tuple[str, ...]:
     """The texts of one column chunk, in order. Memory is bounded by what the page manifest says, or 64 times `data`.
 
@@ -84,7 +89,7 @@ def _decode(data: bytes, entry: PageEntry, file: FileEntry) -> tuple[str, ...]:
     if len(data) != entry.length:
         raise ValueError(f"{len(data)} bytes, expected {entry.length}")
     inner = _inner_pages(memoryview(data))
-    limit = entry.text_bytes or min(max(_MAX_RATIO * len(data), 1 << 20), MAX_CHUNK_BYTES)
+    limit = entry.text_bytes or most_text(len(data))
     size = sum(page.uncompressed for page in inner)
     if size > limit + _ROW_BYTES * entry.rows + _SLACK:
         raise ValueError(f"{size} bytes when decompressed, expected at most {limit}")

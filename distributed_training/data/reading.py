@@ -15,7 +15,7 @@ from distributed_training.data.chunks import decode
 from distributed_training.data.page_file import PageTable
 from distributed_training.data.pages import PageEntry, page_digest
 from distributed_training.data.places.base import Directory, Place
-from distributed_training.data.places.cache import ChunkCache
+from distributed_training.data.places.cache import HELDOUT, ChunkCache
 from distributed_training.errors import DataUnavailable
 
 _SAY_EVERY_S = 600.0
@@ -26,6 +26,7 @@ Documents = tuple[str, ...]
 
 class TablePages:
     """A PageSource. Places are asked in order; what none can give is DataUnavailable that names what each said.
+    A page without a digest is taken only from places that vouch for its file.
 
     When no place gives a page that has a digest, `last_resort(index)` may yield chunks that could be it: of peers, for
     example. It may be set later.
@@ -88,7 +89,7 @@ class TablePages:
         documents: list[str] = []
         for number, piece in enumerate(self.table.header.heldout):
             what = f"held-out set in {self.table.header.files[piece.file].name}"
-            documents += self._obtain(f"heldout-{number}", piece.entry, bytes.fromhex(piece.digest), what)[0]
+            documents += self._obtain(f"{HELDOUT}{number}", piece.entry, bytes.fromhex(piece.digest), what)[0]
         return tuple(documents)
 
     def _obtain(self, key: str, entry: PageEntry, expected: bytes | None, what: str) -> tuple[Documents, bytes]:
@@ -101,7 +102,11 @@ class TablePages:
             except DataUnavailable:
                 self._drop(key)  # it is fetched again
         said: list[str] = []
+        file = self.table.header.files[entry.file]
         for place in self._places:
+            if expected is None and not place.vouches(file, self.table.header.dataset):
+                said.append(f"{place.name}: not asked for a page without a digest, its {file.name} is not proven")
+                continue
             try:
                 return self._from(place, key, entry, expected, what)
             except DataUnavailable as error:
@@ -118,8 +123,13 @@ class TablePages:
         try:
             found = self._checked(data, entry, expected, what)
         except DataUnavailable:  # bytes that were wrong once may be right the next time
+            place.forget(name)
             data = place.read(name, entry.offset, entry.length)
-            found = self._checked(data, entry, expected, what)
+            try:
+                found = self._checked(data, entry, expected, what)
+            except DataUnavailable:
+                place.forget(name)
+                raise
         self._count(place.name)
         if not isinstance(place, Directory):
             self._keep(key, data)

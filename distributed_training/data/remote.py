@@ -14,12 +14,13 @@ from distributed_training.data.page_file import PAGES_FILE, PageTable, open_page
 from distributed_training.data.pages import Dataset
 from distributed_training.data.places.base import Directory, Place
 from distributed_training.data.places.cache import ChunkCache
-from distributed_training.data.places.hub import check_place, hub_dataset
-from distributed_training.data.places.ranges import HttpPlace, Limits, http_base
+from distributed_training.data.places.hub import hub_dataset
+from distributed_training.data.places.ranges import Denied, HttpPlace, Limits, http_base
 from distributed_training.data.reading import TablePages
 from distributed_training.errors import ConfigError, DataUnavailable
 
 HUB = "hub:"
+CHECK_S = 15.0  # for a place to answer at the start of a node
 CACHE_BYTES = 20 << 30  # about 10,000 pages of FineWeb
 log = structlog.stdlib.get_logger("distributed_training.data")
 
@@ -74,7 +75,7 @@ def open_remote(
     """Pages of `table` from `places`, in order, and then from the data set that the table names.
 
     A place is `hub:ORG/NAME@COMMIT`, an http(s) URL, or a directory. Raises ConfigError for one that cannot be, when
-    there is none, or when a data set is not there for us; a Hub that does not answer is said, and may answer later.
+    there is none, or when each refuses and the cache is empty. One that does not answer is said, and may answer later.
     """
     made = [place_of(place, endpoint=endpoint, token=token, limits=limits) for place in places]
     if table.header.dataset is not None:
@@ -82,13 +83,28 @@ def open_remote(
     if not made:
         raise ConfigError("the page manifest names no data set: say where its files are, a URL, a directory or hub:...")
     first = table.header.files[table.entry(0).file].name
-    for place in made:
+    _check(made, first, can_do_without=cache is not None and not cache.empty())
+    return RemotePages(table, made, cache, last_resort)
+
+
+def _check(places: Sequence[Place], file_name: str, *, can_do_without: bool) -> None:
+    """Is the file there, and for us? Raises ConfigError when every place says no; else what each said is a warning."""
+    refused: list[tuple[str, str]] = []
+    for place in places:
         try:
             if isinstance(place, HttpPlace):
-                check_place(place, first)
+                place.read(file_name, 0, 4, CHECK_S)
+            else:
+                place.read(file_name, 0, 4)
         except DataUnavailable as error:
-            log.warning("a place of pages does not answer yet", place=place.name, error=str(error))
-    return RemotePages(table, made, cache, last_resort)
+            if isinstance(error, Denied) or not isinstance(place, HttpPlace):
+                refused.append((place.name, str(error)))
+            else:
+                log.warning("a place of pages does not answer yet", place=place.name, error=str(error))
+    if len(refused) == len(places) and not can_do_without:
+        raise ConfigError("no place has the pages: " + "; ".join(said for _, said in refused))
+    for name, said in refused:
+        log.warning("a place of pages has nothing for us", place=name, error=said)
 
 
 def place_of(

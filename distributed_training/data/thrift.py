@@ -8,6 +8,7 @@ from typing import Any
 _TRUE, _FALSE, I32, I64, _DOUBLE, BINARY, LIST, _SET, _MAP, STRUCT = 1, 2, 5, 6, 7, 8, 9, 10, 11, 12
 _WHOLE = (4, I32, I64)
 _MAX_DEPTH = 8
+_MAX_FIELDS = 1_000  # in one header with all that is inside; the largest of parquet's has about 30
 
 Field = tuple[int, int, bytes]  # number, type, encoded value
 
@@ -44,10 +45,12 @@ def _varint(value: int) -> bytes:
 
 
 class Reader:
-    """Reads structs from foreign bytes. Every value takes at least one byte, so time and memory follow from `data`."""
+    """Reads structs from foreign bytes. Every value takes at least one byte, so time follows from `data`; fields
+    are counted, so memory stays small."""
 
     def __init__(self, data: memoryview, at: int = 0) -> None:
         self._data, self.at = data, at
+        self._fields = 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
         """Field number -> integer, or struct as another dict; values of other types are passed over as None.
@@ -56,7 +59,12 @@ class Reader:
             raise ValueError("a Thrift struct that is nested too deeply")
         fields: dict[int, Any] = {}
         number = 0
+        if depth == 0:
+            self._fields = 0
         while head := self._byte():
+            self._fields += 1
+            if self._fields > _MAX_FIELDS:
+                raise ValueError(f"a Thrift struct of more than {_MAX_FIELDS} fields")
             number = number + (head >> 4) if head >> 4 else self._integer()
             kind = head & 15
             fields[number] = None if kind in (_TRUE, _FALSE) else self._value(kind, depth)

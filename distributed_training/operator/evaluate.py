@@ -19,6 +19,16 @@ TEMPERATURE = 0.8
 TOP = 40  # only the most likely ids are drawn from
 
 
+def available(device: str) -> str:
+    """Raises ConfigError for a device that torch does not know, or that this machine does not have."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch without CUDA asserts
+        said = str(error).split("\n")[0][:200]
+        raise ConfigError(f"--device {device}: it cannot be used here ({said}); give cpu, cuda or mps") from None
+    return device
+
+
 def heldout_loss(params: Vector, manifest: RunManifest, source: PageSource, tokenizer: Tokenizer, device: str) -> float:
     """Nats per token, as the run's own evaluation. Raises ConfigError for pages of another run, DataUnavailable."""
     if source.sha256 != manifest.data.pages_sha256:

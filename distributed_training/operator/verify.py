@@ -33,8 +33,6 @@ from distributed_training.roles.joining.published import (
 )
 from distributed_training.training.outer import state_root
 
-MAX_MANIFEST_BYTES = 1 << 20
-
 
 class Verdict(Enum):
     PROVEN = "proven"
@@ -73,7 +71,7 @@ def verify_files(store: CheckpointStore, ref: CheckpointRef, given: RunManifest 
     text = f"all {len(described.files)} files ({size / 1e6:.1f} MB) are as training_state.json says, there is no other"
     found = [Finding(Verdict.PROVEN, text)]
     for name, data in layout.index_files.items():
-        if read_bounded(folder / name, MAX_OTHER_BYTES) != data:
+        if read_bounded(folder / name, len(data)) != data:
             raise WireError(f"{name}: it puts parameters into other files than the run's")
     check_config(folder / CONFIG_FILE, manifest)
     _check_no_code(folder, described)
@@ -135,11 +133,11 @@ NO_CHAIN = Finding(
 def _own_manifest(store: CheckpointStore, ref: CheckpointRef, described: Description) -> RunManifest:
     """The one beside the numbers: whose it is, only the chain can say."""
     facts = described.files.get(MANIFEST_FILE)
-    if facts is None or facts.num_bytes > MAX_MANIFEST_BYTES:
+    if facts is None or facts.num_bytes > MAX_OTHER_BYTES:
         raise WireError(f"{MANIFEST_FILE} is missing, or larger than any run's")
     folder = store.fetch(ref, [MANIFEST_FILE])
     try:
-        return parse_manifest(read_bounded(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES), source=MANIFEST_FILE)
+        return parse_manifest(read_bounded(folder / MANIFEST_FILE, MAX_OTHER_BYTES), source=MANIFEST_FILE)
     except ConfigError as error:
         raise WireError(str(error)) from None
 
@@ -196,7 +194,7 @@ def _check_no_code(folder: Path, described: Description) -> None:
         if not name.endswith("_config.json"):
             continue
         try:
-            asks = "auto_map" in json.loads(read_bounded(folder / name, 1 << 20))
+            asks = "auto_map" in json.loads(read_bounded(folder / name, MAX_OTHER_BYTES))
         except (ValueError, TypeError, RecursionError):
             raise WireError(f"{name}: no JSON object") from None
         if asks:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 
 from distributed_training.data.reading import TablePages
 from distributed_training.errors import NetworkFault, PeerFault, WireError
@@ -79,13 +80,20 @@ class PeerPages:
         """What up to MAX_PEERS peers give, one after the other; another page asks others first. Blocks."""
         keys = self._keys()
         for number in range(min(MAX_PEERS, len(keys))):
-            if self._loop.is_closed():
-                return
-            asked = asyncio.run_coroutine_threadsafe(self._ask(keys[(index + number) % len(keys)], index), self._loop)
+            asking = self._ask(keys[(index + number) % len(keys)], index)
             try:
-                yield asked.result(self._timeout_s + 1.0)
+                asked = asyncio.run_coroutine_threadsafe(asking, self._loop)
+            except RuntimeError:  # the loop has closed: the node ends
+                asking.close()
+                return
+            try:
+                answer = asked.result(self._timeout_s + 1.0)
             except (NetworkFault, PeerFault, TimeoutError):
                 asked.cancel()
+            except CancelledError:  # of concurrent.futures: the loop ends everything it does
+                return
+            else:
+                yield answer
 
     def _keys(self) -> list[bytes]:
         own = self._peers.transport.peer_key

@@ -37,11 +37,18 @@ class Publisher:
     """
 
     def __init__(
-        self, parts: Parts, store: CheckpointStore, exporter: Exporter, announce: Announce | None = None
+        self,
+        parts: Parts,
+        store: CheckpointStore,
+        exporter: Exporter,
+        announce: Announce | None = None,
+        *,
+        staging: str = "staging",
     ) -> None:
-        """announce: says on chain what was published; raises LocalFault when that has to be tried again."""
+        """announce: says on chain what was published; raises LocalFault when that has to be tried again. staging: a
+        folder of the node that is this publisher's alone."""
         self._p, self._store, self._exporter, self._announce = parts, store, exporter, announce
-        self._staging = parts.store.root / "staging"
+        self._staging = parts.store.root / staging
         self._waiting: _Staged | None = None
         self._offered, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
@@ -58,13 +65,13 @@ class Publisher:
         except LocalFault as error:
             self._tell(index, error)
             return
-        if self._waiting is not None:  # nobody has begun with it, and it is old now
-            await self._drop(self._waiting)
-        self._waiting = staged
+        old, self._waiting = self._waiting, staged
         self._offered.set()
         self._idle.clear()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="publisher")
+        if old is not None:  # nobody has begun with it, and nobody will
+            await self._drop(old)
 
     async def finish(self, patience_s: float) -> None:
         """Wait until the newest state is out, but not for ever."""

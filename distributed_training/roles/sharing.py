@@ -9,7 +9,9 @@ import asyncio
 import logging
 import re
 import struct
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.checkpoints.base import CheckpointRef, CheckpointStore
@@ -22,12 +24,14 @@ from distributed_training.roles.follower import Follower
 from distributed_training.roles.joining.published import check_published
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.publishing import Publisher
+from distributed_training.roles.trouble import tell
 from distributed_training.training.outer import RunState, state_root
 
 log = logging.getLogger(__name__)
 
 METHOD = "shared"
 ANSWER_S = 10.0
+LAST_LOOK_S = 10.0  # how long the end of a run waits for it
 KEPT_ROUNDS = 16  # of what was published, to answer for; the repository keeps as many
 _MAX_NAME_BYTES = 200
 _NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
@@ -41,7 +45,7 @@ class SharedState:
         self, parts: Parts, follower: Follower, store: CheckpointStore, exporter: Exporter, repo_id: str
     ) -> None:
         self._p, self._follower, self._repo_id = parts, follower, repo_id
-        self._publisher = Publisher(parts, store, exporter, self._is_out)
+        self._publisher = Publisher(parts, store, exporter, self._is_out, staging="staging-own")
         self.rounds: list[int] = []  # whose states are out, oldest first
         self._offered = 0
         parts.peers.transport.serve(METHOD, self._on_asked)
@@ -84,10 +88,45 @@ async def ask_shared(peers: PeerBook, peer_key: bytes, round_index: int) -> str 
 
 
 class SharedStates:
-    """A validator's side: one miner a round, drawn by the beacon, and all of its numbers against the state root."""
+    """A validator's side: one miner a round, drawn by the beacon, and all of its numbers against the state root.
+
+    `begin` after a round, which nobody has to wait for; `finish` at the end of the run; always `cancel`.
+    """
 
     def __init__(self, parts: Parts, open_repo: Callable[[str], CheckpointStore]) -> None:
         self._p, self._open_repo = parts, open_repo
+        self._task: asyncio.Task[None] | None = None
+        self._thread: threading.Thread | None = None
+
+    def begin(self, plan: RoundPlan, state: RunState, beacon: bytes) -> None:
+        """`look` in a task of its own, for a round at most; nothing while a former look is under way."""
+        looking = self._task is not None and not self._task.done()
+        if looking or (self._thread is not None and self._thread.is_alive()):
+            log.info("round %d: nobody's copy is looked at, a former look is under way", plan.round.index)
+            return
+        self._task = asyncio.create_task(self._look_for_a_round(plan, state, beacon), name="shared states")
+
+    async def finish(self, patience_s: float = LAST_LOOK_S) -> None:
+        """Wait for the look under way, for a while."""
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=patience_s)
+
+    async def cancel(self) -> None:
+        """Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def _look_for_a_round(self, plan: RoundPlan, state: RunState, beacon: bytes) -> None:
+        index, limit_s = plan.round.index, self._p.manifest.timing.length * self._p.clock.block_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self.look(plan, state, beacon)
+        except TimeoutError:
+            log.info("round %d: looking at a published copy took more than %.0f s and was given up", index, limit_s)
+        except Exception as error:  # whatever it is: ours, and the run can do without it
+            tell(self._p, index, "shared", error)
 
     async def look(self, plan: RoundPlan, state: RunState, beacon: bytes) -> None:
         """state: what the round of `plan` started from. Tells an event `shared` when there is something to tell."""
@@ -111,7 +150,7 @@ class SharedStates:
             return check_published(self._open_repo(repo_id), index, root, manifest)
 
         try:
-            ref = await asyncio.to_thread(found)
+            ref = await self._in_thread(found)
             ok, said = ref is not None, "nothing of this round" if ref is None else ref.location
         except (WireError, ConfigError) as error:
             ok, said = False, str(error)
@@ -119,3 +158,18 @@ class SharedStates:
             log.info("round %d: what uid %d publishes was not looked at: %s", index, drawn.uid, error)
             return
         self._p.metrics.emit("shared", round=index, target=drawn.uid, repository=repo_id, ok=ok, said=said)
+
+    async def _in_thread(self, work: Callable[[], CheckpointRef | None]) -> CheckpointRef | None:
+        """In a thread that the end of the process does not wait for, as it would for asyncio's own."""
+        answer: Future[CheckpointRef | None] = Future()
+        answer.set_running_or_notify_cancel()  # who no longer waits for it cannot stop it
+
+        def run() -> None:
+            try:
+                answer.set_result(work())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self._thread = threading.Thread(target=run, name="shared states", daemon=True)
+        self._thread.start()
+        return await asyncio.wrap_future(answer)

@@ -85,7 +85,7 @@ class Validator:
         await asyncio.wait({self._audits}, timeout=self._p.clock.seconds_until(next_commit))
         if not self._audits.done():
             return False
-        await self.finish()
+        await self._audited()
         return True
 
     async def _look_back(self, plan: RoundPlan, state: RunState, audited: FinishedRound | None) -> None:
@@ -95,12 +95,18 @@ class Validator:
             if audited is not None:
                 beacon = await self._examiner.examine(audited)
                 if self._shared is not None:
-                    await self._shared.look(plan, audited.state, beacon)
+                    self._shared.begin(plan, audited.state, beacon)
         except Exception as error:  # whatever it is: ours, and the next round can do without it
             tell(self._p, plan.round.index, "audit", error)
 
     async def finish(self) -> None:
-        """Wait for the audits under way: scores are folded once per round, in order."""
+        """Wait for the audits under way, and a while for the look at what a miner publishes."""
+        await self._audited()
+        if self._shared is not None:
+            await self._shared.finish()
+
+    async def _audited(self) -> None:
+        """Scores are folded once per round, in order."""
         if self._audits is not None:
             await self._audits
             self._audits = None
@@ -111,6 +117,8 @@ class Validator:
             self._audits.cancel()
             await asyncio.gather(self._audits, return_exceptions=True)
             self._audits = None
+        if self._shared is not None:
+            await self._shared.cancel()
 
     def _was_there(self, plan: RoundPlan) -> bool:
         """From s+D on, in this process and without standing still."""

@@ -115,7 +115,7 @@ class DataSection(_Section):
     mirrors: Names = Field(
         default=(),
         description="where to look for the data set's files first, comma-separated: folders with the same files, or "
-        "https://... bases",
+        "https://... bases; pages without a digest come only from folders whose files have the sha256 in pages.bin",
     )
     cache_gib: float = Field(default=4.0, gt=0, description="disk for pages that were fetched, in GiB")
 
@@ -126,6 +126,7 @@ class HubSection(_Section):
     repo: Repo | None = Field(
         default=None, description="publish this miner's own state here after each applied round: ORG/NAME"
     )
+    look: bool = Field(default=True, description="look at what miners publish of the state, one a round (default: yes)")
     keep: Positive = Field(default=16, description="newest checkpoints kept; those that the chain names always are")
 
 

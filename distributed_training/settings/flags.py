@@ -25,9 +25,10 @@ ROLE_ONLY = {
     "train_ahead": Role.MINER,
     "dry_run": Role.VALIDATOR,
     "hub.repo": Role.MINER,
+    "hub.look": Role.VALIDATOR,
     "hub.keep": Role.OWNER,
 }
-BOTH_WAYS = ("train_ahead", "serve_snapshots")  # switches with a --no- form
+BOTH_WAYS = ("train_ahead", "serve_snapshots", "hub.look")  # switches with a --no- form
 METAVARS = {"ip": "IP", "endpoint": "URL", "repo": "ORG/NAME", "mirrors": "PLACE,..."}  # by the last word of a key
 SCRIPT_VARIABLES = ("DT_VENV", "DT_TORCH", "DT_TORCH_INDEX")  # read by scripts/setup.sh
 GROUPS = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.rules.sketch import ParameterGroup
+from distributed_training.training.bounds import bounded, check_integers
 
 Flat = npt.NDArray[np.float32]
 
@@ -40,21 +42,21 @@ def build_model(config: dict[str, Any], init_seed: int) -> nn.Module:
     resolved = _resolve(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
-        try:
+        with _building(config):
             model: nn.Module = AutoModelForCausalLM.from_config(
                 resolved, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
             )
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            raise ConfigError(f"model.config: {config['model_type']} cannot be built: {error}") from None
     model.train()
     _require_causal(model, vocab_size(config))
     return model
 
 
-def parameter_shapes(config: dict[str, Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Names and shapes of all parameters in the order of the flat vector. Holds no parameter. Raises ConfigError."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_resolve(config), dtype=torch.float32, trust_remote_code=False)
+def parameter_shapes(config: dict[str, Any], most: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and shapes of all parameters in the order of the flat vector. Holds no parameter. Raises ConfigError as
+    build_model does, and for more than `most` parameters, as soon as it has more."""
+    resolved = _resolve(config)
+    with torch.device("meta"), bounded(most), _building(config):
+        model = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32, trust_remote_code=False)
     return named_shapes(model)
 
 
@@ -152,8 +154,20 @@ def loss_per_sequence(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     return losses.view_as(labels).sum(dim=1) / (tokens.shape[1] - 1)
 
 
+@contextmanager
+def _building(config: dict[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # a config can make any line of a model fail
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(f"model.config: {config['model_type']} cannot be built: {said}") from None
+
+
 def _resolve(config: dict[str, Any]) -> PreTrainedConfig:
     """The transformers config of a manifest's `model.config`, with the fields the protocol fixes set."""
+    check_integers(config)
     fields = dict(config)
     model_type = fields.pop("model_type", None)
     if not isinstance(model_type, str):
@@ -172,7 +186,7 @@ def _resolve(config: dict[str, Any]) -> PreTrainedConfig:
     try:
         return AutoConfig.for_model(model_type, **fixed)
     except Exception as error:  # the validators of transformers raise a family of types without a common root
-        raise ConfigError(f"model.config: {model_type}: {error}") from None
+        raise ConfigError(f"model.config: {model_type}: {' '.join(str(error).split())[:300]}") from None
 
 
 def _is_dropout(name: str, value: object) -> bool:
@@ -205,7 +219,7 @@ def _require_causal(model: nn.Module, vocab: int) -> None:
     one = torch.zeros((1, 4), dtype=torch.int64)
     other = one.clone()
     other[0, -1] = vocab - 1
-    with torch.no_grad():
+    with torch.no_grad(), _building({"model_type": type(model).__name__}):
         difference = model(input_ids=one).logits[0, :-1] - model(input_ids=other).logits[0, :-1]
     if float(difference.abs().max()) > 1e-4:
         raise ConfigError("model.config: the model looks ahead; a causal language model is needed")

@@ -11,6 +11,7 @@ from hub import Settings, TestHub, User
 
 from distributed_training.checkpoints.checking import facts_of
 from distributed_training.checkpoints.description import STATE_FILE, Description, run_name
+from distributed_training.checkpoints.download import Pace
 from distributed_training.checkpoints.hub import HubCheckpoints
 from distributed_training.protocol.types import Carry
 from distributed_training.protocol.wire import encode_carry
@@ -53,9 +54,9 @@ def write_state(folder: Path, described: Description, **changes: object) -> byte
 
 
 def hub_store(
-    hub: TestHub, cache: Path, *, token: str | None = "hf_test", keep: int = 5, repo: str = REPO
+    hub: TestHub, cache: Path, *, token: str | None = "hf_test", keep: int = 5, pace: Pace | None = None
 ) -> HubCheckpoints:
-    return HubCheckpoints(REPO, RUN, cache, keep=keep, token=token, endpoint=hub.endpoint)
+    return HubCheckpoints(REPO, RUN, cache, keep=keep, pace=pace, token=token, endpoint=hub.endpoint)
 
 
 def put(hub: TestHub, folder: Path, more: Mapping[str, bytes] | None = None, tag: str = f"{RUN}.4") -> str:

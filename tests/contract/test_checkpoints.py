@@ -14,7 +14,7 @@ from hub import TestHub
 
 from distributed_training.checkpoints.base import CheckpointRef, CheckpointStore
 from distributed_training.checkpoints.description import STATE_FILE
-from distributed_training.checkpoints.local import LocalCheckpoints
+from distributed_training.checkpoints.local import LocalCheckpoints, local_ref
 from distributed_training.errors import ConfigError, LocalFault, WireError
 
 
@@ -115,6 +115,18 @@ def test_what_cannot_be_published_leaves_nothing(store: CheckpointStore, tmp_pat
     assert store.newest() is None
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_half_a_folder_is_not_published(name: str, store: CheckpointStore, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "a")
+    (folder / name).write_bytes(b"")
+    with pytest.raises(WireError, match="size"):
+        store.publish(4, folder)
+    (folder / name).unlink()
+    with pytest.raises(LocalFault, match="cannot read"):
+        store.publish(4, folder)
+    assert store.newest() is None
+
+
 @pytest.mark.parametrize(
     ("files", "why"),
     [
@@ -192,6 +204,12 @@ def test_half_written_folders_and_strays_are_no_checkpoints(tmp_path: Path) -> N
     assert sorted(p.name for p in Path(ref.location).iterdir()) == sorted([*NAMES, "README.md", STATE_FILE])
 
 
+@pytest.mark.parametrize("name", ["7", "round-x", "mine", "round-٣"])
+def test_a_folder_of_any_name_holds_the_round_that_it_says(name: str, tmp_path: Path) -> None:
+    ref = local_ref(write_folder(tmp_path / name))
+    assert LocalCheckpoints(tmp_path).describe(ref).round == ref.round == 4
+
+
 @pytest.mark.parametrize("name", [NAMES[1], STATE_FILE])
 def test_links_are_not_followed(name: str, tmp_path: Path) -> None:
     store = LocalCheckpoints(tmp_path / "store")
@@ -256,3 +274,12 @@ def test_what_is_no_state_file_at_all_is_refused(data: bytes, tmp_path: Path) ->
     (tmp_path / STATE_FILE).write_bytes(data)
     with pytest.raises(WireError):
         LocalCheckpoints(tmp_path).describe(CheckpointRef(4, str(tmp_path), hashlib.sha256(data).digest()))
+
+
+def test_a_folder_that_was_downloaded_is_read_with_what_clients_leave_beside(tmp_path: Path) -> None:
+    store = LocalCheckpoints(tmp_path / "store")
+    ref = store.publish(4, write_folder(tmp_path / "four"))
+    for name in (".cache", ".git"):
+        (Path(ref.location) / name).mkdir()
+    (Path(ref.location) / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    assert store.fetch(ref, NAMES) == Path(ref.location)

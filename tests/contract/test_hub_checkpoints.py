@@ -16,6 +16,7 @@ from hub import Settings, TestHub, User
 
 from distributed_training.checkpoints.base import CheckpointRef
 from distributed_training.checkpoints.description import STATE_FILE, parse_description, run_name
+from distributed_training.checkpoints.download import Pace
 from distributed_training.checkpoints.hub import HubCheckpoints
 from distributed_training.errors import ConfigError, LocalFault, WireError
 
@@ -55,6 +56,7 @@ def test_one_commit_and_one_tag_for_each_checkpoint(store: HubCheckpoints, hub: 
 
 
 def test_a_commit_replaces_all_files_of_the_one_before(store: HubCheckpoints, hub: TestHub, tmp_path: Path) -> None:
+    store.publish(0, write_folder(tmp_path / "zero", 0, "first"))
     hub.put("models", REPO, {"old.bin": b"pickle", "notes/todo.txt": b"x"})
     ref = store.publish(4, write_folder(tmp_path / "a"))
     assert is_whole(store, ref, tmp_path / "a")
@@ -131,6 +133,41 @@ def test_two_that_publish_the_same_state_at_once_make_one_checkpoint(hub: TestHu
         thread.join()
     assert len(found) == 3 and len({ref.location for ref in found}) == 1
     assert len(titles(hub)) == 1
+
+
+def test_a_repository_that_could_not_be_made_at_the_start_is_made_later(hub: TestHub, folder: Path) -> None:
+    store = hub_store(hub, folder.parent / "cache")
+    hub.stop()
+    with pytest.raises(LocalFault):
+        store.check(write=True)
+    hub.start()
+    assert is_whole(store, store.publish(4, folder), folder)
+
+
+@pytest.mark.parametrize("state", [None, b"{}"])
+def test_a_repository_with_other_things_is_refused_and_left_alone(
+    state: bytes | None, hub: TestHub, folder: Path
+) -> None:
+    theirs = {"model.bin": b"years of work"} | ({} if state is None else {STATE_FILE: state})
+    before = hub.put("models", REPO, theirs)
+    store = hub_store(hub, folder.parent / "cache")
+    with pytest.raises(ConfigError, match="a repository of its own") as caught:
+        store.check(write=True)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(LocalFault, match="a repository of its own"):
+        store.publish(4, folder)
+    repo = hub.store.get("models", REPO)
+    assert repo is not None and repo.branches["main"] == before
+
+
+def test_a_repository_of_another_run_or_with_a_card_is_taken(hub: TestHub, folder: Path, tmp_path: Path) -> None:
+    hub.put("models", REPO, {"README.md": b"soon"})
+    other = HubCheckpoints(REPO, run_name("other", "11" * 32), tmp_path / "o", token="hf_test", endpoint=hub.endpoint)
+    other.check(write=True)
+    other.publish(0, write_folder(tmp_path / "other", 0, "other run"))
+    store = hub_store(hub, tmp_path / "cache")
+    store.check(write=True)
+    assert is_whole(store, store.publish(4, folder), folder)
 
 
 def test_a_tag_on_another_state_is_never_moved(
@@ -213,6 +250,30 @@ def test_old_checkpoints_go_with_their_objects_but_never_one_that_is_named(hub: 
     assert len(hub.requests) == before + 1, "nothing to do costs one request"
 
 
+def test_what_another_branch_holds_is_not_pruned(hub: TestHub, tmp_path: Path) -> None:
+    store = hub_store(hub, tmp_path / "cache", keep=2)
+    store.check(write=True)
+    first = store.publish(0, write_folder(tmp_path / "0", 0, "state 0"))
+    repo = hub.store.get("models", REPO)
+    assert repo is not None
+    repo.branches["backup"] = repo.branches["main"]
+    for index in range(1, 4):
+        store.publish(index, write_folder(tmp_path / str(index), index, f"state {index}"))
+    store.prune(set())
+    assert sorted(tags(hub)) == [f"{RUN}.2", f"{RUN}.3"]
+    assert is_whole(store, first, tmp_path / "0")
+    assert len(repo.lfs) == 3
+
+
+def test_a_round_that_was_pruned_can_be_published_again(hub: TestHub, tmp_path: Path) -> None:
+    store = hub_store(hub, tmp_path / "cache", keep=2)
+    store.check(write=True)
+    for index in range(4):
+        store.publish(index, write_folder(tmp_path / str(index), index, f"state {index}"))
+    store.prune(set())
+    assert is_whole(store, store.publish(1, tmp_path / "1"), tmp_path / "1")
+
+
 def test_pruning_that_breaks_off_is_gone_on_with(hub: TestHub, tmp_path: Path) -> None:
     store = hub_store(hub, tmp_path / "cache", keep=2)
     store.check(write=True)
@@ -249,6 +310,41 @@ def test_a_download_goes_on_where_it_broke_off(
     assert is_whole(store, ref, folder)
     sent = sum(seen.sent for seen in hub.requests if "model.safetensors" in seen.path and seen.path.startswith("/cdn"))
     assert sent < 1.4 * WEIGHTS, "what had arrived was fetched again"
+
+
+@pytest.mark.parametrize("kind", ["stall", "drop"])
+def test_a_server_that_drips_is_given_up_after_a_while(
+    kind: str, hub: TestHub, ref: CheckpointRef, folder: Path, tmp_path: Path
+) -> None:
+    """Each answer brings a little, so that no try is without a byte."""
+    hub.faults.add(kind, path=BYTES, times=None, after_bytes=70_000, seconds=0.4)  # type: ignore[arg-type]
+    slow = hub_store(hub, tmp_path / "cache", pace=Pace(bytes_per_s=10_000_000, window_s=0.3))
+    started = time.monotonic()
+    with pytest.raises(LocalFault, match="kB/s arrived"):
+        slow.fetch(ref, NAMES)
+    assert time.monotonic() - started < 5
+    hub.faults.clear()
+    assert is_whole(hub_store(hub, tmp_path / "cache"), ref, folder)
+
+
+def test_two_processes_do_not_fetch_into_one_folder(
+    store: HubCheckpoints, hub: TestHub, ref: CheckpointRef, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").mkdir()
+    lock = f"import fcntl, os, sys; fcntl.flock(os.open({str(tmp_path / 'cache')!r}, os.O_RDONLY), fcntl.LOCK_EX)"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{lock}; print(flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdin is not None and other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match=r"in use by another process") as caught:
+            store.fetch(ref, NAMES)
+        assert "\n" not in str(caught.value)
+        other.stdin.close()
+        other.wait(20)
+    assert is_whole(store, ref, folder)
 
 
 def test_a_restart_goes_on_where_the_killed_process_was(
@@ -426,6 +522,6 @@ def test_what_cannot_be_is_refused(repo: str, keep: int, why: str, tmp_path: Pat
 def test_a_token_that_may_not_write_here_is_our_own_trouble_later(tmp_path: Path, folder: Path) -> None:
     tokens = {"hf_test": User("tester", "write", ("other",))}
     with TestHub(tmp_path / "hub2", settings=Settings(tokens)) as hub:
-        hub.put("models", REPO, {"a.txt": b"a"})
+        hub.put("models", REPO, {"README.md": b"a"})
         with pytest.raises(LocalFault, match="may not change"):
             hub_store(hub, tmp_path / "c").publish(4, folder)

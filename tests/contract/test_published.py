@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,48 @@ def test_what_the_maker_says_of_the_state_is_checked_too(place: Place, tmp_path:
         ref = place.put(folder)
         with pytest.raises(WireError, match=why):
             verify_numbers(verify_files(place.store, ref, RUN)[1])
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "a width below nothing": ({"n_embd": -5}, "cannot be built"),
+    "an activation that is none": ({"activation_function": "nope"}, "cannot be built"),
+    "layers without end": ({"n_layer": 10_000_000}, "n_layer 10000000, at most"),
+    "more layers than its files could hold": ({"n_layer": 200}, "parameters expected"),
+    "more numbers than its files could hold": ({"n_embd": 1 << 20}, "parameters expected"),
+    "a vocabulary without end": ({"vocab_size": 1 << 40}, "vocab_size 1099511627776, at most"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_stranger_s_manifest_is_refused_in_one_line_and_soon(what: str, tmp_path: Path) -> None:
+    """Without a manifest of one's own, that of the repository is read."""
+    change, why = HOSTILE[what]
+    folder = export(tmp_path / "out", RUN, STATE)
+    document = json.loads((folder / "manifest.json").read_bytes())
+    document["model"]["config"] |= change
+    hostile = RunManifest.model_validate(document)
+    (folder / "manifest.json").write_bytes(hostile.canonical())
+    said = parse_description((folder / STATE_FILE).read_bytes())
+    (folder / STATE_FILE).write_bytes(replace(said, manifest_sha256=hostile.sha256).encode())
+    describe_anew(folder)
+    started = time.monotonic()
+    with pytest.raises(WireError, match=why) as caught:
+        verify_files(LocalCheckpoints(tmp_path), local_ref(folder), None)
+    assert "\n" not in str(caught.value) and time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, (1 << 20) + 1), (20, 1 << 20)])
+def test_large_files_beside_the_numbers_are_refused_before_they_are_fetched(
+    count: int, size: int, place: Place, tmp_path: Path
+) -> None:
+    folder = export(tmp_path / "out", RUN, STATE)
+    for index in range(count):
+        (folder / f"notes{index}.md").write_bytes(bytes(size))
+    describe_anew(folder)
+    ref = place.put(folder)
+    with pytest.raises(WireError, match=r"at most \d+ expected"):
+        load_published(place.store, ref, RUN)
+    assert not place.cache.exists()
 
 
 def test_a_tokenizer_config_that_asks_for_code_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pytest
 from hub import Settings, TestHub, User
 
 from distributed_training.data.local import LocalPages, build_pages
-from distributed_training.data.page_file import open_page_table, write_page_table
+from distributed_training.data.page_file import PageTable, open_page_table, write_page_table
 from distributed_training.data.pages import Dataset, PageColumns, page_digest
 from distributed_training.data.places.cache import ChunkCache
 from distributed_training.data.places.ranges import Limits
@@ -230,6 +232,79 @@ def test_pages_without_a_digest_are_believed_for_the_commit(wire: Wire, tmp_path
             assert page == wire.local.fetch(index)
             assert page.digest == page_digest(page.documents)
     assert source.heldout() == wire.local.heldout()
+
+
+def without_digests(wire: Wire, pages: Path, folder: Path) -> PageTable:
+    """The same pages, all of them believed for the commit."""
+    entries = [(wire.table.entry(index), None) for index in range(wire.table.num_pages)]
+    header = wire.table.header.model_copy(update={"dataset": Dataset(repo="org/pages", revision=wire.sha)})
+    return write_page_table(folder / "bare.bin", header, PageColumns.of(entries))
+
+
+def test_a_page_without_a_digest_is_not_believed_from_anybody(wire: Wire, pages: Path, tmp_path: Path) -> None:
+    table = without_digests(wire, pages, tmp_path)
+    forged = tmp_path / "forged"
+    shutil.copytree(pages, forged)
+    name, at = table.header.files[table.entry(0).file].name, table.entry(0).offset + 60
+    data = bytearray((pages / name).read_bytes())
+    data[at : at + 20] = bytes(byte ^ 1 for byte in data[at : at + 20])  # a page of another text and the same size
+    (forged / name).write_bytes(data)
+    mirror = wire.hub.put("datasets", "org/mirror", {path.name: path for path in forged.iterdir()})
+    url = f"{wire.hub.endpoint}/datasets/org/mirror/resolve/{mirror}"
+    places = [str(forged), url, f"hub:org/mirror@{mirror}"]
+    source = wire.open(ChunkCache(tmp_path / "cache", table.sha256, 1 << 20), table=table, places=places)
+    for index in range(4):
+        assert source.fetch(index) == wire.local.fetch(index)
+    assert source.counts == {"data set org/pages": 4}
+    wire.hub.stop()
+    with pytest.raises(DataUnavailable, match=rf"{forged}: not asked for a page without a digest, its .*; http.*: not"):
+        source.fetch(9)
+
+
+def test_a_folder_proves_its_file_once(wire: Wire, pages: Path, tmp_path: Path) -> None:
+    table = without_digests(wire, pages, tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(pages, copy)
+    wire.hub.stop()
+    source = wire.open(table=table, places=[str(copy)], limits=Limits(tries=1))
+    assert source.fetch(0) == wire.local.fetch(0) and source.counts == {str(copy): 1}
+    path = copy / table.header.files[table.entry(0).file].name
+    data, facts = path.read_bytes(), path.stat()
+    path.write_bytes(data[:-1] + b"?")
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+    with pytest.raises(DataUnavailable, match="is not proven"):
+        source.fetch(0)
+    path.write_bytes(data)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 2))
+    assert source.fetch(0) == wire.local.fetch(0)
+
+
+@pytest.mark.parametrize("offline", [False, True], ids=["gone", "offline"])
+def test_a_node_starts_without_the_data_set_if_it_has_the_pages(
+    wire: Wire, pages: Path, tmp_path: Path, offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [(wire.table.entry(index), wire.table.digest(index)) for index in range(4)]
+    gone = Dataset(repo="org/pages" if offline else "org/gone", revision=wire.sha)
+    header = wire.table.header.model_copy(update={"dataset": gone})
+    table = write_page_table(tmp_path / "bare.bin", header, PageColumns.of(entries))
+    cache = ChunkCache(tmp_path / "cache", table.sha256, 1 << 20)
+    if offline:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    for places in ([], [str(tmp_path / "empty")], [f"hub:{gone.repo}@{gone.revision}"]):
+        with pytest.raises(ConfigError, match="offline mode" if offline else "org/gone does not exist"):
+            wire.open(cache, table=table, places=places)
+    assert wire.open(table=table, places=[str(pages)]).fetch(3) == wire.local.fetch(3)
+    for index in range(4):
+        cache.put(str(index), wire.local.kept(index) or b"")
+    assert [wire.open(cache, table=table, places=[]).fetch(index) for index in range(4)] == [
+        wire.local.fetch(index) for index in range(4)
+    ]
+
+
+def test_a_mirror_that_has_nothing_stops_nobody(wire: Wire, tmp_path: Path) -> None:
+    places = [f"{wire.hub.endpoint}/nowhere", f"hub:org/none@{wire.sha}", f"hub:org/pages@{wire.sha}"]
+    assert wire.open(places=places).fetch(0) == wire.local.fetch(0)
 
 
 def test_the_last_resort_is_asked_last_and_checked(wire: Wire, tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from subnet import FINISHED_ROUNDS, Subnet, finished, make_subnet, running
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def finished_subnet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Subnet]:
-    """Four miners, two validators and an owner after three rounds. Transports still run; leave all as it is."""
+    """Four miners, two validators and an owner after three rounds. Transports still run; leave all as it is.
+
+    Its chain's clock runs on, so what is newest there is newest for a few rounds only: test_kept_bytes comes first.
+    """
     async with running(make_subnet(tmp_path_factory.mktemp("subnet")), rounds=FINISHED_ROUNDS) as subnet:
         await finished(subnet)
         yield subnet

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub import Settings, TestHub, User
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from benchmarks.made_up_fineweb import write_fineweb
 from distributed_training.data.local import LocalPages
@@ -186,7 +189,8 @@ def test_a_build_that_ctrl_c_ended_goes_on_where_it_was(hub: TestHub, fineweb: P
     while not (partial / "footer-00001.json").exists() and time.monotonic() < until:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[1] == "" and process.returncode == 130
+    assert process.communicate(timeout=20)[1] == "stopped; the same command goes on from here\n"
+    assert process.returncode == 130
     hub.faults.remove(stall)
     (partial / "footer-00000.json").write_bytes(b'{"name"')  # as a bad disk would leave it
     hub.traffic.reset()
@@ -237,6 +241,25 @@ def test_row_groups_that_cannot_be_pages_are_left_out(hub: TestHub, tmp_path: Pa
     assert "row groups left out: " in printed and "1 with rows that have no text" in printed
     assert [entry.name for entry in table.header.files] == ["train/odd.parquet"]
     assert table.num_pages == 2
+
+
+def test_row_groups_that_nobody_can_decode_are_left_out(hub: TestHub, tmp_path: Path) -> None:
+    quiet, dense = tmp_path / "quiet.parquet", tmp_path / "dense.parquet"
+    with pq.ParquetWriter(quiet, pa.schema([("text", pa.string())]), write_statistics=False) as writer:
+        for texts in (["a", "b"], ["c", None], ["d"], ["e"], ["f"]):
+            writer.write_table(pa.table({"text": texts}))
+    with pq.ParquetWriter(
+        dense, pa.schema([("text", pa.string())]), compression="zstd", use_dictionary=False
+    ) as writer:
+        writer.write_table(pa.table({"text": ["x" * 3_000_000]}))  # far more than 64 times its compressed bytes
+        writer.write_table(pa.table({"text": ["g"]}))
+    hub.put("datasets", "org/odd", {"a.parquet": quiet, "b.parquet": dense})
+    flags = ["--dataset", "org/odd", "--heldout-pages", "1"]
+    printed, table = build(hub, tmp_path / "digests", *flags, "--digests")
+    said = "row groups left out: 1 too large for a page, 1 that cannot be decoded one by one"
+    assert said in printed and (table.num_pages, table.missing_digests) == (4, 0)
+    printed, table = build(hub, tmp_path / "footers", *flags)
+    assert "row groups left out: 1 too large for a page\n" in printed and table.num_pages == 5
 
 
 def test_a_run_is_made_over_pages_that_lie_on_the_hub(hub: TestHub, tmp_path: Path) -> None:
@@ -372,7 +395,8 @@ def test_a_directory_holds_one_data_set(hub: TestHub, tmp_path: Path) -> None:
     cases: list[tuple[list[str], str]] = [
         ([*BASICS, *footers, "--revision", "v1"], ""),
         ([*BASICS, *footers], "was begun for other files"),
-        ([*BASICS, *footers, "--revision", "v1", "--limit", "9"], ""),
+        ([*BASICS, *footers, "--revision", "v1", "--limit", "9"], "other pages of this data set"),
+        ([*csv, *footers, "--page-bytes", "1000"], "holds a pages.bin of other pages"),
         ([*csv, "--page-bytes", "1000"], ""),
         ([*csv, "--page-bytes", "2000"], "holds other pages"),
         ([*BASICS, *rewritten], "holds the pages of another data set"),
@@ -382,10 +406,48 @@ def test_a_directory_holds_one_data_set(hub: TestHub, tmp_path: Path) -> None:
         assert code == (2 if message else 0) and message in errors, (flags, errors)
 
 
-def test_an_upload_needs_a_token_that_may_write(hub: TestHub, tmp_path: Path) -> None:
+def test_an_upload_needs_a_token_that_may_write_before_anything_is_built(hub: TestHub, tmp_path: Path) -> None:
     flags = [*BASICS, "--limit", "5", "--upload", "org/mine"]
-    assert "needs a token that may write there" in refused(hub, tmp_path / "out", *flags)
-    assert "needs a token that may write there" in refused(hub, tmp_path / "out", *flags, token="hf_read")
+    for token, said in ((None, "there is no token|does not know this token"), ("hf_read", "may only read")):
+        found = refused(hub, tmp_path / "out", *flags, token=token)
+        assert re.search(f"cannot write to org/mine: .*({said})", found), found
+    assert "expected ORG/NAME" in refused(hub, tmp_path / "out", *BASICS, "--upload", "mine")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow  # the client tries five times
+def test_an_upload_that_fails_is_told_in_one_line(hub: TestHub, tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for number in range(60):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"{number} and more\n" * 300)
+    out, upload = tmp_path / "out", ["--upload", "org/mine"]
+    build(hub, out, "--text", str(tmp_path / "text"), "--page-bytes", "4000")
+    put = hub.faults.add("down", method="PUT", times=None)
+    said = refused(hub, out, *upload, code=1, token="hf_test")
+    assert "--upload org/mine: the pages are built, but not published" in said and put.fired
+    hub.faults.clear()
+    path = next(out.glob("pages-*.parquet"))
+    data = path.read_bytes()
+    for damage, message in ((data[:-1], "bytes, expected"), (b"?" + data[1:], "has changed"), (None, "is not there")):
+        path.unlink() if damage is None else path.write_bytes(damage)
+        assert message in refused(hub, out, *upload, token="hf_test")
+    path.write_bytes(data)
+    assert "uploaded hub:org/mine@" in build(hub, out, *upload, token="hf_test")[0]
+
+
+def test_a_build_that_is_refused_leaves_the_tokenizer_alone(hub: TestHub, tmp_path: Path) -> None:
+    mine = Tokenizer(WordLevel({"<eos>": 0, "<unk>": 1, "a": 2}, unk_token="<unk>"))
+    mine.add_special_tokens(["<eos>"])
+    mine.save(str(tmp_path / "mine.json"))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tokenizer.json").write_text("the one of these pages")
+    flags = [*BASICS, "--tokenizer", str(tmp_path / "mine.json"), "--eos", "<eos>"]
+    assert "row groups, expected more" in refused(hub, out, *flags, "--heldout-pages", "60")
+    assert (out / "tokenizer.json").read_text() == "the one of these pages"
+    (out / "tokenizer.json").unlink()
+    (out / "tokenizer.json").mkdir()
+    assert "cannot write" in refused(hub, out, *flags)
 
 
 def test_a_disk_that_takes_no_more_is_told(hub: TestHub, tmp_path: Path) -> None:

@@ -129,3 +129,27 @@ async def test_strangers_and_other_manifests_get_nothing(local: LocalPages, node
     beyond = PeerPages(asking, asyncio.get_running_loop(), local.sha256, lambda index: 100, 0.5)
     assert await asyncio.to_thread(lambda: list(beyond(local.num_pages))) == []
     assert reads == []
+
+
+async def test_a_node_that_ends_asks_nobody(local: LocalPages, nodes: Make, tmp_path: Path) -> None:
+    asking, hanging, _ = await nodes(3)
+
+    async def hang(stream: Stream) -> None:
+        await asyncio.sleep(3600)
+
+    hanging.transport.serve(PAGE_METHOD, hang)
+    source = poor(local, asking, tmp_path / "empty")
+    fetching = asyncio.create_task(asyncio.to_thread(source.fetch, 0))
+    asked: list[asyncio.Task[object]] = []
+    while not asked:
+        await asyncio.sleep(0.01)
+        asked = [task for task in asyncio.all_tasks() if "PeerPages._ask" in repr(task.get_coro())]
+    asked[0].cancel()  # as the end of a loop does
+    with pytest.raises(DataUnavailable, match="gave 0 chunks"):
+        await fetching
+
+    ended = asyncio.new_event_loop()
+    ended.close()
+    source.last_resort = PeerPages(asking, ended, local.sha256, lambda index: 100)
+    with pytest.raises(DataUnavailable, match="gave 0 chunks"):
+        await asyncio.to_thread(source.fetch, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -77,9 +78,12 @@ class Away:
         self.fault, self._store, self.asked = fault, store, list[int]()
         self.find, self.newest, self.describe, self.fetch = store.find, store.newest, store.describe, store.fetch
         self.check, self.pruned = store.check, list[set[int]]()
+        self.gate = threading.Event()
+        self.gate.set()
 
     def publish(self, round_index: int, folder: Path) -> CheckpointRef:
         self.asked.append(round_index)
+        self.gate.wait(30)
         if self.fault is not None:
             raise self.fault
         return self._store.publish(round_index, folder)
@@ -167,6 +171,41 @@ async def test_while_the_store_is_away_rounds_go_on_and_the_newest_state_wins(st
     assert stage.store.asked[-1] == 4 and stage.store.find(0, None) is None
     assert stage.staged() == [] and stage.chain.taken == []
     await publisher.cancel()
+
+
+@shared
+async def test_what_is_too_old_to_go_out_is_not_begun_with_while_it_is_deleted(stage: Stage) -> None:
+    stage.store.gate.clear()
+    publisher = Publisher(stage.parts, stage.store, stage.exporter)
+    await publisher.offer(0, stage.follower.state, stage.follower.root)
+    await until(lambda: stage.store.asked == [0])
+    await publisher.offer(1, stage.follower.state, stage.follower.root)
+    (old,) = (path for path in stage.staged() if path.name.startswith("000001"))
+    for index in range(10_000):  # so that it takes a while
+        (old / f"{index}.json").touch()
+    offering = asyncio.create_task(publisher.offer(2, stage.follower.state, stage.follower.root))
+    await until(lambda: not (old / "9999.json").exists() or not (old / "0.json").exists())
+    stage.store.gate.set()
+    await offering
+    await publisher.finish(30)
+    assert stage.store.asked == [0, 2]
+    await publisher.cancel()
+
+
+@shared
+async def test_two_publishers_of_a_node_have_staging_of_their_own(stage: Stage, tmp_path: Path) -> None:
+    stage.store.fault = LocalFault("the Hub answers 503")
+    first = Publisher(stage.parts, stage.store, stage.exporter)
+    other = Publisher(stage.parts, LocalCheckpoints(tmp_path / "own"), stage.exporter, staging="staging-own")
+    await first.offer(0, stage.follower.state, stage.follower.root)
+    await other.offer(0, stage.follower.state, stage.follower.root)
+    await other.finish(30)
+    assert len(stage.staged()) == 1, "what the first one still has to publish"
+    stage.store.fault = None
+    await first.finish(30)
+    assert stage.store.find(0, None) is not None
+    for publisher in (first, other):
+        await publisher.cancel()
 
 
 @shared

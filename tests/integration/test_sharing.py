@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +18,12 @@ from subnet import EventList, Node, make_subnet, running
 
 from distributed_training.assembly import make_exporter
 from distributed_training.averaging.plan import RoundPlan
+from distributed_training.chain.clock import BlockClock
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.errors import NetworkFault, PeerFault
 from distributed_training.metrics.base import Metrics
 from distributed_training.roles.follower import Follower
+from distributed_training.roles.parts import Parts
 from distributed_training.roles.sharing import SharedState, SharedStates, ask_shared
 from distributed_training.training.outer import RunState
 
@@ -55,12 +58,21 @@ class Pair:
 
     async def look(self) -> list[dict[str, Any]]:
         """What the validator tells about the miner."""
+        await SharedStates(self.parts(), self.store).look(self.plan(), self.state, BEACON)
+        return self.told()
+
+    def parts(self, block_s: float = 12.0) -> Parts:
+        metrics = Metrics([EventList(self.events)], role="validator", uid=0)
+        clock = cast(BlockClock, SimpleNamespace(block_s=block_s))
+        return replace(self.validator.parts, metrics=metrics, clock=clock)
+
+    def plan(self) -> RoundPlan:
         candidate = SimpleNamespace(
             uid=self.miner.uid, public_key=self.miner.me.public_key, peer_key=self.miner.parts.peer_key
         )
-        plan = SimpleNamespace(candidates=[candidate], round=SimpleNamespace(index=ROUND))
-        parts = replace(self.validator.parts, metrics=Metrics([EventList(self.events)], role="validator", uid=0))
-        await SharedStates(parts, self.store).look(cast(RoundPlan, plan), self.state, BEACON)
+        return cast(RoundPlan, SimpleNamespace(candidates=[candidate], round=SimpleNamespace(index=ROUND)))
+
+    def told(self) -> list[dict[str, Any]]:
         return [e for e in self.events if e["event"] == "shared"]
 
 
@@ -118,4 +130,57 @@ async def test_only_who_validates_is_told_where(pair: Pair) -> None:
     with pytest.raises((NetworkFault, PeerFault)):
         await ask_shared(pair.other.parts.peers, pair.miner.parts.peer_key, ROUND)
     assert pair.miner.refusals == before + 1
+    await shared.cancel()
+
+
+class Held:
+    """Repositories that answer when `gate` is set, however long that takes; counts how many were opened."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.gate, self.opened, self._pair = threading.Event(), 0, pair
+
+    def open(self, repo_id: str) -> LocalCheckpoints:
+        self.opened += 1
+        self.gate.wait(30)
+        return self._pair.store(repo_id)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110 (another task's work)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_look_holds_nobody_up_and_there_is_one_at_a_time(pair: Pair) -> None:
+    shared, held = await pair.publish("me/mine", pair.state), Held(pair)
+    looks = SharedStates(pair.parts(), held.open)
+    looks.begin(pair.plan(), pair.state, BEACON)  # returns at once
+    await until(lambda: held.opened == 1)
+    looks.begin(pair.plan(), pair.state, BEACON)
+    async with asyncio.timeout(5):
+        await looks.finish(0.1)
+    assert pair.told() == []
+    held.gate.set()
+    await looks.finish(20)
+    assert [told["ok"] for told in pair.told()] == [True] and held.opened == 1
+    await looks.cancel()
+    await shared.cancel()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_look_ends_with_its_round_or_its_node_and_its_thread_begins_no_second(
+    pair: Pair, cancelled: bool
+) -> None:
+    shared, held = await pair.publish("me/mine", pair.state), Held(pair)
+    looks = SharedStates(pair.parts(12.0 if cancelled else 0.005), held.open)
+    looks.begin(pair.plan(), pair.state, BEACON)
+    await until(lambda: held.opened == 1)
+    async with asyncio.timeout(10):
+        await (looks.cancel() if cancelled else looks.finish(10))
+    looks.begin(pair.plan(), pair.state, BEACON)
+    await looks.cancel()
+    assert held.opened == 1
+    held.gate.set()
+    await looks.cancel()
+    assert pair.told() == [] and not [e for e in pair.events if e["event"] == "fault"]
     await shared.cancel()

@@ -5,6 +5,9 @@ import random
 import threading
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
 
 from distributed_training.data.places.cache import ChunkCache
 
@@ -53,6 +56,34 @@ def test_the_bound_holds_and_what_was_used_last_stays(tmp_path: Path) -> None:
     assert cache.get("5") is None
     cache.put("big", bytes(200_000))
     assert cache.get("big") is None
+
+
+def test_the_heldout_set_goes_last(tmp_path: Path) -> None:
+    cache = ChunkCache(tmp_path, SHA, 20_000)
+    cache.put("heldout-0", bytes(1_000))
+    os.utime(tmp_path / SHA[:32] / "heldout-0", (1, 1))
+    (tmp_path / SHA[:32] / "heldout-1.12-3.part").write_bytes(bytes(1_000))  # left by a killed process
+    os.utime(tmp_path / SHA[:32] / "heldout-1.12-3.part", (1, 1))
+    for number in range(60):
+        cache.put(str(number), bytes(1_000))
+    assert sorted(path.name for path in tmp_path.rglob("heldout-*")) == ["heldout-0"]
+    assert on_disk(tmp_path) <= 20_000 * 17 // 16
+    for number in range(60):
+        cache.put(f"heldout-{number}", bytes(1_000))
+    assert on_disk(tmp_path) <= 20_000 * 17 // 16
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_an_entry_of_another_user_is_there() -> None:
+    with TemporaryDirectory() as folder:  # not tmp_path: that is closed to other users
+        Path(folder).chmod(0o755)
+        cache = ChunkCache(Path(folder), SHA, 10_000)
+        cache.put("1", b"of root")
+        os.seteuid(65534)
+        try:
+            assert cache.get("1") == b"of root"
+        finally:
+            os.seteuid(0)
 
 
 def test_a_place_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,19 @@ def test_foreign_thrift_is_read_or_refused(data: bytes) -> None:
         pass
     else:
         assert reader.at <= len(data)
+
+
+def test_many_fields_take_little_memory() -> None:
+    booleans = memoryview(b"\x11" * 2_000_000 + b"\0")
+    nested = memoryview((b"\x1c" + b"\x11" * 100 + b"\0") * 20_000 + b"\0")
+    for data in (booleans, nested):
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="more than 1000 fields"):
+            Reader(data).struct()
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+    reader = Reader(memoryview((b"\x15\x02" * 600 + b"\0") * 2))
+    assert reader.struct() == reader.struct() == dict.fromkeys(range(1, 601), 1)
 
 
 def test_columns_that_are_no_text_are_named(tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import tiny_training
 from pydantic import ValidationError
 
 from distributed_training.errors import ConfigError, NotRegisteredError
+from distributed_training.node import _stores
 from distributed_training.protocol.types import Role
 from distributed_training.settings.config import PRESETS, load_config, require_address, run_main
 from distributed_training.settings.flags import options
 
+RUN = tiny_training.manifest(tiny_training.GPT2)
 ROOT = Path(__file__).parents[2]
 LOCAL = ["--preset", "local"]
 
@@ -242,3 +245,25 @@ def test_entry_points_refuse_before_anything_is_loaded(name: str) -> None:
     assert done.stderr.splitlines()[-1] == "error: unknown option --axon.prt; did you mean --axon.port?"
     assert "torch" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_validator_can_leave_out_looking_at_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config(Role.VALIDATOR, LOCAL).hub.look
+    assert not load_config(Role.VALIDATOR, [*LOCAL, "--no-hub.look"]).hub.look
+    assert "validator.py only" in refused("--hub.look")
+    monkeypatch.setenv("DT_HUB_LOOK", "false")
+    assert not load_config(Role.VALIDATOR, LOCAL).hub.look
+    assert load_config(Role.OWNER, LOCAL).warnings == ("--hub.look has no effect: only a validator uses it",)
+
+
+def test_an_option_without_effect_opens_no_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DT_HUB_REPO", "org/mine")
+    monkeypatch.setenv("DT_HUB_KEEP", "1")  # an owner would be refused
+    local = [*LOCAL, "--run-dir", str(tmp_path)]
+    stores = _stores(Role.VALIDATOR, load_config(Role.VALIDATOR, local), RUN)
+    assert stores.own is None and stores.open_repo is not None
+    stores = _stores(Role.VALIDATOR, load_config(Role.VALIDATOR, [*local, "--no-hub.look"]), RUN)
+    assert stores.open_repo is None
+    monkeypatch.delenv("DT_HUB_KEEP")
+    stores = _stores(Role.OWNER, load_config(Role.OWNER, local), RUN)
+    assert stores.own is None and stores.open_repo is None

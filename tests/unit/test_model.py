@@ -69,6 +69,9 @@ def test_model_is_float32_without_dropout_or_cache(config: dict[str, Any]) -> No
         (GPT2 | {"auto_map": {"AutoModelForCausalLM": "a.b"}}, "auto_map"),
         (GPT2 | {"n_embd": "wide"}, "n_embd"),
         (GPT2 | {"n_head": 5}, "cannot be built"),
+        (GPT2 | {"n_embd": -5}, "cannot be built"),
+        (GPT2 | {"activation_function": "nope"}, "cannot be built"),
+        (GPT2 | {"n_layer": 10_000_000}, "n_layer 10000000, at most 4096"),
         ({"model_type": "t5"}, "not a causal"),
         (
             {

@@ -210,7 +210,7 @@ def test_a_clock_that_jumps_changes_nothing_a_node_does() -> None:
     asks = re.compile(r"\btime\.time\(|\bdatetime\.(now|utcnow|today)\(|\btime\.(gmtime|localtime|strftime)\(")
     found = {str(path.relative_to(package)) for path in package.rglob("*.py") if asks.search(path.read_text("utf-8"))}
     node_code = {path for path in found if not path.startswith(("localnet/", "simulation/", "chain/local/"))}
-    assert node_code == {"data/places/ranges.py", "metrics/base.py", "network/hints.py"}
+    assert node_code == {"data/places/addresses.py", "metrics/base.py", "network/hints.py"}
 
 
 def test_too_little_memory_makes_the_next_attempt_smaller() -> None:

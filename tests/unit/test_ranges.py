@@ -124,6 +124,91 @@ def test_a_body_that_drips_is_given_up() -> None:
         assert time.monotonic() - began < 2.0
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        say(200, DATA),
+        say(416),
+        say(404),
+        say(500),
+        say(206, DATA[10:110]),
+        say(206, DATA[:50], 100, Content_Range="bytes 10-109/4096"),
+        say(302, Location="bad"),
+        lambda handler: setattr(handler, "close_connection", True),
+    ],
+    ids=["whole", "shorter", "missing", "broken", "no range", "cut", "loop", "gone"],
+)
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_a_redirect_that_led_nowhere_is_forgotten(bad: Answer, when: str) -> None:
+    good = when == "later"
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path.endswith("/x"):
+            say(302, Location="/signed/good" if good else "/signed/bad")(handler)
+        else:
+            (part() if good else bad)(handler)
+
+    with serving(answer) as (url, seen):
+        place = http_base(url, Limits(tries=1))
+        if when == "later":
+            place.read("x", 10, 100)
+            good = False
+        with pytest.raises(DataUnavailable):
+            place.read("x", 10, 100)
+        good = True
+        for _ in range(2):
+            assert place.read("x", 10, 100) == DATA[10:110]
+        assert [request["path"] for request in seen[-3:]] == ["/files/x", "/signed/good", "/signed/good"]
+
+
+def test_an_address_is_forgotten_when_its_bytes_were_wrong() -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        (say(302, Location="/signed") if handler.path.endswith("/x") else part())(handler)
+
+    with serving(answer) as (url, seen):
+        place = http_base(url, QUICK)
+        place.read("x", 10, 100)
+        place.forget("x")
+        place.forget("y")
+        place.read("x", 10, 100)
+        assert [request["path"] for request in seen] == ["/files/x", "/signed"] * 2
+
+
+def test_nobody_asks_us_to_be_quiet_for_longer_than_a_window() -> None:
+    with serving(say(429, Retry_After="99999999")) as (url, _):
+        place = http_base(url, QUICK)
+        for said in ("HTTP status 429", "asked us to wait (300|299) s"):
+            with pytest.raises(DataUnavailable, match=said):
+                place.read("x", 10, 100)
+
+
+def test_the_body_of_an_error_is_not_waited_for() -> None:
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(404)
+        handler.send_header("Content-Length", "100")
+        handler.end_headers()
+        try:
+            for _ in range(100):
+                handler.wfile.write(b"x")
+                time.sleep(0.05)
+        except OSError:
+            handler.close_connection = True
+
+    with serving(drip) as (url, _):
+        began = time.monotonic()
+        with pytest.raises(Denied, match="404"):
+            http_base(url, Limits(tries=1, attempt_s=0.3)).read("x", 10, 100)
+        assert time.monotonic() - began < 2.0
+
+
+def test_a_silent_server_is_waited_for_only_as_long_as_is_said() -> None:
+    with serving(lambda _: time.sleep(3.0)) as (url, _):
+        began = time.monotonic()
+        with pytest.raises(DataUnavailable, match="Timeout"):
+            http_base(url).read("x", 10, 100, 0.2)
+        assert time.monotonic() - began < 2.5
+
+
 def test_nobody_there_is_unavailable() -> None:
     with serving(part()) as (url, _):
         pass

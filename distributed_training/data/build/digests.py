@@ -11,6 +11,7 @@ from distributed_training.data.build.hub import HubDataset
 from distributed_training.data.build.parallel import in_order
 from distributed_training.data.chunks import decode
 from distributed_training.data.pages import FileEntry, PageEntry, page_digest
+from distributed_training.errors import DataUnavailable
 
 _RECORD = struct.Struct("<IIQII32s")  # file, row group, offset, length, bytes of text, digest
 
@@ -59,24 +60,29 @@ def read_digests(
     log: DigestLog,
     threads: int,
     tick: Callable[[int], None],
-) -> Iterator[Digested]:
-    """Of each page in order: from the log, or by reading the page. `tick(bytes)` after each.
-
-    Raises DataUnavailable when a page cannot be read or is not what its footer says.
+) -> Iterator[Digested | None]:
+    """Of each page in order: from the log, or by reading the page; None: it cannot be decoded, so it is none.
+    `tick(bytes)` after each. Raises DataUnavailable when a page cannot be read.
     """
 
-    def read(entry: PageEntry) -> tuple[PageEntry, Digested, int]:
+    def read(entry: PageEntry) -> tuple[PageEntry, Digested | None, int]:
         known = log.get(entry)
         if known is not None:
             return entry, known, 0
         file = files[entry.file]
         what = f"{file.name}, row group {entry.row_group}"
         data = dataset.read(file.name, entry.offset, entry.length)
-        documents = decode(data, entry, file, what)
+        try:
+            documents = decode(data, entry, file, what)
+        except DataUnavailable:
+            again = dataset.read(file.name, entry.offset, entry.length)
+            if again == data:  # not the line, but what lies there: nulls that the footer is silent about, for example
+                return entry, None, len(data)
+            data, documents = again, decode(again, entry, file, what)
         return entry, Digested(sum(len(text.encode()) for text in documents), page_digest(documents)), len(data)
 
     for entry, found, fetched in in_order(read, pages, threads):
-        if log.get(entry) is None:
+        if found is not None and log.get(entry) is None:
             log.add(entry, found)
         tick(fetched)
         yield found

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distributed_training.data.build.hub import HubDataset, HubFile
 from distributed_training.data.build.parallel import in_order
-from distributed_training.data.chunks import row_groups
-from distributed_training.data.pages import MAX_CHUNK_BYTES, MAX_ROWS, MAX_TEXT_BYTES, Codec, FileEntry
+from distributed_training.data.chunks import most_text, row_groups
+from distributed_training.data.pages import MAX_CHUNK_BYTES, MAX_ROWS, Codec, FileEntry
 from distributed_training.errors import ConfigError, DataUnavailable
 from distributed_training.files import write_whole
 
@@ -36,7 +36,7 @@ class Group(NamedTuple):
     @property
     def usable(self) -> bool:
         whole = 0 < self.length <= MAX_CHUNK_BYTES and 0 < self.rows <= MAX_ROWS
-        return whole and self.text_bytes <= MAX_TEXT_BYTES and not self.nulls
+        return whole and self.text_bytes <= most_text(self.length) and not self.nulls
 
 
 class Footer(BaseModel):

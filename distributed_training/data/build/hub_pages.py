@@ -52,16 +52,20 @@ def build_hub_pages(out: Path, dataset: HubDataset, files: Sequence[HubFile], ch
         entries = [footer.entry for footer in footers]
         groups = _usable(footers)
         heldout, pages = _split(dataset.repo, groups, choices)
+        chosen = len(heldout) + len(pages)
         with DigestLog(out / PARTIAL / DIGESTS) as log:
-            held = _digested("held-out pages", dataset, entries, heldout, log, choices.threads)
-            read = _digested("pages", dataset, entries, pages, log, choices.threads) if choices.digests else None
+            heldout, held = _digested("held-out pages", dataset, entries, heldout, log, choices.threads)
+            read = None
+            if choices.digests:
+                pages, read = _digested("pages", dataset, entries, pages, log, choices.threads)
+        undecodable = chosen - len(heldout) - len(pages)
         table = _write(out, dataset, entries, choices, (heldout, held), (pages, read))
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror or error}") from None
     sizes = {(file, group.offset): group.text_bytes for file, f in enumerate(footers) for group in f.groups}
     text_bytes = sum(sizes[page.file, page.offset] for page in pages)
     fetched = reader.fetched
-    return Built(table, text_bytes, fetched, _left_out(footers))
+    return Built(table, text_bytes, fetched, _left_out(footers, undecodable))
 
 
 def _claim(out: Path, dataset: HubDataset, files: Sequence[HubFile]) -> None:
@@ -144,9 +148,26 @@ def _digested(
     pages: Sequence[PageEntry],
     log: DigestLog,
     threads: int,
-) -> list[Digested]:
+) -> tuple[list[PageEntry], list[Digested]]:
+    """The pages that can be decoded, and what is in them. Raises ConfigError when there is none."""
     with bar(title, len(pages)) as tick:
-        return list(read_digests(dataset, files, pages, log, threads, tick))
+        found = list(read_digests(dataset, files, pages, log, threads, tick))
+    good = [(entry, digested) for entry, digested in zip(pages, found, strict=True) if digested is not None]
+    if not good:
+        raise ConfigError(f"--dataset {dataset.repo}: none of {len(pages)} {title} can be decoded; try --rewrite")
+    return [entry for entry, _ in good], [digested for _, digested in good]
+
+
+def _refuse_to_replace(out: Path, header: PageHeader, num_pages: int) -> None:
+    """Raises ConfigError if `out` holds other pages: a run may name them. The same ones may get digests."""
+    if (out / PAGES_FILE).exists():
+        there = open_page_table(out / PAGES_FILE)
+        same = [piece.entry[:5] for piece in there.header.heldout] == [piece.entry[:5] for piece in header.heldout]
+        if there.num_pages != num_pages or not same:
+            raise ConfigError(
+                f"--out {out} holds {there.num_pages:,} other pages of this data set (sha256 {there.sha256[:16]}), "
+                "which a run may name; use another directory, or delete it"
+            )
 
 
 def _write(
@@ -169,6 +190,7 @@ def _write(
         heldout=tuple(pieces),
     )
     entries, read = pages
+    _refuse_to_replace(out, header, len(entries))
     if read is None:
         return write_page_table(out / PAGES_FILE, header, PageColumns.of((entry, None) for entry in entries))
     full = (
@@ -177,11 +199,12 @@ def _write(
     return write_page_table(out / PAGES_FILE, header, PageColumns.of(full))
 
 
-def _left_out(footers: Sequence[Footer]) -> str | None:
+def _left_out(footers: Sequence[Footer], undecodable: int) -> str | None:
     groups = [group for footer in footers for group in footer.groups]
     empty = sum(group.rows == 0 or group.length == 0 for group in groups)
     nulls = sum(group.nulls > 0 for group in groups)
     large = sum(not group.usable for group in groups) - empty - nulls
     counts = [(empty, "empty"), (nulls, "with rows that have no text"), (large, "too large for a page")]
+    counts.append((undecodable, "that cannot be decoded one by one"))
     told = [f"{count} {what}" for count, what in counts if count > 0]
     return f"row groups left out: {', '.join(told)}" if told else None

@@ -60,6 +60,8 @@ def rewrite(out: Path, source: RowSource, choices: Choices) -> Rewritten:
         if table.header.recipe != recipe:
             raise ConfigError(f"--out {out} holds other pages ({table.header.recipe.text}); use another directory")
         return Rewritten(table, int(table.columns.text_bytes.astype("int64").sum()), None)
+    if (out / PAGES_FILE).exists():
+        raise ConfigError(f"--out {out} holds a {PAGES_FILE} of other pages; use another directory, or delete it")
     _check_columns(source, choices)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -11,6 +12,7 @@ from blake3 import blake3
 
 from distributed_training.files import write_whole
 
+HELDOUT = "heldout-"  # how keys of the held-out set begin
 _SUM_BYTES = 32
 log = structlog.stdlib.get_logger("distributed_training.data")
 
@@ -18,8 +20,8 @@ log = structlog.stdlib.get_logger("distributed_training.data")
 class ChunkCache:
     """Chunks of one page manifest, below `directory`. Thread-safe; several processes may share the directory.
 
-    At most `max_bytes` and a sixteenth of it for each process: then the entries used longest ago go. An entry that was
-    cut or changed is dropped. A disk that cannot be written is no error: it is said once.
+    At most `max_bytes` and a sixteenth of it for each process: then the entries used longest ago go, the held-out set
+    last. An entry that was cut or changed is dropped. A disk that cannot be written is no error: it is said once.
     """
 
     def __init__(self, directory: Path, pages_sha256: str, max_bytes: int) -> None:
@@ -34,9 +36,10 @@ class ChunkCache:
         path = self._own / key
         try:
             entry = path.read_bytes()
-            os.utime(path)
         except OSError:
             return None
+        with suppress(OSError):  # another user's, or on a disk that is only read: still what was put there
+            os.utime(path)
         data = entry[_SUM_BYTES:]
         if blake3(data).digest() == entry[:_SUM_BYTES]:
             return data
@@ -61,24 +64,31 @@ class ChunkCache:
                 log.warning("pages are not cached", directory=str(self._own), error=error.strerror or str(error))
 
     def drop(self, key: str) -> None:
-        try:
+        with suppress(OSError):  # it will be dropped again when it is read again
             (self._own / key).unlink(missing_ok=True)
+
+    def empty(self) -> bool:
+        """Is there nothing of this manifest?"""
+        try:
+            return not any(self._own.iterdir())
         except OSError:
-            pass  # it will be dropped again when it is read again
+            return True
 
 
 def _shrink(root: Path, max_bytes: int) -> None:
     """Remove files that were used longest ago, leftovers of killed processes included, until `max_bytes` are left."""
-    found: list[tuple[int, int, str]] = []
+    found: list[tuple[bool, int, int, str]] = []
     for folder in (entry for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)):
         for entry in (entry for entry in os.scandir(folder.path) if entry.is_file(follow_symlinks=False)):
             try:
                 facts = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue  # another process removed it
-            found.append((facts.st_mtime_ns, facts.st_size, entry.path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
+            # Read once at the start of a node, so always the oldest, and without it there is no evaluation.
+            last = entry.name.startswith(HELDOUT) and not entry.name.endswith(".part")
+            found.append((last, facts.st_mtime_ns, facts.st_size, entry.path))
+    total = sum(size for _, _, size, _ in found)
+    for _, _, size, path in sorted(found):
         if total <= max_bytes:
             break
         Path(path).unlink(missing_ok=True)

@@ -7,34 +7,37 @@ from functools import partial
 from huggingface_hub import hf_hub_url
 from huggingface_hub.utils import build_hf_headers
 
-from distributed_training.data.pages import Dataset
-from distributed_training.data.places.ranges import Denied, HttpPlace, Limits
-from distributed_training.errors import ConfigError
+from distributed_training.data.pages import Dataset, FileEntry
+from distributed_training.data.places.ranges import HttpPlace, Limits
 
 _LIMITS = Limits(requests_a_window=2_500)  # the Hub allows 3,000 from one address that is not logged in
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
+class HubPlace(HttpPlace):
+    """A data set at a commit; see `hub_dataset`."""
+
+    def __init__(self, dataset: Dataset, endpoint: str | None, token: str | None, limits: Limits) -> None:
+        url = partial(hf_hub_url, dataset.repo, repo_type="dataset", revision=dataset.revision, endpoint=endpoint)
+        super().__init__(
+            f"data set {dataset.repo}",
+            lambda file_name: url(filename=file_name),
+            headers=lambda: build_hf_headers(token=token),
+            explain=partial(_explain, dataset),
+            limits=limits,
+        )
+        self._dataset = dataset
+
+    def vouches(self, file: FileEntry, dataset: Dataset | None) -> bool:
+        """The commit is what is believed; of another data set nobody knows what it is."""
+        return dataset == self._dataset
+
+
 def hub_dataset(
     dataset: Dataset, *, endpoint: str | None = None, token: str | None = None, limits: Limits | None = None
-) -> HttpPlace:
+) -> HubPlace:
     """Files of a data set at its commit. None: HF_ENDPOINT and the token that huggingface_hub finds."""
-    url = partial(hf_hub_url, dataset.repo, repo_type="dataset", revision=dataset.revision, endpoint=endpoint)
-    return HttpPlace(
-        f"data set {dataset.repo}",
-        lambda file_name: url(filename=file_name),
-        headers=lambda: build_hf_headers(token=token),
-        explain=partial(_explain, dataset),
-        limits=limits or _LIMITS,
-    )
-
-
-def check_place(place: HttpPlace, file_name: str) -> None:
-    """Is the file there, and for us? Raises ConfigError when not; DataUnavailable when nobody answers."""
-    try:
-        place.read(file_name, 0, 4)
-    except Denied as error:
-        raise ConfigError(str(error)) from None
+    return HubPlace(dataset, endpoint, token, limits or _LIMITS)
 
 
 def _explain(dataset: Dataset, status: int, code: str, file_name: str) -> str:

@@ -12,18 +12,18 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from urllib.parse import parse_qs, quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from huggingface_hub.utils import get_session, httpx, parse_ratelimit_headers
 
+from distributed_training.data.pages import Dataset, FileEntry
+from distributed_training.data.places.addresses import Way, origin
 from distributed_training.errors import DataUnavailable
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _DRAINED = 1 << 16  # the body of an error or a redirect is read up to here, so that its connection can be used again
 _MAX_HOPS = 4
-_MARGIN_S = 5.0  # an address that expires so soon is not used any more
 _WINDOW_S = 300.0  # the Hub counts requests in windows of this length
 
 
@@ -70,7 +70,7 @@ class HttpPlace:
         self._slots = threading.BoundedSemaphore(self._limits.in_flight)
         self._lock = threading.Lock()
         self._asking: dict[str, threading.Lock] = {}
-        self._ways: dict[str, _Way] = {}
+        self._ways: dict[str, Way] = {}
         self._asked: deque[float] = deque()
         self._quiet_until = -math.inf
         self._counts: Counter[str] = Counter()
@@ -82,9 +82,9 @@ class HttpPlace:
         with self._lock:
             return dict(self._counts)
 
-    def read(self, file_name: str, offset: int, length: int) -> bytes:
-        """See Place. Raises Denied where trying again is of no use."""
-        until = time.monotonic() + self._limits.total_s
+    def read(self, file_name: str, offset: int, length: int, total_s: float = math.inf) -> bytes:
+        """See Place; `total_s` is for less patience than usual. Raises Denied where trying again is of no use."""
+        until = time.monotonic() + min(total_s, self._limits.total_s)
         said = "no time"
         for attempt in range(self._limits.tries):
             try:
@@ -103,35 +103,59 @@ class HttpPlace:
                 time.sleep(wait_s)
         raise DataUnavailable(f"{file_name}: {said}")
 
+    def forget(self, file_name: str) -> None:
+        """See Place: the next read asks the place itself again."""
+        with self._lock:
+            self._ways.pop(file_name, None)
+
+    def vouches(self, file: FileEntry, dataset: Dataset | None) -> bool:
+        """Whoever has the address can put there what they like."""
+        return False
+
     def _attempt(self, file_name: str, offset: int, length: int, until: float) -> bytes:
-        own = self._url_of(file_name)
+        way = self._way(file_name)
+        if way is None:
+            asking = self._asking.setdefault(file_name, threading.Lock())  # one asks, the others use what it learns
+            if not asking.acquire(timeout=max(0.0, until - time.monotonic())):
+                raise _AgainError("its address was not learned in time")
+            try:
+                way = self._way(file_name)
+                if way is None:
+                    return self._follow(Way(self._url_of(file_name)), file_name, offset, length, until)
+            finally:
+                asking.release()
+        return self._follow(way, file_name, offset, length, until)
+
+    def _follow(self, way: Way, file_name: str, offset: int, length: int, until: float) -> bytes:
+        """The bytes. Where they came from is remembered; an address that did not lead to them is forgotten."""
+        last = way
+        try:
+            for _ in range(_MAX_HOPS + 1):
+                answer = self._get(last.url, file_name, offset, length, until)
+                if isinstance(answer, bytes):
+                    if last is not way or way.url == self._url_of(file_name):
+                        self._ways[file_name] = last
+                    return answer
+                last = Way(answer)
+            raise Denied(f"{file_name}: more than {_MAX_HOPS} redirects")
+        except Exception:
+            with self._lock:
+                if self._ways.get(file_name) is way:  # else somebody has learned another one meanwhile
+                    del self._ways[file_name]
+            raise
+
+    def _way(self, file_name: str) -> Way | None:
         way = self._ways.get(file_name)
-        if way is None or way.expired():
-            with self._asking.setdefault(file_name, threading.Lock()):  # one asks, the others use what it learns
-                way = self._ways.get(file_name)
-                if way is None or way.expired():
-                    answer = self._get(own, file_name, offset, length, until)
-                    if isinstance(answer, bytes):
-                        self._ways[file_name] = _Way(own)
-                        return answer
-                    way = self._ways[file_name] = _Way(answer)
-        url = way.url
-        for _ in range(_MAX_HOPS):
-            answer = self._get(url, file_name, offset, length, until)
-            if isinstance(answer, bytes):
-                return answer
-            url = answer
-            self._ways[file_name] = _Way(url)
-        raise Denied(f"{file_name}: more than {_MAX_HOPS} redirects")
+        return None if way is None or way.expired() else way
 
     def _get(self, url: str, file_name: str, offset: int, length: int, until: float) -> bytes | str:
         """The bytes, or the address it redirects to."""
         own = self._url_of(file_name)
         headers = {"Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "identity"}
-        if _origin(url) == _origin(own):
+        if origin(url) == origin(own):
             headers |= self._headers()
             self._spend(until)
-        self._count(requests=1, asked=int(_origin(url) == _origin(own)))
+        self._count(requests=1, asked=int(origin(url) == origin(own)))
         session = get_session()
         left_s = max(1.0, until - time.monotonic())
         timeout = httpx.Timeout(min(20.0, left_s), pool=left_s)
@@ -139,7 +163,7 @@ class HttpPlace:
             with session.stream("GET", url, headers=headers, follow_redirects=False, timeout=timeout) as response:
                 if response.status_code == 206:
                     return self._body(response, offset, length, until)
-                _drain(response)
+                _drain(response, until)
                 if response.status_code in _REDIRECTS:
                     return _target(url, response.headers.get("Location", ""))
                 raise self._trouble(response, url == own, file_name)
@@ -176,7 +200,7 @@ class HttpPlace:
         if status in _BUSY:
             wait_s = _asked_to_wait(response.headers)
             if wait_s is not None:
-                wait_s += random.uniform(0.0, 0.1 + 0.1 * wait_s)
+                wait_s = min(wait_s + random.uniform(0.0, 0.1 + 0.1 * wait_s), _WINDOW_S)
                 with self._lock:  # whoever else reads here waits too
                     self._quiet_until = max(self._quiet_until, time.monotonic() + wait_s)
             return _AgainError(f"HTTP status {status}", wait_s)
@@ -184,7 +208,7 @@ class HttpPlace:
             said = "the whole file" if status == 200 else "that it is shorter"
             return Denied(f"{file_name}: asked for a byte range, was sent {said} (HTTP status {status})")
         if not own:  # a signed address has expired, or what it names has moved
-            known = self._ways.pop(file_name, None)
+            known = self._ways.get(file_name)
             stale = known is not None and known.age_s() > 1.0
             return _AgainError(f"HTTP status {status} from a signed address", 0.0 if stale else None)
         return Denied(self._explain(status, response.headers.get("X-Error-Code", ""), file_name))
@@ -222,40 +246,6 @@ def http_base(url: str, limits: Limits | None = None) -> HttpPlace:
     return HttpPlace(url, lambda file_name: base + quote(file_name), limits=limits)
 
 
-class _Way:
-    """An address that gives a file's bytes, for a time."""
-
-    def __init__(self, url: str) -> None:
-        self.url, self._since = url, time.monotonic()
-        expires = _expiry(url)
-        self._until = math.inf if expires is None else self._since + expires - time.time() - _MARGIN_S
-
-    def expired(self) -> bool:
-        return time.monotonic() >= self._until
-
-    def age_s(self) -> float:
-        return time.monotonic() - self._since
-
-
-def _expiry(url: str) -> float | None:
-    """When a signed address expires, in seconds since 1970, as CloudFront and S3 write it; None: it does not say."""
-    query = {name.lower(): values[0] for name, values in parse_qs(urlsplit(url).query).items()}
-    try:
-        if "expires" in query:
-            return float(query["expires"])
-        if "x-amz-date" in query:
-            signed = datetime.strptime(query["x-amz-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-            return signed.timestamp() + float(query["x-amz-expires"])
-    except (ValueError, KeyError):
-        pass
-    return None
-
-
-def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc
-
-
 def _target(url: str, location: str) -> str:
     try:
         target = urljoin(url, location)
@@ -275,7 +265,9 @@ def _asked_to_wait(headers: Mapping[str, str]) -> float | None:
     return float(seconds) if seconds.isdigit() and len(seconds) < 9 else None
 
 
-def _drain(response: httpx.Response) -> None:
+def _drain(response: httpx.Response, until: float) -> None:
+    """Read a short body; one that is not short, or not there in time, costs the connection."""
     if int(response.headers.get("Content-Length") or _DRAINED) < _DRAINED and response.status_code != 200:
         for _ in response.iter_raw():
-            pass
+            if time.monotonic() > until:
+                return

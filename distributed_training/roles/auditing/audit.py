@@ -17,7 +17,7 @@ from distributed_training.data.base import PageSource
 from distributed_training.data.loader import PagesExhausted, pages_used
 from distributed_training.data.patience import PageReads
 from distributed_training.data.tokens import Tokenizer
-from distributed_training.errors import LocalFault, NetworkFault, PeerFault, WireError
+from distributed_training.errors import DataUnavailable, LocalFault, NetworkFault, PeerFault, WireError
 from distributed_training.metrics.base import Metrics
 from distributed_training.network.base import deadline
 from distributed_training.network.peers import PeerBook
@@ -48,6 +48,29 @@ class Probe:
     unreached: bool = False  # the network failed, on whichever side
 
 
+class Unread:
+    """Miners whom unreadable pages kept from being audited: one outage is one fault, however many there are."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics, self._round, self._count = metrics, -1, 0
+
+    def add(self, round_index: int, uid: int, error: DataUnavailable) -> None:
+        """The first of a round is told, with what was wrong; the others are counted."""
+        if round_index != self._round:  # also when the last round's audits ended early
+            self._round, self._count = round_index, 0
+        self._count += 1
+        if self._count == 1:
+            said = f"uid {uid} is not audited: {error}"
+            log.error("round %d: %s", round_index, said)
+            self._metrics.emit("fault", round=round_index, what="audit", detail=said)
+
+    def close(self, round_index: int) -> None:
+        """The round's audits are over."""
+        if self._count > 1:
+            log.warning("round %d: %d more miners are not audited for want of pages", round_index, self._count - 1)
+        self._count = 0
+
+
 class Auditor:
     """Everything an audit needs except the round it is about."""
 
@@ -67,6 +90,7 @@ class Auditor:
         self._manifest, self._peers, self._training, self._loop = manifest, peers, training, loop
         self._tokenizer, self._public_key = tokenizer, public_key
         self._probe_s, self._metrics = probe_timeout_s, metrics
+        self.unread = Unread(metrics)
         self._source = PageReads(source).until(lambda: training.stopping, probe_timeout_s)
 
     async def audit(
@@ -86,6 +110,9 @@ class Auditor:
             return _failed(task, "more steps claimed than its pages hold"), probe
         except PeerFault as error:
             return _failed(task, str(error)), probe
+        except DataUnavailable as error:
+            self.unread.add(plan.round.index, task.uid, error)
+            return None, probe
         except (LocalFault, MemoryError, RuntimeError) as error:  # torch says "out of memory" with a RuntimeError
             if out_of_memory(error):
                 await self._training.run(self._loop.shrink)

@@ -82,6 +82,7 @@ class Examiner:
             candidate = plan.candidate(task.public_key)
             if candidate is not None:
                 looks.append(await self._look(done, task, candidate, beacon))
+        self._auditor.unread.close(plan.round.index)
         observed: dict[str, Observation] = {}
         for look in self._believed(plan.round.index, looks):
             observation = self._observe(done, look)

@@ -1,4 +1,4 @@
-"""A published state back from its files. Our own model says which files there are and how large: no foreign config."""
+"""A published state back from its files. The run manifest's model says which files there are and how large."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from distributed_training.checkpoints.base import CheckpointRef, CheckpointStore
 from distributed_training.checkpoints.checking import read_bounded
 from distributed_training.checkpoints.description import Description
-from distributed_training.errors import WireError
+from distributed_training.errors import ConfigError, WireError
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.wire import decode_carry
 from distributed_training.training.export import StateLayout
@@ -19,8 +19,9 @@ from distributed_training.training.shards import layout_of
 CONFIG_FILE = "config.json"
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
-MAX_CONFIG_BYTES = 1 << 20
-MAX_OTHER_BYTES = 256 << 20  # a file that holds no numbers; tokenizers are the largest
+MAX_TOKENIZER_BYTES = 256 << 20
+MAX_OTHER_BYTES = 1 << 20  # any other file that holds no numbers,
+MAX_OTHERS_BYTES = 16 << 20  # and all of them
 
 
 def load_published(store: CheckpointStore, ref: CheckpointRef, manifest: RunManifest) -> RunState:
@@ -56,14 +57,14 @@ def expected_layout(described: Description, where: str, manifest: RunManifest) -
         raise WireError(
             f"checkpoint {where}: of the run with manifest {described.manifest_sha256[:16]}, not {manifest.sha256[:16]}"
         )
-    layout = StateLayout(layout_of(parameter_shapes(manifest.model.config)), described.shard_bytes)
+    num_bytes = sum(facts.num_bytes for name, facts in described.files.items() if name.endswith(".safetensors"))
+    try:
+        shapes = parameter_shapes(manifest.model.config, num_bytes // 2)  # 8 a parameter; tied ones are built apart
+    except ConfigError as error:
+        raise WireError(f"checkpoint {where}: {error}") from None
+    layout = StateLayout(layout_of(shapes), described.shard_bytes)
     sizes = layout.sizes
-    for name, facts in described.files.items():
-        if name.endswith(".safetensors") and name not in sizes:
-            raise WireError(f"checkpoint {where}: {name} is no file of this model")
-        if facts.num_bytes != sizes.get(name, min(facts.num_bytes, MAX_OTHER_BYTES)):
-            expected = f"this model's has {sizes[name]}" if name in sizes else f"at most {MAX_OTHER_BYTES} expected"
-            raise WireError(f"checkpoint {where}: {name} has {facts.num_bytes} bytes, {expected}")
+    _check_sizes(described, where, layout)
     missing = sorted({*sizes, CONFIG_FILE} - set(described.files))
     if missing:
         raise WireError(f"checkpoint {where}: {missing[0]} is missing")
@@ -75,10 +76,31 @@ def expected_layout(described: Description, where: str, manifest: RunManifest) -
     return layout
 
 
+def _check_sizes(described: Description, where: str, layout: StateLayout) -> None:
+    """Before any of it is fetched."""
+    sizes, others = layout.sizes, 0
+    known = {name: len(data) for name, data in layout.index_files.items()} | {TOKENIZER_FILE: MAX_TOKENIZER_BYTES}
+    for name, facts in described.files.items():
+        if name in sizes:
+            if facts.num_bytes != sizes[name]:
+                raise WireError(
+                    f"checkpoint {where}: {name} has {facts.num_bytes} bytes, this model's has {sizes[name]}"
+                )
+            continue
+        if name.endswith(".safetensors"):
+            raise WireError(f"checkpoint {where}: {name} is no file of this model")
+        most = known.get(name, MAX_OTHER_BYTES)
+        if facts.num_bytes > most:
+            raise WireError(f"checkpoint {where}: {name} has {facts.num_bytes} bytes, at most {most} expected")
+        others += 0 if name in known else facts.num_bytes
+    if others > MAX_OTHERS_BYTES:
+        raise WireError(f"checkpoint {where}: {others} bytes beside the numbers, at most {MAX_OTHERS_BYTES} expected")
+
+
 def check_config(path: Path, manifest: RunManifest) -> None:
     """config.json is for others, who may load the folder with it: raises WireError when it speaks of another model, or
     of code that comes with it."""
-    data = read_bounded(path, MAX_CONFIG_BYTES)
+    data = read_bounded(path, MAX_OTHER_BYTES)
     try:
         found = json.loads(data)
         chosen = chosen_fields(manifest.model.config)

@@ -163,3 +163,10 @@ def test_what_a_person_did_wrong_is_said(arguments: list[str], why: str) -> None
 def test_evaluate_needs_held_out_text() -> None:
     with pytest.raises(ConfigError, match="--pages, or --run-dir"):
         EVALUATE(["org/run"])
+
+
+@pytest.mark.parametrize("device", ["nope", "cuda:99", "mps:7", "meta"])
+def test_a_device_that_is_not_there_is_said_first(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"--device {device}: it cannot be used here") as caught:
+        EVALUATE(["org/run", "--pages", "pages", "--device", device])
+    assert "\n" not in str(caught.value)
