@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -251,4 +252,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(lambda: main(sys.argv[1:])))
+    code = run_main(lambda: main(sys.argv[1:]))
+    sys.stdout.flush()
+    os._exit(code)  # threads that `datasets` has left reading would sometimes abort a plain exit

@@ -98,14 +98,17 @@ class FrameStream:
         self._closed = True
         try:
             self._writer.close()
-            asyncio.get_running_loop().call_later(FLUSH_S, self._abort)
+            asyncio.get_running_loop().call_later(FLUSH_S, self.abort)
         except (OSError, RuntimeError):  # the connection or the loop went first: nothing left to close
             pass
 
     def abort(self) -> None:
         """End the stream at once. Idempotent."""
         self._closed = True
-        self._abort()
+        try:
+            self._abort()
+        except AttributeError:  # CPython 3.11: a socket that was closed and has sent its rest knows no loop any more
+            pass
 
     @asynccontextmanager
     async def _deadline(self, what: str, timeout_s: float) -> AsyncIterator[None]:

@@ -163,3 +163,20 @@ async def test_a_peer_without_a_port_gives_no_hint_and_finds_those_of_others(add
     assert await board.find(other.public_key) == ("10.9.9.9", 1)
     assert await board.find(identity.public_key) == address
     await board.stop()
+
+
+async def test_a_stream_that_was_closed_and_has_sent_its_rest_can_be_aborted() -> None:
+    """Its socket knows no loop any more; a node that ends aborts all its streams."""
+
+    async def read_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(read_all, "127.0.0.1", 0)
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        stream = FrameStream(b"peer", reader, writer, writer.transport.abort, Traffic())
+        writer.write(bytes(32 << 20))  # more than the kernel takes at once
+        await stream.close()
+        await asyncio.wait_for(writer.wait_closed(), 20)
+        stream.abort()
