@@ -30,7 +30,8 @@ DESCRIPTION = """\
 Verify a published state of a run, line by line: what was proven, and what was not.
 
 Files against training_state.json, numbers against the state root, and with a chain: the owner's commitment to this run
-and this checkpoint, and the state root that validators committed. Exit code 0 only when all that was asked was proven.
+and this checkpoint, and the state root that validators committed. Exit code 0 when nothing failed
+and, if a chain was asked, the owner or the validators named this state there; a line NOT proven says what is open.
 """
 EPILOG = """\
 examples:
