@@ -35,7 +35,7 @@ def open_pages(
     """The pages of a folder with pages.bin, or of a data set that has one; see `remote.open_pages`.
 
     What is fetched is kept below `run_dir`, nowhere if that is None. Raises ConfigError for what a person has to put
-    right, DataUnavailable when the Hub does not answer now.
+    right, HubFault when the Hub does not answer now.
     """
     prepare_client()
     where = f"hub:{place.repo_id}@{_commit(place)}" if isinstance(place, HubRepo) else str(place)

@@ -30,8 +30,8 @@ from distributed_training.settings.places import parse_repo
 DESCRIPTION = """\
 Build the pages of a run into --out DIR. Same input, same pages.bin, same sha256. Three ways, chosen by what is given:
 
-  FOOTERS   a data set on the Hub that is parquet: only the footers of its files are read (1 GB for FineWeb's
-            sample-350BT, 30 MB for sample-10BT), nothing is copied. A page is a row group of the data set, read from
+  FOOTERS   a data set on the Hub that is parquet: only the footers of its files are read (about 1 GB for FineWeb's
+            sample-350BT, 40 MB for sample-10BT), nothing is copied. A page is a row group of the data set, read from
             the Hub by one request when it is trained on. Stopped by Ctrl-C or anything else, the same command goes on.
             Such pages are believed for the commit of the data set; --digests reads each once and pins its content.
   REWRITE   any other data set, or with --filter: streamed once through the `datasets` library (pip install

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed_training.data.base import PageSource
-from distributed_training.data.tokenised import packed
-from distributed_training.data.tokens import Tokenizer, cut, pack
+from distributed_training.data.tokens import Tokenizer, cut, pack, packed
 from distributed_training.errors import ConfigError, DataUnavailable
 from distributed_training.protocol.rules.assignment import Permutation, page_index
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import structlog
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from distributed_training.data.page_file import PAGES_FILE, PageTable, open_page_table
 from distributed_training.data.pages import Dataset
@@ -18,10 +17,10 @@ from distributed_training.data.places.hub import hub_dataset
 from distributed_training.data.places.ranges import Denied, HttpPlace, Limits, http_base
 from distributed_training.data.reading import TablePages
 from distributed_training.errors import ConfigError, DataUnavailable
+from distributed_training.hub import Repo, hub_errors
 
 HUB = "hub:"
 CHECK_S = 15.0  # for a place to answer at the start of a node
-CACHE_BYTES = 20 << 30  # about 10,000 pages of FineWeb
 log = structlog.stdlib.get_logger("distributed_training.data")
 
 
@@ -34,7 +33,7 @@ def open_pages(
     mirrors: Sequence[str] = (),
     *,
     cache_dir: Path | None = None,
-    cache_bytes: int = CACHE_BYTES,
+    cache_bytes: int,
     endpoint: str | None = None,
     token: str | None = None,
 ) -> TablePages:
@@ -42,8 +41,8 @@ def open_pages(
     beside the pages.
 
     Files are looked for in the directory if it holds any of them, on the mirrors (see `open_remote`), and on the Hub.
-    What comes over a network is kept in `cache_dir`, if there is one. Raises ConfigError; DataUnavailable when the
-    manifest itself is on a Hub that does not answer.
+    What comes over a network is kept in `cache_dir`, if there is one, up to `cache_bytes`. Raises ConfigError; HubFault
+    when the manifest itself is on a Hub that does not answer.
     """
     if where.startswith(HUB):
         dataset = parse_dataset(where)
@@ -133,9 +132,12 @@ def hub_page_table(
 ) -> PageTable:
     """The page manifest that lies beside the pages in a data set, kept in `cache_dir` or huggingface_hub's own cache.
 
-    Its sha256 is the caller's to compare with the run manifest's. Raises ConfigError, DataUnavailable.
+    Its sha256 is the caller's to compare with the run manifest's. Raises ConfigError, HubFault.
     """
-    try:
+    with hub_errors(
+        Repo(dataset.repo, "dataset"),
+        f"cannot read {PAGES_FILE} of data set {dataset.repo} at {dataset.revision[:12]}",
+    ):
         path = hf_hub_download(
             dataset.repo,
             PAGES_FILE,
@@ -145,10 +147,4 @@ def hub_page_table(
             token=token,
             cache_dir=cache_dir,
         )
-    except LocalEntryNotFoundError as error:
-        raise DataUnavailable(f"{PAGES_FILE} of data set {dataset.repo}: {error}".split("\n")[0]) from error
-    except HfHubHTTPError as error:
-        denied = error.response is not None and error.response.status_code in (401, 403, 404)
-        said = f"{PAGES_FILE} of data set {dataset.repo} at {dataset.revision[:12]}: {error}".split("\n")[0]
-        raise (ConfigError if denied else DataUnavailable)(said) from error
     return open_page_table(Path(path))

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from distributed_training.data.base import Page, PageSource, Tokens
-from distributed_training.data.tokens import Tokenizer
+from distributed_training.data.tokens import Tokenizer, packed
 
-_AT_ONCE = 128  # documents: the tokenizers library keeps some 100 bytes for every token of a batch until it is done
 MAX_BYTES = 256 << 20  # of tokens: 134 million of GPT-2's, the pages of half an H200's round
 
 
@@ -82,14 +76,3 @@ class TokenisedPages:
         while self._kept_bytes > self._max_bytes:
             _, (_, gone) = self._kept.popitem(last=False)
             self._kept_bytes -= gone
-
-
-def packed(documents: Sequence[str], tokenizer: Tokenizer) -> NDArray[Any]:
-    """One stream [n] of all documents in order, each whole and followed by EOS; uint16 where the vocabulary allows it,
-    else uint32."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    parts: list[NDArray[Any]] = [np.empty(0, dtype)]
-    for start in range(0, len(documents), _AT_ONCE):
-        for ids in tokenizer.encode_batch(documents[start : start + _AT_ONCE]):
-            parts.append(np.array([*ids, tokenizer.eos], dtype))
-    return np.concatenate(parts)

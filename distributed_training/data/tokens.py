@@ -165,26 +165,25 @@ def loss_of_text(tokenizer: Tokenizer) -> str | None:
 
 
 def pack(documents: Iterable[str], tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """One stream [n] of all documents in order, each whole and followed by EOS."""
-    waiting = list(documents)
-    starts = range(0, len(waiting), _PACKED_AT_ONCE)
-    parts = [_packed(tokenizer.encode_batch(waiting[i : i + _PACKED_AT_ONCE]), tokenizer.eos) for i in starts]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    """`packed`, as the model takes it."""
+    return packed(list(documents), tokenizer).astype(np.int64)
+
+
+def packed(documents: Sequence[str], tokenizer: Tokenizer) -> NDArray[Any]:
+    """One stream [n] of all documents in order, each whole and followed by EOS; uint16 where the vocabulary allows it,
+    else uint32."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    parts: list[NDArray[Any]] = [np.empty(0, dtype)]
+    for start in range(0, len(documents), _PACKED_AT_ONCE):
+        for ids in tokenizer.encode_batch(documents[start : start + _PACKED_AT_ONCE]):
+            parts.append(np.array([*ids, tokenizer.eos], dtype))
+    return np.concatenate(parts)
 
 
 def cut(stream: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sequences [k, length] from the front of the stream, and the rest, shorter than `length`. Views, no copies."""
     count = len(stream) // length
     return stream[: count * length].reshape(count, length), stream[count * length :]
-
-
-def _packed(batch: Sequence[Sequence[int]], eos: int) -> NDArray[np.int64]:
-    stream = np.full(sum(map(len, batch)) + len(batch), eos, dtype=np.int64)
-    start = 0
-    for ids in batch:
-        stream[start : start + len(ids)] = ids
-        start += len(ids) + 1
-    return stream
 
 
 def _parse(data: bytes, source: str) -> Any:

@@ -361,6 +361,7 @@ def test_the_manifest_may_lie_beside_the_pages(wire: Wire, tmp_path: Path) -> No
 
 def test_pages_are_opened_by_what_a_person_names(wire: Wire, pages: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"endpoint": wire.hub.endpoint, "token": "hf_test", "cache_dir": tmp_path / "cache"}
+    options |= {"cache_bytes": 1 << 30}
     hub = f"hub:org/pages@{wire.sha}"
     bare = tmp_path / "pages.bin"
     bare.write_bytes((pages / "pages.bin").read_bytes())
