@@ -10,10 +10,11 @@ from pathlib import Path
 from distributed_training.data.loader import pages_used
 from distributed_training.engine import Engine
 from distributed_training.node import main
+from distributed_training.preflight import prepare
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Role
 from distributed_training.roles.mining.work import Worker, WorkTask, round_permutation
-from distributed_training.settings.config import load_config, run_main
+from distributed_training.settings.entry import run_main
 
 MakeCheat = Callable[[Engine, RunManifest, Path], Worker]
 
@@ -26,7 +27,7 @@ def run(make_cheat: MakeCheat) -> int:
     return run_main(
         lambda: main(
             Role.MINER,
-            load_config(Role.MINER, rest),
+            prepare(Role.MINER, rest),
             lambda engine, manifest: make_cheat(engine, manifest, own.victim_dir),
         )
     )

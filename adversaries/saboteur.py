@@ -29,10 +29,11 @@ from distributed_training.chain.base import Chain
 from distributed_training.errors import ConfigError
 from distributed_training.network.base import Transport
 from distributed_training.node import main
+from distributed_training.preflight import prepare
 from distributed_training.protocol.types import Role, StepRecord
 from distributed_training.roles import miner
 from distributed_training.roles.mining.work import Worker, WorkResult, WorkTask
-from distributed_training.settings.config import load_config, run_main
+from distributed_training.settings.entry import run_main
 
 POLL_S = 0.05
 
@@ -101,7 +102,7 @@ def parse(argv: Sequence[str]) -> tuple[Plan, Role, list[str]]:
 
 def start() -> int:
     plan, role, rest = parse(sys.argv[1:])
-    config = load_config(role, rest)
+    config = prepare(role, rest)
     sabotage = Sabotage(plan, durable_note(config.node_dir / "events.jsonl", role.name.lower()))
     if (plan.fault, plan.point) == ("lie", "before-commit"):
         declare_half_the_norms(sabotage)

@@ -33,7 +33,7 @@ from distributed_training.localnet.run.processes import NodeProcesses, check_por
 from distributed_training.localnet.run.stop import Interrupted, StopRequest, stop_on_signals
 from distributed_training.localnet.show.display import Display
 from distributed_training.protocol.types import Role
-from distributed_training.settings.arguments import whole
+from distributed_training.settings.arguments import new_folder, whole
 
 DESCRIPTION = """\
 Real processes over loopback: miners, two validators and the owner on a local chain, with a smaller model and shorter
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--add", type=whole(0, 64, "miners"), default=2, metavar="N", help="miners added at most; default 2")
     add("--seed", type=int, default=1, metavar="N", help="draws nodes, phases and order; default 1")
     add("--block-seconds", type=float, default=0.5, metavar="S", help="length of a block; default 0.5: rounds of 27 s")
-    add("--run-dir", type=Path, metavar="DIR", help="kept; default: a temporary one that is removed")
+    add("--run-dir", type=new_folder, metavar="DIR", help="kept; default: a temporary one that is removed")
     add("--port-base", type=int, default=9500, metavar="N", help="first port; default 9500")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.fault_cells import POINTS, QUICK, Trial, chosen_cells, schedule
@@ -16,6 +15,7 @@ from benchmarks.small_demo import run_folder
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.options import BLOCK_SECONDS, PORT_BASE
 from distributed_training.localnet.run.processes import NodeProcesses, check_ports
+from distributed_training.settings.arguments import new_folder
 
 DESCRIPTION = f"""Kill, freeze, slow, cut and lie at {len(POINTS)} points of a round: rows of fault, point, round_s,
 applied, bytes_in_flight, hung, identical, credit_lost, and what was observed from outside.
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help=f"four cells: {', '.join(QUICK)}")
     add("--block-seconds", type=BLOCK_SECONDS, default=0.5, metavar="S", help="default 0.5: rounds of 16 s")
     add("--port-base", type=PORT_BASE, default=9300, metavar="N", help="first of about 60 ports")
-    add("--run-dir", type=Path, metavar="DIR", help="new, kept; default: a temporary one that is removed")
+    add("--run-dir", type=new_folder, metavar="DIR", help="new, kept; default: a temporary one that is removed")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

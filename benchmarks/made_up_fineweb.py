@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed_training.data.corpus import read_documents
+from distributed_training.data.corpus import read_corpus
 from distributed_training.data.local import FINEWEB_SCHEMA
 
 NAME = "sample-10BT"  # the configuration that holds everything
@@ -44,7 +44,8 @@ def write_fineweb(folder: Path, *, files: int, row_groups: int, documents: int, 
     """Write `row_groups` row groups of `documents` rows into `files` files of sample-10BT below `folder`, a file of
     another configuration, and README.md. Returns those of sample-10BT in order."""
     source = random.Random(seed)
-    pool = [document.text for document in read_documents(None, _POOL_BYTES)]
+    with read_corpus(None, _POOL_BYTES) as corpus:
+        pool = [document.text for document in corpus.documents()]
     data = folder / "sample" / "10BT"
     data.mkdir(parents=True)
     (folder / "README.md").write_text(CARD)

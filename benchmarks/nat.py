@@ -24,7 +24,7 @@ from distributed_training.localnet.layout import REPOSITORY, NodeSpec
 from distributed_training.localnet.run.create import Run, open_or_create
 from distributed_training.localnet.run.processes import THREAD_VARIABLES, node_command
 from distributed_training.protocol.types import Role
-from distributed_training.settings.arguments import whole
+from distributed_training.settings.arguments import new_folder, whole
 
 DESCRIPTION = """\
 Two reachable miners, one validator and one miner behind NAT with no port open (--axon.outbound_only), each a real
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--rounds", type=int, default=4, metavar="N", help="rounds; default 4, about 3 minutes")
     add("--block-seconds", type=float, default=0.5, metavar="S", help="length of a block; default 0.5")
-    add("--run-dir", type=Path, metavar="DIR", help="new, kept; default: a temporary one that is removed")
+    add("--run-dir", type=new_folder, metavar="DIR", help="new, kept; default: a temporary one that is removed")
     add(
         "--announce",
         action="store_true",

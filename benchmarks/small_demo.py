@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distributed_training.localnet.options import Options, parse_options
+from distributed_training.paths import typed, usable_folder
 
 MODEL = {"model_type": "gpt2", "vocab_size": 257, "n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 4}
 
@@ -17,7 +18,7 @@ MODEL = {"model_type": "gpt2", "vocab_size": 257, "n_positions": 256, "n_embd": 
 def run_folder(wanted: Path | None) -> Iterator[Path]:
     """`wanted`, made if it is not there and kept; or a temporary folder, removed at the end. Absolute."""
     if wanted is not None:
-        folder = wanted.expanduser().absolute()
+        folder = usable_folder(typed(wanted))
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return

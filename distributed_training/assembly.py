@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from distributed_training.averaging.budget import peer_budget
@@ -20,15 +20,15 @@ from distributed_training.checkpoints.base import CheckpointStore
 from distributed_training.data.loader import heldout_sequences
 from distributed_training.data.tokens import TOKENIZER_FILE, tokenizer_json
 from distributed_training.engine import Engine
-from distributed_training.errors import ChainUnreachable, ConfigError
+from distributed_training.errors import ConfigError, HotkeyTaken, NotRegisteredError, first_of
 from distributed_training.journal import Journal
 from distributed_training.metrics.base import Metrics
 from distributed_training.network.base import Transport
 from distributed_training.network.peers import PeerBook, VerifyPeer
 from distributed_training.protocol.manifest import RunManifest, quota_problem
 from distributed_training.protocol.rules.clock import bulk_timeout_s
-from distributed_training.protocol.types import Commitment, Neuron, Role
-from distributed_training.protocol.wire import encode_commitment
+from distributed_training.protocol.types import Neuron, Role
+from distributed_training.roles.announcing import announce, look_after_hotkey
 from distributed_training.roles.auditing.audit import Auditor
 from distributed_training.roles.auditing.evaluation import Evaluator
 from distributed_training.roles.exporting import Exporter
@@ -46,10 +46,11 @@ from distributed_training.roles.sharing import SharedState, SharedStates
 from distributed_training.roles.validator import Validator
 from distributed_training.settings.config import NodeConfig
 from distributed_training.settings.places import HubRepo
-from distributed_training.training.export import StateLayout, model_files
-from distributed_training.training.model import named_shapes, to_flat
+from distributed_training.training.bounds import MOST_PARAMETERS
+from distributed_training.training.export import StateLayout, tokenizer_files
+from distributed_training.training.flat import to_flat
+from distributed_training.training.model import config_files, saved_constants, saved_form
 from distributed_training.training.outer import initial_state
-from distributed_training.training.shards import layout_of
 
 log = logging.getLogger(__name__)
 
@@ -117,41 +118,21 @@ async def live(
     role: Role, config: NodeConfig, parts: Parts, engine: Engine, me: Neuron, make_worker: MakeWorker = honest_worker
 ) -> None:
     """Announce the node, then run one round after the other until `config.rounds` are settled."""
-    await _announce(parts, role, config)
-    async with asyncio.TaskGroup() as tasks:
-        beside = [
-            tasks.create_task(parts.clock.run(), name="block clock"),
-            tasks.create_task(_stay_in_reach(config, parts), name="reach"),
-        ]
-        await _follow(role, config, parts, engine, me, make_worker)
-        for task in beside:
-            task.cancel()
-
-
-async def _announce(parts: Parts, role: Role, config: NodeConfig) -> None:
-    """Address and peer key on chain; nothing is written that is there already."""
-    announced = config.announced
-    if announced is not None:
-        await _heard(parts, lambda: parts.chain.serve(*announced))
-    roster = await parts.chain.roster((await parts.chain.head()).number)
-    me = roster.by_public_key(parts.signer.public_key)
-    present = me.commitment if me is not None else None
     reduces = role is Role.MINER and not config.axon.outbound_only
-    said = None if present is None else (present.peer_key, present.role, present.reduces)
-    if said != (parts.peer_key, role, reduces):
-        empty = Commitment(role, reduces, parts.peer_key, None, None, None, None)
-        await _heard(parts, lambda: parts.chain.commit(encode_commitment(empty)))
-
-
-async def _heard(parts: Parts, write: Callable[[], Awaitable[object]]) -> None:
-    """A write that may be made twice, until the chain answers: nobody could find a node without it."""
-    while True:
-        try:
-            await write()
-            return
-        except ChainUnreachable as error:
-            log.warning("not announced yet: %s", error)
-            await asyncio.sleep(parts.clock.block_s)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            beside = [tasks.create_task(parts.clock.run(), name="block clock")]
+            await announce(parts, role, reduces, config.announced)
+            beside += [
+                tasks.create_task(_stay_in_reach(config, parts), name="reach"),
+                tasks.create_task(look_after_hotkey(parts), name="hotkey"),
+            ]
+            await _follow(role, config, parts, engine, me, make_worker)
+            for task in beside:
+                task.cancel()
+    except* (HotkeyTaken, NotRegisteredError) as lost:
+        parts.metrics.emit("fault", round=None, what="hotkey", detail=str(first_of(lost)))
+        raise
 
 
 async def _stay_in_reach(config: NodeConfig, parts: Parts) -> None:
@@ -226,8 +207,9 @@ def make_exporter(
 ) -> Exporter:
     """What writes this run's checkpoints. repo: ORG/NAME for the model card, None for a directory."""
     tokenizer = tokenizer_json(manifest.data.tokenizer, config.run_dir / TOKENIZER_FILE)
-    files = model_files(engine.model, tokenizer, manifest.data.eos_id)
-    return Exporter(manifest, StateLayout(layout_of(named_shapes(engine.model))), files, losses, repo)
+    files = config_files(engine.model, manifest.model.config) | tokenizer_files(tokenizer, manifest.data.eos_id)
+    form = saved_form(manifest.model, MOST_PARAMETERS)
+    return Exporter(manifest, StateLayout(form), files, saved_constants(engine.model), losses, repo)
 
 
 def _role(

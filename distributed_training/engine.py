@@ -14,7 +14,7 @@ from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.settings.config import NodeConfig
 from distributed_training.training.inner import InnerLoop
-from distributed_training.training.model import build_model
+from distributed_training.training.model import run_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def load_engine(config: NodeConfig, manifest: RunManifest, source: PinnedPages) 
             f"{manifest.data.pages_sha256[:16]}...; copy the pages of this run there"
         )
     check_trust(source.missing_digests, manifest.data.page_trust)
-    model = build_model(manifest.model.config, manifest.model.init_seed)
+    model = run_model(manifest.model)
     device = _device(config.device)
     return Engine(model, InnerLoop(model, manifest, device), TokenisedPages(source, tokenizer), tokenizer)
 

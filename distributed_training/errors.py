@@ -1,8 +1,62 @@
 """The error tree. The type says whose fault it is; the message says what was expected."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_EXPECTED = {
+    "bool": "expected true or false",
+    "dict": "expected a table of names and values",
+    "extra": "there is no such name here",
+    "finite": "expected a finite number",
+    "float": "expected a number",
+    "int": "expected a whole number",
+    "list": "expected a list",
+    "missing": "it is missing",
+    "model": "expected a table of names and values",
+    "string": "expected a text",
+    "tuple": "expected a list",
+}  # by the first word of pydantic's name of a problem
+_LIMITS = {
+    "greater_than_equal": ("ge", "expected a number greater than or equal to"),
+    "greater_than": ("gt", "expected a number greater than"),
+    "less_than_equal": ("le", "expected a number of at most"),
+    "less_than": ("lt", "expected a number less than"),
+    "string_too_short": ("min_length", "expected a text of a length of at least"),
+}
+
+
+def said(error: BaseException) -> str:
+    """What an exception says, in one line; its type where it says nothing. For every line that tells of one."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(line for line in lines if line) or type(error).__name__
+
+
+def named(error: BaseException) -> str:
+    """Its type, then what it says: for errors of libraries, whose text alone may tell little."""
+    name, text = type(error).__name__, said(error)
+    return name if text == name else f"{name}: {text}"
+
+
+def expected(problem: Mapping[str, Any]) -> str:
+    """One of the problems that pydantic found, in our words."""
+    kind, details = str(problem["type"]), problem.get("ctx", {})
+    if kind == "value_error":  # raised by a validator of ours
+        return str(problem["msg"]).removeprefix("Value error, ")
+    if kind == "literal_error":
+        return f"expected {details['expected']}"
+    if kind in _LIMITS:
+        name, text = _LIMITS[kind]
+        return f"{text} {details[name]}"
+    return _EXPECTED.get(kind.partition("_")[0], str(problem["msg"]))
+
 
 class DistributedTrainingError(Exception):
     """Root of every error this project raises on purpose."""
+
+    def __str__(self) -> str:
+        return super().__str__() or type(self).__name__
 
 
 class ConfigError(DistributedTrainingError, ValueError):
@@ -35,6 +89,10 @@ class StateDiverged(LocalFault):
 
 class SlicesMissing(StateDiverged):
     """Nobody gave us what counts: our state cannot be brought forward."""
+
+
+class HotkeyTaken(LocalFault):
+    """Another process runs our hotkey, and announced itself after us. The message says which."""
 
 
 class DataUnavailable(LocalFault):
@@ -71,3 +129,12 @@ class NetworkFault(DistributedTrainingError):
 
 class DeadlineMissed(NetworkFault):
     """A read, a write or a whole exchange did not end in the time it had."""
+
+
+def first_of(group: BaseExceptionGroup[Exception]) -> Exception:
+    """The first error in a group of groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error

@@ -5,6 +5,7 @@ Only the adapters that talk to the Hub use this.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ from huggingface_hub.utils import disable_progress_bars, httpx
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils._http import default_client_factory  # theirs sets headers and hooks; it is not exported
 
-from distributed_training.errors import ConfigError, DistributedTrainingError, LocalFault
+from distributed_training.addresses import check_hub
+from distributed_training.errors import ConfigError, DistributedTrainingError, LocalFault, named
 
 T = TypeVar("T")
 Kind = Literal["model", "dataset"]
@@ -63,7 +65,11 @@ class Repo:
 
 @cache
 def prepare_client() -> None:
-    """Make huggingface_hub's session of this process one that gives up on silence, without bars or lines of its own."""
+    """Make huggingface_hub's session of this process one that gives up on silence, without bars or lines of its own.
+
+    Raises ConfigError for an address of a Hub or proxy in the environment that is none.
+    """
+    check_hub(os.environ)
 
     def session() -> httpx.Client:
         client = default_client_factory()
@@ -117,7 +123,7 @@ def translate(error: BaseException, repo: Repo, what: str) -> ConfigError | Loca
         return _of_answer(error, repo, what)
     if isinstance(error, OSError) and error.strerror and error.errno is not None:
         return HubFault(f"{what}: {error.strerror}")
-    return HubFault(f"{what}: {type(error).__name__}: {_one_line(str(error))}")
+    return HubFault(f"{what}: {named(error)[:300]}")
 
 
 def _of_answer(error: HfHubHTTPError, repo: Repo, what: str) -> ConfigError | LocalFault:

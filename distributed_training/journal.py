@@ -1,23 +1,21 @@
 """A node's own SQLite file: its rounds, what it committed in them, observations and score cards.
 
-One writer process per file, guarded by `NodeLock`. Every method is one transaction: after a crash the journal holds
-all of it or nothing. Values are small JSON documents; bytes go in as hex. Raises LocalFault for every trouble with the
-disk or the file. Methods take well under a millisecond and may be called from the event loop.
+One writer process per file: `node.py` locks its folder. Every method is one transaction: after a crash the journal
+holds all of it or nothing. Values are small JSON documents; bytes go in as hex. Raises LocalFault for every trouble
+with the disk or the file. Methods take well under a millisecond and may be called from the event loop.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any
 
-from distributed_training.errors import ConfigError, LocalFault
+from distributed_training.errors import ConfigError, LocalFault, said
 from distributed_training.protocol.types import ScoreCard
 
 # Migration i brings the file from version i to i + 1. Never edit one that was released: append.
@@ -34,45 +32,6 @@ MIGRATIONS = (
     CREATE TABLE trusted (round INTEGER PRIMARY KEY, root TEXT NOT NULL);
     """,
 )
-
-
-class NodeLock:
-    """Exclusive use of a node's directory for as long as this process lives. Raises ConfigError with the holder's pid.
-
-    The kernel drops the lock when the process ends, however it ends, so a stale file never blocks a restart. Child
-    processes do not inherit it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file: TextIO | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+", encoding="ascii")
-        except OSError as error:
-            raise ConfigError(f"cannot write to {path.parent}: {error.strerror}") from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read(32).strip() or "unknown"
-            file.close()
-            raise ConfigError(f"{path.parent} is in use by the running process {holder}; one node per hotkey") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        self._file = file
-
-    def release(self) -> None:
-        """Idempotent. The file stays: removing it would let two processes lock two files of one name."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
 
 
 def claim_folder(folder: Path, run_sha256: str) -> None:
@@ -207,7 +166,7 @@ class Journal:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise LocalFault(f"journal {self._path}: {error}") from error
+            raise LocalFault(f"journal {self._path}: {said(error)}") from error
 
 
 def _dump(doc: Any) -> str:

@@ -15,16 +15,18 @@ from distributed_training.assembly import Adapters, MakeWorker, honest_worker, l
 from distributed_training.chain.base import Chain
 from distributed_training.chain.keys import LocalKey, verify
 from distributed_training.chain.patient import PatientChain
+from distributed_training.chain.sole import SoleChain
 from distributed_training.checkpoints.base import CheckpointStore
 from distributed_training.data.reading import TablePages
 from distributed_training.engine import load_engine
-from distributed_training.errors import ConfigError, LocalFault
-from distributed_training.journal import Journal, NodeLock, claim_folder
+from distributed_training.errors import ConfigError, HotkeyTaken, LocalFault, said
+from distributed_training.journal import Journal, claim_folder
 from distributed_training.metrics.base import JsonlSink, Metrics
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.libp2p import Libp2pTransport
 from distributed_training.operator.dry_run import print_weights
-from distributed_training.protocol.manifest import RunManifest, load_manifest
+from distributed_training.preflight import node_lock, run_manifest
+from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Role
 from distributed_training.roles.miner import ExactStepsMissed
 from distributed_training.roles.pages import share_pages
@@ -34,6 +36,7 @@ from distributed_training.settings.config import NodeConfig, require_address
 from distributed_training.settings.logs import bind, setup_logging
 from distributed_training.shutdown import run_until_stopped
 from distributed_training.sources import open_checkpoints, open_pages, repo_opener
+from distributed_training.stillness import say_after_a_pause
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ WrapAdapters = Callable[[Adapters], Adapters]
 
 EXIT_LOCAL_FAULT = 1
 EXIT_STEPS_MISSED = 4
+EXIT_HOTKEY_TAKEN = 5
 
 
 def as_they_are(adapters: Adapters) -> Adapters:
@@ -60,7 +64,7 @@ def main(
         torch.set_num_threads(config.threads)
     if config.dry_run:
         return asyncio.run(print_weights(config))
-    with NodeLock(config.node_dir / "lock"):
+    with node_lock(config):
         return _exit_code(run_until_stopped(_live(role, config, make_worker, wrap)))
 
 
@@ -75,18 +79,19 @@ def _exit_code(result: BaseException | None) -> int:
     if isinstance(result, ExactStepsMissed):
         log.error("%s", result)
         return EXIT_STEPS_MISSED
+    if isinstance(result, HotkeyTaken):
+        log.error("%s", result)
+        return EXIT_HOTKEY_TAKEN
     # Our own trouble says all in its line; anything else is a mistake of ours, and its stack is wanted.
     quiet = isinstance(result, LocalFault) and not log.isEnabledFor(logging.DEBUG)
-    log.error("cannot go on: %s", result, exc_info=None if quiet else result)
+    log.error("cannot go on: %s", said(result), exc_info=None if quiet else result)
     return EXIT_LOCAL_FAULT
 
 
 async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: WrapAdapters) -> None:
     """Everything a node opens is closed here, in reverse order."""
     async with AsyncExitStack() as stack:
-        manifest = load_manifest(config.manifest)
-        if manifest.netuid != config.netuid:
-            raise ConfigError(f"the manifest is for netuid {manifest.netuid}, --netuid says {config.netuid}")
+        manifest = run_manifest(config)
         require_address(role, config)
         client, signer, me = await connect(config, stack)
         chain = PatientChain(client, (await client.params()).block_s)  # from here on an outage is waited for
@@ -98,12 +103,13 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: W
         journal = Journal(config.node_dir / "journal.sqlite")
         stack.callback(journal.close)
         stores = await asyncio.to_thread(_stores, role, config, manifest)
-        adapters = wrap(await _adapters(config, chain, signer, stores, stack))
+        adapters = wrap(await _adapters(config, manifest, chain, signer, stores, stack))
         training = TrainingThread()
         stack.callback(training.close)
         parts = await make_parts(config, manifest, adapters, journal, metrics, training)
         share_pages(parts.peers, pages)
         await adapters.transport.start()
+        stack.callback(asyncio.create_task(say_after_a_pause(), name="stillness").cancel)
         await live(role, config, parts, engine, me, make_worker)
 
 
@@ -131,7 +137,12 @@ def _stores(role: Role, config: NodeConfig, manifest: RunManifest) -> _Stores:
 
 
 async def _adapters(
-    config: NodeConfig, chain: Chain, signer: LocalKey, stores: _Stores, stack: AsyncExitStack
+    config: NodeConfig,
+    manifest: RunManifest,
+    chain: Chain,
+    signer: LocalKey,
+    stores: _Stores,
+    stack: AsyncExitStack,
 ) -> Adapters:
     identity_path = config.node_dir / "identity.key"
     identity = PeerIdentity.load_or_create(identity_path)
@@ -139,7 +150,7 @@ async def _adapters(
     transport = Libp2pTransport(identity_path, config.axon.ip, port, config.announced)
     stack.push_async_callback(transport.stop)
     return Adapters(
-        chain=chain,
+        chain=await SoleChain.begin(chain, signer, identity.public_key, manifest.timing.length),
         transport=transport,
         checkpoints=stores.run,
         own_checkpoints=stores.own,

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ lies
 from benchmarks.table import Stopwatch, show
 from distributed_training.errors import ConfigError
 from distributed_training.settings.arguments import Parser, new_file
-from distributed_training.settings.config import run_main
+from distributed_training.settings.entry import run_main
 from distributed_training.settings.flags import nearest
 
 BENCHMARKS = {
@@ -34,7 +34,9 @@ BENCHMARKS = {
     "sync": "fetching a 124 M-parameter state from one and from several donors over shaped links",
     "nat": "whole rounds with a miner behind NAT and no port open, in network namespaces",
     "data": "reading pages: tokens per second, bytes, requests, waiting; local, over the wire, over a bad line",
+    "models": "every causal LM family of transformers, and published configs: right, warned, refused, wrong",
     "pages": "opening a page manifest of half a million pages: time and memory",
+    "fresh": "the README's two commands on fresh Debian systems with other Pythons (debootstrap; needs root)",
     "simulate": "round time, messages and bytes per node from 4 to 256 nodes on a virtual clock",
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from distributed_training.commands import command
 from distributed_training.data import tokens
 from distributed_training.data.build import hub_pages, rewrite
 from distributed_training.data.build.card import files_of
@@ -20,11 +21,11 @@ from distributed_training.data.build.source import open_hub, open_local
 from distributed_training.data.build.upload import check_files, upload
 from distributed_training.data.local import build_pages
 from distributed_training.data.page_file import PAGES_FILE, PageTable, open_page_table
-from distributed_training.errors import ConfigError, LocalFault
+from distributed_training.errors import ConfigError, LocalFault, said
 from distributed_training.files import write_whole
 from distributed_training.hub import Repo, prepare_client, require_token
-from distributed_training.settings.arguments import Parser, whole
-from distributed_training.settings.config import run_main
+from distributed_training.settings.arguments import Parser, file_or_folder, new_folder, whole
+from distributed_training.settings.entry import run_main
 from distributed_training.settings.places import parse_repo
 
 DESCRIPTION = """\
@@ -34,8 +35,8 @@ Build the pages of a run into --out DIR. Same input, same pages.bin, same sha256
             sample-350BT, 40 MB for sample-10BT), nothing is copied. A page is a row group of the data set, read from
             the Hub by one request when it is trained on. Stopped by Ctrl-C or anything else, the same command goes on.
             Such pages are believed for the commit of the data set; --digests reads each once and pins its content.
-  REWRITE   any other data set, or with --filter: streamed once through the `datasets` library (pip install
-            'distributed-training[data]') and written as pages into --out; --upload publishes them.
+  REWRITE   any other data set, or with --filter: streamed once through the `datasets` library (pip install -e
+            '.[data]') and written as pages into --out; --upload publishes them.
   TEXT      --text DIR: plain text files on this disk.
 """
 EPILOG = """\
@@ -78,7 +79,7 @@ class Result:
 def parser() -> Parser:
     made = Parser(description=DESCRIPTION, epilog=EPILOG)
     add = made.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="where the pages go")
+    add("--out", type=new_folder, required=True, metavar="DIR", help="where the pages go")
     add("--dataset", metavar="ORG/NAME", help="data set on the Hub; with --data-files: parquet, json, csv or text")
     add("--name", metavar="CONFIG", help="configuration of the data set, as its card names it")
     add("--revision", metavar="REV", help="commit, tag or branch; default main; the commit is printed")
@@ -91,7 +92,7 @@ def parser() -> Parser:
     add("--data-files", metavar="GLOB", help="REWRITE: files on this machine")
     add("--filter", metavar="EXPRESSION", help="REWRITE: rows to keep")
     add("--rewrite", action="store_true", default=None, help="REWRITE even where FOOTERS would do")
-    add("--text", type=Path, metavar="DIR", help="TEXT: directory of text files")
+    add("--text", type=file_or_folder, metavar="DIR", help="TEXT: folder of text files, or one file")
     add("--page-bytes", type=whole(1, 1 << 28, "bytes"), metavar="N", help="REWRITE, TEXT: bytes of text in a page")
     add("--heldout-bytes", type=whole(1, 1 << 28, "bytes"), metavar="N", help="REWRITE, TEXT: bytes of text kept out")
     add("--tokenizer", metavar="NAME|FILE", help="tokenizer of the run: a tokenizer.json is put beside the pages")
@@ -164,8 +165,8 @@ def from_rows(args: argparse.Namespace, dataset: HubDataset | None) -> Result:
 
 def from_text(args: argparse.Namespace) -> Result:
     check_uses(args, "TEXT", f"the text files in {args.text} are written as pages")
-    sizes = {"page_bytes": args.page_bytes or 32_000, "heldout_bytes": args.heldout_bytes or 256_000}
-    build_pages(args.out, args.text, num_pages=args.limit, **sizes)
+    sizes = {"page_bytes": args.page_bytes, "heldout_bytes": args.heldout_bytes}
+    build_pages(args.out, args.text, num_pages=args.limit, **sizes, say=lambda line: print(line, flush=True))
     table = open_page_table(args.out / PAGES_FILE)
     return Result(table, int(table.columns.text_bytes.sum(dtype="int64")), True)
 
@@ -209,12 +210,14 @@ def report(args: argparse.Namespace, result: Result, tokenizer: Path | None) -> 
     missing = table.missing_digests
     with_digest = f"{count - missing:,} of {count:,} pages have a digest; the others are trusted by the commit"
     print(f"trust    {with_digest if missing else 'every page has a digest'}")
-    chosen = f" --tokenizer {tokenizer or args.tokenizer}" if args.tokenizer else ""
-    eos = f" --eos '{args.eos}'" if args.eos else ""
-    print(
-        f"next     python scripts/create_run.py --recipe gpt2-124m --pages {args.out}{chosen}{eos} "
-        "--set netuid=N --set timing.first_block=BLOCK --out runs/NAME/manifest.json"
-    )
+    print(f"next     {next_command(args, tokenizer)}")
+
+
+def next_command(args: argparse.Namespace, tokenizer: Path | None) -> str:
+    """What makes a run of these pages."""
+    flags = (("--pages", args.out), ("--tokenizer", tokenizer or args.tokenizer), ("--eos", args.eos))
+    rest = ("--set", "netuid=N", "--set", "timing.first_block=BLOCK", "--out", "runs/NAME/manifest.json")
+    return command("python", "scripts/create_run.py", "--recipe", "gpt2-124m", *flags, *rest)
 
 
 def check_upload(repo: str) -> None:
@@ -243,7 +246,7 @@ def main(argv: Sequence[str]) -> int:
             commit = upload(args.out, result.table, args.upload, tokenizer)
             print(f"uploaded hub:{args.upload}@{commit}   use it with --pages")
     except LocalFault as error:
-        print(f"error: {error}; the same command goes on from here", file=sys.stderr)
+        print(f"error: {said(error)}; the same command goes on from here", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

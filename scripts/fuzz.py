@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from distributed_training.errors import ConfigError
-from distributed_training.settings.arguments import Parser, new_file, real, whole
-from distributed_training.settings.config import run_main
+from distributed_training.settings.arguments import Parser, file, new_file, real, whole
+from distributed_training.settings.entry import run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "fuzz"), str(ROOT / "tests" / "unit")]
@@ -44,19 +44,19 @@ ENGINES = ("auto", "atheris", "plain")
 HEAD = ("target", "inputs", "accepted", "refused", "ends", "peak_bytes", "rss_mb", "seconds", "per_second")
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=DESCRIPTION, epilog=EPILOG)
-    add = parser.add_argument
+def parser() -> Parser:
+    made = Parser(description=DESCRIPTION, epilog=EPILOG)
+    add = made.add_argument
     add("targets", nargs="*", default=["all"], metavar="TARGET", help="names, or `all` (default)")
     add("--runs", type=RUNS, default=20_000, metavar="N", help="inputs per target (default: 20000)")
-    add("--seed", type=int, default=1, metavar="S", help="of the mutations (default: 1)")
+    add("--seed", type=whole(0, 2**31 - 1, "a seed"), default=1, metavar="S", help="of the mutations (default: 1)")
     add("--seconds", type=real(0.1, 1e6, "seconds"), default=3600.0, metavar="T", help="at most, per target")
     add("--engine", choices=ENGINES, default="auto", help="default: atheris if it is installed")
     add("--ends", action="store_true", help="print where the inputs of each target ended")
     add("--json", type=new_file, metavar="FILE", help="write the rows as JSON, too")
-    add("--replay", type=Path, nargs="+", metavar="FILE", help="run saved inputs and nothing else")
+    add("--replay", type=file, nargs="+", metavar="FILE", help="run saved inputs and nothing else")
     add("--child", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    return made
 
 
 def targets() -> dict[str, Any]:
@@ -69,7 +69,7 @@ def targets() -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+    options = parser().parse_args(arguments)
     if options.replay:
         return replay(options.replay)
     engine = chosen_engine(options.engine)
@@ -105,8 +105,8 @@ def run_child(name: str, engine: str, options: argparse.Namespace) -> dict[str, 
         report, said = Path(folder) / "row.json", Path(folder) / "said.txt"
         command = [sys.executable, __file__, name, "--child", str(report), "--engine", engine]
         command += ["--runs", str(options.runs), "--seed", str(options.seed), "--seconds", str(options.seconds)]
-        with said.open("wb") as file:
-            code = subprocess.run(command, stdout=file, stderr=file, timeout=options.seconds + 300).returncode
+        with said.open("wb") as output:
+            code = subprocess.run(command, stdout=output, stderr=output, timeout=options.seconds + 300).returncode
         if not report.exists():
             last = said.read_text(errors="replace")[-3000:]
             row: dict[str, Any] = dict.fromkeys(HEAD)

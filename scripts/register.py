@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
-from pathlib import Path
 
 from distributed_training.chain.keys import LOCAL_WALLET
-from distributed_training.chain.local.register import register_local
-from distributed_training.errors import ChainFault, ConfigError
-from distributed_training.settings.arguments import Parser
+from distributed_training.settings.arguments import Parser, file_name, folder, real
+from distributed_training.settings.entry import run_main
 
 DESCRIPTION = """\
 Give a newcomer a place on the local subnet of a run directory (made by scripts/demo.sh).
@@ -29,30 +26,22 @@ A validator also needs stake, and gets its permit at the end of the epoch:
 """
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("--run-dir", type=Path, required=True, help="directory of the local run")
-    parser.add_argument("--wallet.hotkey", dest="hotkey", required=True, metavar="NAME", help="name of the hotkey")
-    parser.add_argument(
-        "--wallet.name", dest="wallet", default=LOCAL_WALLET, metavar="NAME", help="wallet (default: local)"
-    )
-    parser.add_argument("--stake", type=float, default=0.0, metavar="ALPHA", help="stake to add (default: none)")
-    options = parser.parse_args(arguments)
-    if not 0 <= options.stake <= 1e9:
-        parser.error(f"--stake: expected 0 to 1e9 alpha, got {options.stake}")
-    if "/" in options.hotkey or "/" in options.wallet:
-        parser.error("--wallet.hotkey and --wallet.name: expected names, not paths")
-    return options
+def parser() -> Parser:
+    made = Parser(description=DESCRIPTION, epilog=EPILOG)
+    add = made.add_argument
+    add("--run-dir", type=folder, required=True, metavar="DIR", help="directory of the local run")
+    add("--wallet.hotkey", type=file_name, dest="hotkey", required=True, metavar="NAME", help="name of the hotkey")
+    add("--wallet.name", type=file_name, dest="wallet", default=LOCAL_WALLET, metavar="NAME", help="default: local")
+    add("--stake", type=real(0, 1e9, "alpha"), default=0.0, metavar="ALPHA", help="stake to add (default: none)")
+    return made
 
 
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        options = parse(arguments)
-        chain_file, wallets = options.run_dir / "chain.sqlite", options.run_dir / "wallets"
-        done = asyncio.run(register_local(chain_file, wallets, options.wallet, options.hotkey, options.stake))
-    except (ConfigError, ChainFault) as error:
-        print(f"register: {error}", file=sys.stderr)
-        return 2
+    options = parser().parse_args(arguments)
+    from distributed_training.chain.local.register import register_local  # late: it loads bittensor
+
+    chain_file, wallets = options.run_dir / "chain.sqlite", options.run_dir / "wallets"
+    done = asyncio.run(register_local(chain_file, wallets, options.wallet, options.hotkey, options.stake))
     if done.uid is None:
         print(
             f"{options.hotkey} ({done.key.hotkey}) is registered in block 1; its uid shows once the run's clock starts"
@@ -65,4 +54,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

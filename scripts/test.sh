@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Lint, types, import direction, all tests. Extra arguments go to pytest: bash scripts/test.sh -k codec
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # for `sh scripts/test.sh`
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
 
 step() {
@@ -12,17 +13,24 @@ step() {
     echo "   ok, $((SECONDS - started)) s"
 }
 
+no_cache=""
+if [ ! -w . ]; then # a checkout that cannot be written keeps no caches
+    no_cache=--no-cache
+    export RUFF_NO_CACHE=true COVERAGE_FILE="$VIRTUAL_ENV/.coverage"
+fi
+
 began=$SECONDS
-step "lint" ruff check .
-step "format" ruff format --check --quiet .
-step "types" env PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright --pythonpath "$(command -v python)"
-step "import direction" lint-imports --no-logo
+# each by the environment's own interpreter: the programs in its bin name the folder it was made in
+step "lint" "$DT_PYTHON" -m ruff check .
+step "format" "$DT_PYTHON" -m ruff format --check --quiet .
+step "types" env PYRIGHT_PYTHON_IGNORE_WARNINGS=1 "$DT_PYTHON" -m pyright --pythonpath "$DT_PYTHON"
+step "import direction" "$DT_PYTHON" -c 'from importlinter.cli import lint_imports_command as run; run()' --no-logo $no_cache
 
 if [ $# -gt 0 ]; then
-    step "tests ($*)" python -m pytest "$@"
+    step "tests ($*)" "$DT_PYTHON" -m pytest "$@"
 else
-    step "tests" python -m pytest --durations=15 --cov --cov-report=
+    step "tests" "$DT_PYTHON" -m pytest --durations=15 --cov --cov-report=
     step "coverage of protocol/rules/ and protocol/wire.py" \
-        python -m coverage report --include='distributed_training/protocol/rules/*,distributed_training/protocol/wire.py' --fail-under=95
+        "$DT_PYTHON" -m coverage report --include='distributed_training/protocol/rules/*,distributed_training/protocol/wire.py' --fail-under=95
 fi
 echo "all green in $((SECONDS - began)) s"

@@ -6,25 +6,15 @@ import argparse
 import asyncio
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distributed_training.chain.client import BittensorChain
-from distributed_training.chain.keys import LocalKey, derive_keypair
-from distributed_training.chain.local.substrate import local_substrate
-from distributed_training.checkpoints.base import CheckpointRef
-from distributed_training.errors import ConfigError, DistributedTrainingError
-from distributed_training.operator.published import add_arguments, find, trusted_manifest
-from distributed_training.operator.verify import (
-    NO_CHAIN,
-    Finding,
-    Opened,
-    Verdict,
-    chain_proves,
-    verify_files,
-    verify_numbers,
-    verify_on_chain,
-)
-from distributed_training.settings.arguments import Parser, whole
-from distributed_training.settings.config import run_main
+from distributed_training.errors import ConfigError, DistributedTrainingError, said
+from distributed_training.settings.arguments import Parser, chain, checkpoint_arguments, whole
+from distributed_training.settings.entry import run_main
+
+if TYPE_CHECKING:  # a wrong flag should not wait for torch
+    from distributed_training.checkpoints.base import CheckpointRef
+    from distributed_training.operator.verify import Finding, Opened
 
 DESCRIPTION = """\
 Verify a published state of a run, line by line: what was proven, and what was not.
@@ -40,18 +30,28 @@ examples:
 """
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(description=DESCRIPTION, epilog=EPILOG)
-    add_arguments(parser)
-    parser.add_argument("--netuid", type=whole(0, 65535, "a subnet"), metavar="N", help="its subnet, with --chain")
-    parser.add_argument("--chain", metavar="NETWORK", help="finney, test, or ws://... of a chain node; needs --netuid")
-    options = parser.parse_args(arguments)
+def parser() -> Parser:
+    made = Parser(description=DESCRIPTION, epilog=EPILOG)
+    checkpoint_arguments(made)
+    add = made.add_argument
+    add("--netuid", type=whole(0, 65535, "a subnet"), metavar="N", help="its subnet, with --chain")
+    made.add_argument(
+        "--chain", type=chain, metavar="NETWORK", help="finney, test, or ws://... of a chain node; needs --netuid"
+    )
+    return made
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    options = parser().parse_args(arguments)
     if (options.netuid is None) != (options.chain is None):
-        parser.error("--netuid and --chain go together")
+        parser().error("--netuid and --chain go together")
     return options
 
 
 def verify(options: argparse.Namespace) -> int:
+    from distributed_training.operator.published import find, trusted_manifest
+    from distributed_training.operator.verify import NO_CHAIN, chain_proves, verify_files, verify_numbers
+
     store, ref = find(options)
     print(f"checkpoint of round {ref.round}: {ref.location}")
     files, opened = verify_files(store, ref, trusted_manifest(options))
@@ -69,6 +69,12 @@ def verify(options: argparse.Namespace) -> int:
 async def _ask_chain(
     options: argparse.Namespace, file: Path | None, ref: CheckpointRef, opened: Opened
 ) -> tuple[Finding, Finding, Finding]:
+    from distributed_training.chain.client import BittensorChain
+    from distributed_training.chain.keys import LocalKey, derive_keypair
+    from distributed_training.chain.local.substrate import local_substrate
+    from distributed_training.operator.published import cache
+    from distributed_training.operator.verify import verify_on_chain
+
     netuid = opened.manifest.netuid if options.netuid is None else options.netuid
     if netuid != opened.manifest.netuid:
         raise ConfigError(f"--netuid {netuid}: this checkpoint is of a run on subnet {opened.manifest.netuid}")
@@ -79,7 +85,7 @@ async def _ask_chain(
             network=network,
             endpoint=network if "://" in network else None,
             signer=LocalKey(derive_keypair(0, "reader")),  # reads need no key; the client wants one
-            cache_dir=options.cache.expanduser() / "chain",
+            cache_dir=cache(options) / "chain",
             substrate=local_substrate(file) if options.chain is None and file is not None else None,
         )
     except ConfigError as error:
@@ -102,7 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError:
         raise
     except DistributedTrainingError as error:
-        _show(Finding(Verdict.FAILED, str(error)))
+        from distributed_training.operator.verify import Finding, Verdict
+
+        _show(Finding(Verdict.FAILED, said(error)))
         return 1
 
 

@@ -1,6 +1,10 @@
 """The Hugging Face libraries read their settings when they are imported: this comes before any test imports them."""
 
 import os
+import signal
+
+# Whoever runs the tests may be deaf to the end of its terminal (nohup); what tests start is not.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # No test reaches the real Hub or finds a developer's token; those that want a Hub pass an endpoint of their own.
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"

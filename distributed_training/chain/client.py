@@ -14,7 +14,7 @@ import bittensor as bt
 
 from distributed_training.chain.base import Head
 from distributed_training.chain.keys import LocalKey, hotkey_public_key
-from distributed_training.errors import ChainFault, ChainRefused, ChainUnreachable, ConfigError
+from distributed_training.errors import ChainFault, ChainRefused, ChainUnreachable, ConfigError, named, said
 from distributed_training.protocol.types import BlockRef, Field, Neuron, Roster, SubnetParams
 from distributed_training.protocol.wire import decode_commitment
 
@@ -195,13 +195,13 @@ async def guarded(work: Awaitable[T], timeout_s: float) -> T:
     except TimeoutError as error:
         raise ChainUnreachable(f"the chain did not answer within {timeout_s:.0f} s") from error
     except (bt.RpcConnectionError, OSError) as error:
-        raise ChainUnreachable(f"{type(error).__name__}: {error}") from error
+        raise ChainUnreachable(named(error)) from error
     except bt.ChainError as error:
         # A proxy whose node is down answers the handshake with HTTP 502; the SDK calls that an error of the chain.
         fault = ChainUnreachable if HANDSHAKE_REFUSED in str(error) else ChainFault
-        raise fault(str(error)) from error
+        raise fault(said(error)) from error
     except Exception as error:
-        raise ChainFault(f"{type(error).__name__}: {error}") from error
+        raise ChainFault(named(error)) from error
 
 
 def check_fields(fields: Sequence[Field]) -> None:

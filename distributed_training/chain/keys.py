@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import sys
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import bittensor as bt
-from bittensor.keyfiles import KeyfileError, Keypair
-from bittensor.sp_core import CRYPTO_SR25519, ss58_decode, ss58_encode
-from bittensor.sp_core import verify as verify_ss58
+import bittensor_core
 
-from distributed_training.errors import ConfigError
+from distributed_training.commands import command
+from distributed_training.errors import ConfigError, said
+from distributed_training.paths import existing_file, is_missing
 
+if TYPE_CHECKING:
+    import bittensor as bt
+
+core: Any = bittensor_core  # alone: a node reads its key first, and all of bittensor takes a second to load
+CRYPTO_SR25519: int = core.CRYPTO_SR25519
+Keypair: Any = core.Keypair
+PASSWORD_VARIABLE = "BT_WALLET_PASSWORD"  # as it is; what bittensor saves in BT_PW_... is scrambled
 SS58_FORMAT = 42
 SIGNATURE_BYTES = 64
 LOCAL_WALLET = "local"  # what scripts/register.py uses when told nothing
@@ -44,20 +54,20 @@ def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
     if len(public_key) != 32 or len(signature) != SIGNATURE_BYTES:
         return False
     try:
-        return bool(verify_ss58(message, signature, hotkey_address(public_key), CRYPTO_SR25519))
+        return bool(core.verify(message, signature, hotkey_address(public_key), CRYPTO_SR25519))
     except (ValueError, TypeError):
         return False
 
 
 def hotkey_address(public_key: bytes) -> str:
     """32 public-key bytes -> ss58 address."""
-    return ss58_encode(public_key, SS58_FORMAT)
+    return core.ss58_encode(public_key, SS58_FORMAT)
 
 
 def hotkey_public_key(address: str) -> bytes:
     """ss58 address -> 32 public-key bytes; ConfigError when it is none."""
     try:
-        return bytes(ss58_decode(address))
+        return bytes(core.ss58_decode(address))
     except ValueError as error:
         raise ConfigError(f"{address!r} is not an ss58 address: {error}") from error
 
@@ -78,7 +88,9 @@ def write_wallet(path: Path, wallet: str, hotkey_name: str, seed: int) -> LocalK
 
     Unencrypted: for local runs only. Files that exist are left alone, and must hold the derived hotkey (ConfigError).
     """
-    files = bt.Wallet(wallet, hotkey_name, path=str(path))
+    from bittensor import Wallet
+
+    files = Wallet(wallet, hotkey_name, path=str(path))
     coldkey, hotkey = derive_coldkey(seed, wallet), derive_keypair(seed, hotkey_name)
     for keyfile, keypair in (
         (files.coldkey_file, coldkey),
@@ -98,26 +110,100 @@ def write_wallet(path: Path, wallet: str, hotkey_name: str, seed: int) -> LocalK
 
 
 def load_hotkey(path: Path, wallet: str, hotkey: str) -> LocalKey:
-    """Read a hotkey from wallet files; ConfigError, with the command that creates it, when it is missing."""
-    keyfile = path.expanduser() / wallet / "hotkeys" / hotkey
-    if not keyfile.is_file():
-        raise ConfigError(f"no hotkey at {keyfile}; create it with: {creation_command(path, wallet, hotkey)}")
+    """Read the hotkey that a node signs with. An encrypted one takes its password from the environment or the terminal.
+
+    Raises ConfigError for whatever keeps it from signing; with the command that creates it, when it is missing.
+    """
+    keyfile = path / wallet / "hotkeys" / hotkey
     try:
-        keypair = bt.Wallet(wallet, hotkey, path=str(path)).hotkey
-    except (KeyfileError, ValueError, OSError) as error:
-        raise ConfigError(f"cannot read the hotkey at {keyfile}: {error}") from error
+        if is_missing(keyfile):
+            raise ConfigError(f"no hotkey at {keyfile}; create it with: {_way_out(path, wallet, hotkey)}")
+        data = existing_file(keyfile).read_bytes()
+        if core.keyfile_data_is_encrypted(data):
+            data = _decrypted(data, keyfile)
+        keypair: Any = core.deserialize_keypair_from_keyfile_data(data)
+    except ConfigError:
+        raise
+    except (core.KeyfileError, ValueError, OSError) as error:
+        raise ConfigError(f"cannot read the hotkey at {keyfile}: {said(error)}") from None
+    return _able_to_sign(keypair, keyfile)
+
+
+def _able_to_sign(keypair: Any, keyfile: Path) -> LocalKey:
     if keypair.crypto_type != CRYPTO_SR25519:
         raise ConfigError(f"the hotkey at {keyfile} is not sr25519; expected one made by `btcli wallet create`")
-    return LocalKey(keypair)
+    key = LocalKey(keypair)
+    try:
+        signature = key.sign(b"")
+    except ValueError:
+        raise ConfigError(
+            f"the hotkey at {keyfile} has only its public part, which signs nothing; expected the whole key file, not "
+            f"the {keyfile.name}pub.txt beside it: copy it from where it was made, or restore it with "
+            "`btcli wallet regen-hotkey`"
+        ) from None
+    if not verify(key.public_key, b"", signature):
+        raise ConfigError(f"the hotkey at {keyfile} is damaged: its private part does not belong to {key.hotkey}")
+    return key
+
+
+def _decrypted(data: bytes, keyfile: Path) -> bytes:
+    password, source = _password(keyfile)
+    try:
+        return bytes(core.decrypt_keyfile_data(data, password))
+    except core.WrongPasswordError:
+        raise ConfigError(f"the password from {source} does not open the hotkey at {keyfile}") from None
+
+
+def _password(keyfile: Path) -> tuple[str, str]:
+    """(password, where it is from). Raises ConfigError when nobody can be asked."""
+    password = os.environ.get(PASSWORD_VARIABLE)
+    if password:
+        return password, PASSWORD_VARIABLE
+    saved = f"BT_PW_{str(keyfile).replace(os.sep, '_').replace('.', '_').upper()}"  # as bittensor names it
+    try:
+        password = core.get_password_from_environment(saved)
+    except core.KeyfileError:
+        raise ConfigError(
+            f"{saved} is not what bittensor saves there; give the password as it is in {PASSWORD_VARIABLE}"
+        ) from None
+    if password:
+        return password, saved
+    if sys.stdin is not None and sys.stdin.isatty():
+        try:
+            return getpass.getpass(f"password of the hotkey {keyfile}: "), "the terminal"
+        except EOFError:
+            pass
+    raise ConfigError(
+        f"the hotkey at {keyfile} is encrypted and there is no terminal to ask for its password; give it in the "
+        f"environment variable {PASSWORD_VARIABLE}"
+    )
+
+
+def _way_out(path: Path, wallet: str, hotkey: str) -> str:
+    """Of a missing hotkey. A coldkey that is there is not made anew."""
+    if is_missing(path / wallet / "coldkeypub.txt"):
+        return creation_command(path, wallet, hotkey)
+    return command("btcli", "wallet", "new-hotkey", ("-w", wallet), ("-H", hotkey), ("--wallet-path", path))
 
 
 def creation_command(path: Path, wallet: str, hotkey: str) -> str:
-    return f"btcli wallet create -w {wallet} -H {hotkey} --wallet-path {path}"
+    return command("btcli", "wallet", "create", ("-w", wallet), ("-H", hotkey), ("--wallet-path", path))
 
 
-def registration_command(netuid: int, wallet: str, hotkey: str, run_dir: Path | None) -> str:
-    """The one command that registers this hotkey; `run_dir` is given on the local chain only."""
+def registration_command(
+    netuid: int,
+    wallet: str,
+    hotkey: str,
+    run_dir: Path | None,
+    *,
+    network: str | None = None,
+    wallets: Path | None = None,
+) -> str:
+    """The one command that registers this hotkey; `run_dir` is given on the local chain only. `network` and `wallets`
+    where they are not btcli's own defaults."""
     if run_dir is not None:
-        name = "" if wallet == LOCAL_WALLET else f" --wallet.name {wallet}"
-        return f"python scripts/register.py --run-dir {run_dir} --wallet.hotkey {hotkey}{name}"
-    return f"btcli tx burned-register --netuid {netuid} -w {wallet} -H {hotkey}"
+        name = None if wallet == LOCAL_WALLET else wallet
+        flags = (("--run-dir", run_dir), ("--wallet.hotkey", hotkey), ("--wallet.name", name))
+        return command("python", "scripts/register.py", *flags)
+    places = (("--network", network), ("--wallet-path", wallets))
+    return command("btcli", "tx", "burned-register", ("--netuid", netuid), ("-w", wallet), ("-H", hotkey), *places)

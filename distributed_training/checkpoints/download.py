@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
-import os
 import re
 import shutil
 import time
@@ -17,7 +15,8 @@ from pathlib import Path
 from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff, httpx
 
 from distributed_training.checkpoints.description import FileFacts
-from distributed_training.errors import ConfigError, LocalFault, WireError
+from distributed_training.errors import LocalFault, WireError
+from distributed_training.locks import Lock
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +93,7 @@ def small_file(url: str, headers: Mapping[str, str], limit: int, pace: Pace | No
     return bytes(data)
 
 
-_claimed: dict[Path, int] = {}  # folders that this process has a lock on, as long as it lives
+_claimed: dict[Path, Lock] = {}  # folders that this process has a lock on, as long as it lives
 
 
 def claim(folder: Path) -> None:
@@ -105,18 +104,9 @@ def claim(folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise LocalFault(f"cannot use {folder}: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise ConfigError(
-            f"{folder} is in use by another process that fetches a checkpoint; wait, or give this one a "
-            "folder of its own (--cache DIR)"
-        ) from None
-    _claimed[folder] = handle
+    _claimed[folder] = Lock(folder, "wait, or give this one a folder of its own (--cache DIR)", name=".lock")
 
 
 def make_room(folder: Path, num_bytes: int) -> None:

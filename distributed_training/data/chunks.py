@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from distributed_training.data.pages import MAX_CHUNK_BYTES, Codec, FileEntry, PageEntry
 from distributed_training.data.thrift import BINARY, I32, I64, LIST, STRUCT, Reader, binary, integer, listed, struct
-from distributed_training.errors import ConfigError, DataUnavailable
+from distributed_training.errors import ConfigError, DataUnavailable, said
 
 _MAGIC = b"PAR1"
 _CODECS: dict[Codec, int] = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "BROTLI": 4, "ZSTD": 6}
@@ -81,8 +81,7 @@ def decode(data: bytes, entry: PageEntry, file: FileEntry, what: str) -> tuple[s
     try:
         return _decode(data, entry, file)
     except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-        said = " ".join(str(error).split())[:200]
-        raise DataUnavailable(f"{what} cannot be decoded: {said}") from error
+        raise DataUnavailable(f"{what} cannot be decoded: {said(error)[:200]}") from error
 
 
 def _decode(data: bytes, entry: PageEntry, file: FileEntry) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from distributed_training.data.pages import PageColumns, PageEntry, PageHeader, columns_problem, parse_header
 from distributed_training.errors import ConfigError
 from distributed_training.files import write_whole
+from distributed_training.locks import Lock
 
 PAGES_FILE = "pages.bin"
 MAGIC = b"DTPAGES2"
@@ -58,6 +59,11 @@ class PageTable:
         if at == len(self.columns.digest_pages) or self.columns.digest_pages[at] != index:
             return None
         return self.columns.digests[at].tobytes()
+
+
+def building(directory: Path, wait_s: float = 0.0) -> Lock:
+    """This process alone makes pages in `directory`, as a context manager. Raises ConfigError; see Lock."""
+    return Lock(directory, "wait until its pages are made, or use another directory", name=".lock", wait_s=wait_s)
 
 
 def write_page_table(path: Path, header: PageHeader, columns: PageColumns) -> PageTable:

@@ -18,7 +18,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from distributed_training.errors import ConfigError
+from distributed_training.errors import ConfigError, expected
 
 MAX_CHUNK_BYTES = 1 << 28  # one compressed page
 MAX_ROWS = 1 << 24
@@ -118,7 +118,7 @@ def parse_header(data: bytes) -> PageHeader:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "header"
-        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise ValueError(f"{where}: {expected(first)}") from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as _Backend
 
-from distributed_training.errors import ConfigError
+from distributed_training.errors import ConfigError, said
+from distributed_training.paths import typed
 
 TokenizerKind = Literal["bytes", "gpt2", "file"]
 TOKENIZER_FILE = "tokenizer.json"  # in the run's directory, when the run's tokeniser is a file
@@ -153,7 +154,7 @@ def choose(text: str, eos: str | None = None) -> Tokenizer:
 
 
 def tokenizer_path(text: str) -> Path:
-    path = Path(text).expanduser()
+    path = typed(text)
     return path / TOKENIZER_FILE if path.is_dir() else path
 
 
@@ -190,7 +191,7 @@ def _parse(data: bytes, source: str) -> Any:
     try:
         backend: Any = _Backend.from_str(data.decode())
     except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
-        why = str(error).splitlines()[0][:120]
+        why = said(error)[:120]
         raise ConfigError(f"{source}: expected a tokenizer.json of the tokenizers library: {why}") from None
     if getattr(backend.model, "dropout", None):
         raise ConfigError(f"{source}: model.dropout {backend.model.dropout} would tokenise at random; set it to null")

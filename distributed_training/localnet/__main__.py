@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 
+from distributed_training.localnet.layout import lock_run
 from distributed_training.localnet.options import parse_options
-from distributed_training.settings.config import run_main
+from distributed_training.settings.entry import only_loading, run_main
 
 
 def start() -> int:
     options = parse_options(sys.argv[1:])
-    from distributed_training.localnet.demo import run_demo  # late: it loads torch, and a wrong flag should not wait
+    with lock_run(options.run_dir) as lock:
+        with only_loading():
+            from distributed_training.localnet.demo import run_demo  # late: it loads torch; a refusal should not wait
 
-    return run_demo(options)
+        return run_demo(options, lock)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.local.genesis import start_clock
+from distributed_training.commands import quoted
 from distributed_training.errors import ChainFault, ConfigError
 from distributed_training.localnet.events import DEMO, RunEvents, RunView
 from distributed_training.localnet.finish import finish, stored_result
@@ -26,6 +27,7 @@ from distributed_training.localnet.judge.chain_view import (
 )
 from distributed_training.localnet.layout import NEWCOMER, NodeSpec, node_specs
 from distributed_training.localnet.options import Options
+from distributed_training.localnet.run.comparison import Comparison
 from distributed_training.localnet.run.create import Run, open_or_create
 from distributed_training.localnet.run.faults import Killer, Start, restarted
 from distributed_training.localnet.run.hub import DemoHub, start_hub
@@ -33,13 +35,14 @@ from distributed_training.localnet.run.newcomers import Disturber, Newcomer, New
 from distributed_training.localnet.run.processes import NodeProcesses, check_ports, node_command
 from distributed_training.localnet.run.stop import POLL_S, Interrupted, StopRequest, stop_on_signals
 from distributed_training.localnet.show.display import Display
+from distributed_training.locks import Lock
 from distributed_training.protocol.rules.clock import next_round
 from distributed_training.protocol.types import Role
-from distributed_training.recipes.build import read_recipe
+from distributed_training.recipes.reading import read_recipe
 
 READY_TIMEOUT_S = 300.0
 END_GRACE_S = 60.0  # after the last round's end: audits, weights, a clean shutdown
-LOADING_BLOCKS = 40  # blocks that pass on a resumed chain until its nodes are loaded
+LOADING_S = 40.0  # until the nodes of a resumed chain, which goes on at once, are loaded
 WATCHER = "watcher"
 INTERRUPTED = 130
 
@@ -57,10 +60,11 @@ class Watch:
     killer: Disturber
     starts: dict[str, Start]
     command: Callable[[NodeSpec], list[str]]  # how a node is started
+    comparison: Comparison | None = None  # what trains beside the rounds
 
 
-def run_demo(options: Options) -> int:
-    """The exit code. Raises ConfigError before anything was started."""
+def run_demo(options: Options, lock: Lock) -> int:
+    """The exit code. `lock` is of the run directory. Raises ConfigError before anything was started."""
     display = Display(plain=options.plain)
     with stop_on_signals() as stop:
         try:
@@ -69,29 +73,33 @@ def run_demo(options: Options) -> int:
             result = stored_result(run, options.rounds)
             if result is not None:
                 display.say(f"{run.paths.root} is complete; this is its summary")
-                return display.result(result)
+                return display.result(result, run.paths)
             stop.orderly = True
-            return _run(run, options, display, stop)
+            return _run(run, options, display, stop, lock)
         except Interrupted:
-            display.say(f"stopped; the same command with --run-dir {options.run_dir} goes on from here")
+            display.say(f"stopped; the same command with --run-dir {quoted(options.run_dir)} goes on from here")
             return INTERRUPTED
 
 
-def _run(run: Run, options: Options, display: Display, stop: StopRequest) -> int:
+def _run(run: Run, options: Options, display: Display, stop: StopRequest, lock: Lock) -> int:
     with ExitStack() as stack:
         hub = None
         if options.hub:
             display.say("starting a Hub and uploading the pages to it")
             hub = start_hub(run.paths, stack.enter_context(NodeProcesses()), stop.check)
-        processes = stack.enter_context(NodeProcesses(None if hub is None else {**os.environ, **hub.environment}))
+        environment = None if hub is None else {**os.environ, **hub.environment}
+        helpers = stack.enter_context(NodeProcesses(environment, lock=lock))
+        processes = stack.enter_context(NodeProcesses(environment, lock=lock))
         events = RunEvents(run.paths, run.specs)
         stack.callback(events.close)
         events.drain()
+        comparison = Comparison(run, events.view, helpers)
         if len(events.view.applied()) <= options.rounds:  # else only the comparison was not finished
             rounds = rounds_to_run(run, options.rounds, events.view)
-            watch = make_watch(run, rounds, processes, events, display, stop, hub)
+            watch = replace(make_watch(run, rounds, processes, events, display, stop, hub), comparison=comparison)
             train(watch if hub is None else with_newcomer(watch, options.rounds))
-        return display.result(finish(run, options, events, processes, display, stop.check, hub))
+        summary = finish(run, options, events, comparison, helpers, display, stop.check, hub)
+        return display.result(summary, run.paths)
 
 
 def make_watch(
@@ -143,7 +151,8 @@ def rounds_to_run(run: Run, wanted: int, view: RunView) -> int:
     if not (run.resumed and resume_clock(run.paths)):
         return wanted + 1
     head = with_chain(run.paths, run.manifest, final_head)
-    return next_round(run.manifest.timing, head + LOADING_BLOCKS) + max(0, wanted - len(view.applied())) + 1
+    loading = int(LOADING_S / run.block_s)
+    return next_round(run.manifest.timing, head + loading) + max(0, wanted - len(view.applied())) + 1
 
 
 def train(watch: Watch) -> None:
@@ -152,7 +161,13 @@ def train(watch: Watch) -> None:
     try:
         start_nodes(watch)
         wait_ready(watch)
+        if watch.comparison is not None:
+            watch.comparison.start()
         follow(watch)
+    except Interrupted:
+        if watch.comparison is not None:
+            watch.comparison.give_up()
+        raise
     finally:
         watch.display.end_live()
         watch.processes.stop()
@@ -204,10 +219,14 @@ def enough(watch: Watch, roles: list[str]) -> None:
 def follow(watch: Watch) -> None:
     """Until every node ended, or the last round is over for a while."""
     last = watch.run.manifest.round(watch.rounds - 1)
-    end = (genesis_time(watch.run.paths) or time.time()) + last.end_block * watch.run.block_s + END_GRACE_S
-    tempo, epoch = read_recipe("local").tempo, 0
-    while (watch.killer.busy or set(watch.processes.running()) - {WATCHER}) and time.time() < end:
+    end = (genesis_time(watch.run.paths) or time.time()) + last.end_block * watch.run.block_s
+    tempo, epoch, until = read_recipe("local").tempo, 0, float("inf")
+    while (watch.killer.busy or set(watch.processes.running()) - {WATCHER}) and time.monotonic() < until:
         tick(watch)
+        if watch.comparison is not None:
+            watch.comparison.tick()
+        if time.time() > end and until == float("inf"):  # a machine that slept beyond it gets the grace all the same
+            until = time.monotonic() + END_GRACE_S
         final = (watch.display.block or 0) - watch.run.manifest.timing.finality - 1
         if final // tempo > epoch:
             epoch = final // tempo

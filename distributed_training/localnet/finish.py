@@ -1,29 +1,28 @@
-"""After the last round, outside the round clock: offline check, baselines, summary, report."""
+"""After the last round, outside the round clock: offline check, the rest of the comparison, summary, report."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from distributed_training.averaging.plan import layout_of
 from distributed_training.errors import ChainFault
 from distributed_training.localnet.events import RunEvents, RunView
-from distributed_training.localnet.judge import baselines, offline, published, watcher
+from distributed_training.localnet.judge import offline, published, watcher
 from distributed_training.localnet.judge.fault_summary import fault_rows, watch_rows
 from distributed_training.localnet.judge.summary import (
-    Baselines,
     ChainFacts,
     build_summary,
     read_chain,
     rounds_seen,
     write_summary,
 )
-from distributed_training.localnet.layout import NEWCOMER, REPOSITORY, RunPaths, miners
+from distributed_training.localnet.layout import NEWCOMER, REPOSITORY
 from distributed_training.localnet.options import Options
+from distributed_training.localnet.run.comparison import Comparison, read_json
 from distributed_training.localnet.run.create import Run
 from distributed_training.localnet.run.hub import CHECKPOINTS, DemoHub
 from distributed_training.localnet.run.processes import NodeProcesses
@@ -31,9 +30,7 @@ from distributed_training.localnet.show.display import Display
 from distributed_training.localnet.show.report import write_report
 from distributed_training.recipes.build import model_size
 
-WORKERS = 2
-OFFLINE_TIMEOUT_S = 300.0
-BASELINES_TIMEOUT_S = 1800.0
+HELPERS_TIMEOUT_S = 1800.0
 POLL_S = 0.5
 VERIFY = "verify checkpoint"
 
@@ -52,6 +49,7 @@ def finish(
     run: Run,
     options: Options,
     events: RunEvents,
+    comparison: Comparison,
     processes: NodeProcesses,
     display: Display,
     check_stop: Callable[[], None],
@@ -65,14 +63,15 @@ def finish(
     except ChainFault as error:
         display.say(f"the chain cannot be read: {error}")
         chain = ChainFacts({}, {})
-    found = run_helpers(run, view, chain, processes, display, check_stop, hub)
+    run_helpers(run, view, chain, comparison, processes, display, check_stop, hub)
+    display.say("writing the summary and the picture")
     summary = build_summary(
         run,
         view,
         chain,
         rounds_wanted=options.rounds,
         wire_bytes=layout_of(run.manifest, model_size(run.manifest.model.config)).wire_bytes,
-        baselines=found,
+        baselines=comparison.result(),
         offline=read_json(run.paths.root / offline.RESULT) if rounds else None,
         faults=fault_rows(run, view, events.notes, max(rounds, default=-1)),
         watch=watch_rows(read_json(run.paths.root / watcher.RESULT), rounds),
@@ -87,15 +86,16 @@ def run_helpers(
     run: Run,
     view: RunView,
     chain: ChainFacts,
+    comparison: Comparison,
     processes: NodeProcesses,
     display: Display,
     check_stop: Callable[[], None],
     hub: DemoHub | None,
-) -> Baselines:
-    """The offline check, the baselines and a look at what was published, as processes of their own, side by side."""
-    clear(run.paths)
-    jobs = round_jobs(view, chain)
-    names = [str(s.uid) for s in miners(run.specs) if s.adversary is None] + [baselines.UNION]
+) -> None:
+    """The offline check, what is left of the comparison, and a look at what was published, side by side."""
+    for result in (offline.RESULT, published.RESULT):  # of an earlier part of a resumed run
+        (run.paths.root / result).unlink(missing_ok=True)
+    comparison.finish(chain)
     python = [sys.executable, "-m"]
     command = [*python, offline.__name__, str(run.paths.root), "--rounds", str(1 + max(rounds_seen(view), default=0))]
     processes.start("offline check", command, run.paths.root / "offline.txt")
@@ -105,22 +105,7 @@ def run_helpers(
         verify = [sys.executable, str(REPOSITORY / "scripts" / "verify_checkpoint.py"), CHECKPOINTS]
         verify += ["--revision", commit, "--run-dir", str(run.paths.root), "--cache", str(run.paths.root / "verified")]
         processes.start(VERIFY, verify, run.paths.root / "verified.txt")
-    if jobs:
-        baselines.write_jobs(run.paths, jobs)
-        for number, share in enumerate(baselines.deal(names, jobs, WORKERS)):
-            log = run.paths.root / baselines.FOLDER / f"log-{number}.txt"
-            processes.start(f"baselines {number}", [*python, baselines.__name__, str(run.paths.root), *share], log)
-    total = sum(baselines.steps_of(name, jobs) for name in names)
-    wait(run.paths, processes, display, check_stop, names, total)
-    return read_baselines(run.paths, names)
-
-
-def clear(paths: RunPaths) -> None:
-    """Results of an earlier part of a resumed run are not to be taken for this one's."""
-    for result in (offline.RESULT, published.RESULT):
-        (paths.root / result).unlink(missing_ok=True)
-    for path in (paths.root / baselines.FOLDER).glob("*.json"):
-        path.unlink()
+    wait(processes, comparison, display, check_stop)
 
 
 def newest_commit(view: RunView) -> str | None:
@@ -157,53 +142,17 @@ def hub_facts(run: Run, view: RunView, hub: DemoHub, verify_code: int | None) ->
     }
 
 
-def wait(
-    paths: RunPaths,
-    processes: NodeProcesses,
-    display: Display,
-    check_stop: Callable[[], None],
-    names: Sequence[str],
-    total: int,
-) -> None:
+def wait(processes: NodeProcesses, comparison: Comparison, display: Display, check_stop: Callable[[], None]) -> None:
     """Until all helpers ended, with progress; whatever takes too long is ended and not measured."""
-    until = time.monotonic() + (BASELINES_TIMEOUT_S if total else OFFLINE_TIMEOUT_S)
-    with display.progress("training alone, for comparison, and checking offline", total) as advance:
+    until = time.monotonic() + HELPERS_TIMEOUT_S
+    _, total = comparison.progress()
+    with display.progress("checking offline, and training alone for comparison", total) as advance:
         while processes.running() and time.monotonic() < until:
             check_stop()
             for ended in processes.newly_ended():
                 display.ended(ended)
-            done = [read_json(paths.root / baselines.FOLDER / f"{name}.json") for name in names]
-            advance(sum(d["done"] for d in done if d is not None))
+            advance(comparison.progress()[0])
             time.sleep(POLL_S)
     processes.stop()
     for ended in processes.newly_ended():
         display.ended(ended)
-
-
-def round_jobs(view: RunView, chain: ChainFacts) -> list[baselines.RoundJob]:
-    """What each miner really did in each settled round."""
-    jobs: list[baselines.RoundJob] = []
-    applied = 0
-    for index in rounds_seen(view):
-        steps = {n.uid: int(n.trains[index]["steps"]) for n in view.of_role("miner") if index in n.trains}
-        if index in chain.beacons and any(steps.values()):
-            jobs.append(baselines.RoundJob(index, applied, chain.beacons[index], steps))
-        applied += any(n.rounds[index].get("applied") for n in view.nodes.values() if index in n.rounds)
-    return jobs
-
-
-def read_baselines(paths: RunPaths, names: Sequence[str]) -> Baselines:
-    losses: dict[str, dict[int, float]] = {}
-    for name in names:
-        found = read_json(paths.root / baselines.FOLDER / f"{name}.json")
-        if found is not None and "losses" in found:
-            losses[name] = {int(index): loss for index, loss in found["losses"].items()}
-    solo = {int(name): losses.get(name, {}) for name in names if name != baselines.UNION}
-    return Baselines(solo, losses.get(baselines.UNION, {}))
-
-
-def read_json(path: Path) -> Mapping[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distributed_training.localnet.options import Options
+from distributed_training.locks import Lock
 from distributed_training.protocol.types import Role
 
 WALLET = "local"
 SPARE_HOTKEY = "extra"  # a wallet without a registration: for trying how a node joins
 NEWCOMER = "newcomer"  # the node that comes in the middle of a run with --hub
+ONE_DEMO = "one demo per run directory: wait for it or stop it, or give this one another --run-dir"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -67,6 +69,12 @@ class RunPaths:
 
     def node(self, name: str) -> Path:
         return self.root / "nodes" / name
+
+
+def lock_run(run_dir: Path) -> Lock:
+    """For one demo at a time, from before the directory is there: the lock lies beside it. Raises ConfigError."""
+    real = run_dir.resolve()
+    return Lock(real.parent, ONE_DEMO, name=f".{real.name}.lock", shown=run_dir)
 
 
 def node_specs(options: Options, repository: Path = REPOSITORY) -> tuple[NodeSpec, ...]:

@@ -11,12 +11,12 @@ from typing import Any
 
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.run.kills import PHASES, KillRequest, parse_kill
-from distributed_training.settings.arguments import Parser, real, whole
+from distributed_training.settings.arguments import Parser, file_or_folder, folder, new_folder, real, whole
 from distributed_training.settings.flags import nearest
 
 STEPS_AT_SPEED_1 = 5
-DEFAULT_BLOCK_S = 1.0
-BLOCK_SECONDS = real(0.25, 12.0, "seconds")  # also of the benchmarks' --block-seconds
+MIN_BLOCK_S, MAX_BLOCK_S = 0.25, 12.0
+BLOCK_SECONDS = real(MIN_BLOCK_S, MAX_BLOCK_S, "seconds")  # also of the benchmarks' --block-seconds
 PORT_BASE = whole(1024, 65000, "a port")
 MAX_MINERS = 12
 MAX_VALIDATORS = 3
@@ -32,7 +32,7 @@ train alone. Nothing leaves this machine; all connections are on its loopback in
 """
 EPILOG = """\
 examples:
-  bash scripts/demo.sh                              4 equal miners, 2 validators, 5 rounds: about 8 minutes
+  bash scripts/demo.sh                              4 equal miners, 2 validators, 5 rounds: 3 to 4 minutes
   bash scripts/demo.sh --speeds 1,1,2,4             miners of different speed: more steps, more pay
   bash scripts/demo.sh --adversary free-rider --rounds 8
   bash scripts/demo.sh --kill miner@train --kill miner@average --kill validator@average --kill owner@train --rounds 8
@@ -44,7 +44,7 @@ what it leaves in the run directory:
   summary.json  every number and every check      events.jsonl  all events of all nodes
   report.png    loss, scores, weights, incentive  nodes/NAME/log.txt  the log of one node
 
-exit code: 0 all checks held, 1 some did not, 2 wrong options, 130 stopped by Ctrl-C.
+exit code: 0 no check failed, 1 some did, 2 wrong options, 130 stopped by Ctrl-C.
 """
 
 
@@ -75,7 +75,7 @@ class Options:
     port_base: int
     plain: bool
     kills: tuple[KillRequest, ...] = ()
-    block_s: float = DEFAULT_BLOCK_S
+    block_s: float | None = None  # None: what this machine can do (run/pace.py)
     hub: bool = False  # pages and checkpoints over a Hub of the run's own
 
     @property
@@ -102,7 +102,7 @@ class Options:
             "tokenizer": self.tokenizer,
             "kill": [str(kill) for kill in self.kills] or None,
             "hub": "auto" if self.hub else None,
-            "block_s": None if self.block_s == DEFAULT_BLOCK_S else self.block_s,
+            "block_s": self.block_s,
         }
 
 
@@ -120,11 +120,11 @@ def parse_options(argv: Sequence[str], *, adversaries_dir: Path = ADVERSARIES_DI
         seed=args.seed,
         steps=args.steps,
         adversary=_adversary(args.adversary, miners, adversaries_dir),
-        model=_existing(args.model, "--model", file=True),
-        text=_existing(args.text, "--text", file=False),
+        model=args.model,
+        text=args.text,
         pages=_pages(args),
         tokenizer=args.tokenizer,
-        run_dir=run_dir.expanduser().absolute(),
+        run_dir=run_dir.absolute(),
         port_base=_port_base(args.port_base, 1 + args.validators + miners + (args.hub is not None)),
         plain=args.plain,
         kills=_kills(args, miners),
@@ -179,31 +179,32 @@ def _parser() -> Parser:
     )
     _add_kill(parser)
     add("--adversary", metavar="NAME[:COUNT]", help="the last COUNT miners (default 1) run adversaries/NAME.py")
-    add("--model", metavar="FILE", type=Path, help="JSON or TOML transformers config of another causal model")
-    add("--text", metavar="DIR", type=Path, help="directory of text files; default: Python's own library")
+    add("--model", metavar="FILE", type=file_or_folder, help="config.json of a causal model, as published")
+    add("--text", metavar="DIR", type=file_or_folder, help="folder of text, or a file; default: Python's own library")
     add("--tokenizer", metavar="NAME|FILE", help="gpt2, bytes or a tokenizer.json; default: what fits the model")
-    add("--pages", metavar="DIR", type=Path, help="pages that scripts/build_pages.py made, of FineWeb for instance")
+    add("--pages", metavar="DIR", type=folder, help="pages that scripts/build_pages.py made, of FineWeb for instance")
     add(
         "--hub",
         choices=["auto"],
         help="start a Hugging Face Hub on this machine: all nodes read pages and checkpoints over it, a validator "
         "joins in the middle from it alone, and the end is checked with plain transformers",
     )
-    add("--run-dir", metavar="DIR", type=Path, help="default runs/DATE-TIME; a run that is there already is resumed")
+    add("--run-dir", metavar="DIR", type=new_folder, help="default runs/DATE-TIME; a run that is there is resumed")
     add("--port-base", metavar="N", type=PORT_BASE, default=9100, help="first port; default 9100")
     add(
         "--block-seconds",
         metavar="S",
         type=BLOCK_SECONDS,
-        default=DEFAULT_BLOCK_S,
-        help="length of a block; default 1. Shorter blocks make shorter rounds, for faster machines and smaller models",
+        help="length of a block; default: measured, so that a round has room for all that is computed in it",
     )
     add("--plain", action="store_true", help="one line per event instead of the live table")
     return parser
 
 
 def _add_kill(parser: argparse.ArgumentParser) -> None:
-    phases = "; ".join(f"{', '.join(names)} of a {role}" for role, names in PHASES.items())
+    phases = "; ".join(
+        f"{', '.join(names)} of {'an' if role == 'owner' else 'a'} {role}" for role, names in PHASES.items()
+    )
     parser.add_argument(
         "--kill",
         metavar="ROLE@PHASE[:ROUND]",
@@ -233,7 +234,7 @@ def _adversary(text: str | None, miners: int, directory: Path) -> Adversary | No
         return None
     name, _, count = text.partition(":")
     # Those that take a miner's flags and no more; the saboteur needs to be told its fault.
-    known = sorted(p.stem.replace("_", "-") for p in directory.glob("*.py") if "sys.exit(run(" in p.read_text())
+    known = sorted(p.stem.replace("_", "-") for p in directory.glob("*.py") if "sys.exit(run(" in p.read_text("utf-8"))
     if name not in known:
         listed = ", ".join(known) or f"a file in {directory}"
         raise ConfigError(f"argument --adversary: expected one of {listed}, not {name!r}{nearest(name, known)}")
@@ -242,20 +243,11 @@ def _adversary(text: str | None, miners: int, directory: Path) -> Adversary | No
     return Adversary(name, int(count or 1))
 
 
-def _existing(path: Path | None, flag: str, *, file: bool) -> Path | None:
-    if path is None:
-        return None
-    found = path.expanduser().absolute()
-    if not (found.is_file() if file else found.is_dir()):
-        raise ConfigError(f"argument {flag}: expected {'a file' if file else 'a directory'}, there is none at {path}")
-    return found
-
-
 def _pages(args: argparse.Namespace) -> Path | None:
     for other in ("text", "hub"):
         if args.pages is not None and getattr(args, other) is not None:
             raise ConfigError(f"argument --pages: not with --{other}, which brings pages of its own")
-    return _existing(args.pages, "--pages", file=False)
+    return args.pages
 
 
 def _port_base(base: int, count: int) -> int:

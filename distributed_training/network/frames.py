@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from distributed_training.errors import DeadlineMissed, NetworkFault, WireError
+from distributed_training.errors import DeadlineMissed, NetworkFault, WireError, said
 from distributed_training.network.base import Traffic
 
 HEADER_BYTES = 4  # big-endian length
@@ -133,4 +133,4 @@ class FrameStream:
 def _describe(error: Exception) -> str:
     if isinstance(error, asyncio.IncompleteReadError):
         return f"after {len(error.partial)} of {error.expected} bytes"
-    return str(error) or type(error).__name__
+    return said(error)

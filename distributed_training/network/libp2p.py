@@ -19,7 +19,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from distributed_training.errors import LocalFault, NetworkFault, WireError
+from distributed_training.errors import ConfigError, LocalFault, NetworkFault, WireError, said
+from distributed_training.locks import LOCK_FILE, Lock, holder
 from distributed_training.network.daemon_transport import DaemonTransport, StreamCallback
 from distributed_training.network.hints import HINT_TIMEOUT_S, SignedHints
 from distributed_training.network.identity import PeerIdentity
@@ -43,6 +44,7 @@ logging.addLevelName(logging.WARNING, "WARNING")
 PROTOCOL = "/distributed-training/1"
 START_TIMEOUT_S = 30.0
 STOP_S = 1.5
+FOLDER_PREFIX = "dt-"
 HINT_RECORDS = 4096  # kept for others
 DAEMON_ERRORS = (P2PDaemonError, OSError, asyncio.IncompleteReadError, ValueError)
 
@@ -98,7 +100,8 @@ class P2pDaemon:
         self._host = host
         self._announce = announce
         self._p2p: Any = None
-        self._folder = ""
+        self._folder: Path | None = None
+        self._lock: Lock | None = None  # on the folder, so that who comes later can tell whether we still live
 
     async def start(self, port: int | None, on_stream: StreamCallback) -> None:
         async def accept(info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -112,14 +115,17 @@ class P2pDaemon:
             self._p2p = await self._spawn(port)
             await self._p2p.add_binary_stream_handler(PROTOCOL, accept)
         except DAEMON_ERRORS as error:
-            raise LocalFault(f"the libp2p daemon did not start: {error}") from error
+            raise LocalFault(f"the libp2p daemon did not start: {said(error)}") from error
         if self._p2p.peer_id.to_bytes() != peer_id_of(self._peer_key):
             raise LocalFault("the libp2p daemon runs under another peer id than the identity file holds")
 
     async def _spawn(self, port: int | None) -> Any:
         # The path of a unix socket has at most 107 bytes, so the folder must be short.
         base = tempfile.gettempdir()
-        self._folder = tempfile.mkdtemp(prefix="dt-", dir=base if len(base) < 40 else "/tmp")
+        base = base if len(base) < 40 else "/tmp"
+        sweep(Path(base))
+        self._folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=base))
+        self._lock = Lock(self._folder, "")
         daemon: Any = type("_Daemon", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{self._folder}/"})
         return await daemon.create(
             identity_path=str(self._identity_path),
@@ -147,8 +153,10 @@ class P2pDaemon:
             for task in (p2p._client.control._read_task, p2p._client.control._write_task):
                 if task.done() and not task.cancelled():
                     task.exception()  # a lost connection is news to nobody now
-        if self._folder:
+        if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.release()
 
     async def is_connected(self, peer_key: bytes) -> bool:
         return peer_id_of(peer_key) in await self.connected()
@@ -194,8 +202,26 @@ class P2pDaemon:
             if writer is not None:
                 writer.transport.abort()
             if isinstance(error, DAEMON_ERRORS):
-                raise NetworkFault(" ".join(str(error).split())[:300]) from error
+                raise NetworkFault(said(error)[:300]) from error
             raise
+
+
+def sweep(base: Path) -> None:
+    """Remove the folders of sockets below `base` whose processes were killed, and nothing else of such a name.
+
+    Never raises.
+    """
+    for folder in base.glob(f"{FOLDER_PREFIX}*"):
+        try:
+            if folder.lstat().st_uid == os.getuid() and holder(folder) is not None and _only_sockets(folder):
+                with Lock(folder, ""):
+                    shutil.rmtree(folder, ignore_errors=True)
+        except (ConfigError, OSError):
+            continue  # it lives, or somebody else was faster
+
+
+def _only_sockets(folder: Path) -> bool:
+    return all(path.is_socket() for path in folder.iterdir() if path.name != LOCK_FILE)
 
 
 class HivemindDht:

@@ -24,7 +24,9 @@ async def free_port(host: str, port: int, wait_s: float = PORT_WAIT_S) -> int:
             if error.errno != errno.EADDRINUSE:
                 raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
             if asyncio.get_running_loop().time() > deadline:
-                raise ConfigError(f"port {port} is in use; stop its owner or choose another port") from error
+                raise ConfigError(
+                    f"port {port} is in use; stop what listens there, or give another one with --axon.port"
+                ) from error
         await asyncio.sleep(0.2)
 
 

@@ -9,16 +9,21 @@ from typing import Any
 
 from distributed_training.access import connect
 from distributed_training.journal import Journal
-from distributed_training.protocol.manifest import load_manifest
+from distributed_training.preflight import run_manifest
 from distributed_training.roles.auditing.examiner import scored
+from distributed_training.roles.auditing.permit import permit_lacks
 from distributed_training.settings.config import NodeConfig
 
 
 async def print_weights(config: NodeConfig) -> int:
     """Print one line per scored uid; works beside the running validator, whose journal it reads. Exit code 0."""
     async with AsyncExitStack() as stack:
-        manifest = load_manifest(config.manifest)
+        manifest = run_manifest(config)
         chain, _, me = await connect(config, stack)
+        roster = await chain.roster((await chain.head()).finalized)
+        here = roster.by_public_key(me.public_key)
+        if here is not None and (lacks := permit_lacks(roster, here)) is not None:
+            sys.stdout.write(f"{lacks}\n")
         path = config.node_dir / "journal.sqlite"
         if not path.is_file():
             sys.stdout.write(f"nothing scored yet: {path} does not exist; the running validator writes it\n")
@@ -26,7 +31,6 @@ async def print_weights(config: NodeConfig) -> int:
         journal = Journal(path)
         stack.callback(journal.close)
         last, cards = journal.load_cards()
-        roster = await chain.roster((await chain.head()).finalized)
         if last is None:
             sys.stdout.write("nothing scored yet: no round of this run was audited\n")
             return 0

@@ -9,10 +9,11 @@ from torch import nn
 from distributed_training.data.base import PageSource
 from distributed_training.data.loader import heldout_sequences
 from distributed_training.data.tokens import Tokenizer
-from distributed_training.errors import ConfigError
+from distributed_training.errors import ConfigError, said
 from distributed_training.protocol.manifest import RunManifest
+from distributed_training.training.flat import load_flat
 from distributed_training.training.inner import InnerLoop
-from distributed_training.training.model import build_model, load_flat
+from distributed_training.training.model import run_model
 from distributed_training.training.outer import Vector
 
 TEMPERATURE = 0.8
@@ -24,8 +25,9 @@ def available(device: str) -> str:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch without CUDA asserts
-        said = str(error).split("\n")[0][:200]
-        raise ConfigError(f"--device {device}: it cannot be used here ({said}); give cpu, cuda or mps") from None
+        raise ConfigError(
+            f"--device {device}: it cannot be used here ({said(error)[:200]}); give cpu, cuda or mps"
+        ) from None
     return device
 
 
@@ -38,13 +40,13 @@ def heldout_loss(params: Vector, manifest: RunManifest, source: PageSource, toke
         )
     data = manifest.data
     sequences = heldout_sequences(source, tokenizer, data.sequence_length, data.heldout_sequences)
-    loop = InnerLoop(build_model(manifest.model.config, manifest.model.init_seed), manifest, device)
+    loop = InnerLoop(run_model(manifest.model), manifest, device)
     return loop.evaluate(params, sequences, data.batch_size)
 
 
 def sample(params: Vector, manifest: RunManifest, tokenizer: Tokenizer, prompt: str, count: int, seed: int) -> str:
     """The prompt and up to `count` ids more, on the CPU: the same arguments give the same text."""
-    model = build_model(manifest.model.config, manifest.model.init_seed)
+    model = run_model(manifest.model)
     load_flat(model, params)
     generator = torch.Generator().manual_seed(seed)
     ids = [tokenizer.eos, *tokenizer.encode(prompt)]

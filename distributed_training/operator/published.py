@@ -10,28 +10,19 @@ from distributed_training.checkpoints.description import STATE_FILE
 from distributed_training.checkpoints.hub import HubCheckpoints
 from distributed_training.checkpoints.local import LocalCheckpoints, local_ref
 from distributed_training.errors import ConfigError
+from distributed_training.paths import typed
 from distributed_training.protocol.manifest import RunManifest, load_manifest
+from distributed_training.settings.arguments import CACHE
 from distributed_training.settings.places import parse_repo
-
-CACHE = "~/.cache/distributed-training"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("place", metavar="REPO_OR_DIR", help="ORG/NAME on the Hub, or a folder: one checkpoint, or all")
-    parser.add_argument("--revision", metavar="TAG", help="tag, branch or commit on the Hub (default: main)")
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run: its manifest.json is trusted")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path(CACHE),
-        metavar="DIR",
-        help=f"where fetched files stay (default: {CACHE})",
-    )
 
 
 def find(options: argparse.Namespace) -> tuple[CheckpointStore, CheckpointRef]:
     """Raises ConfigError for a place that holds no checkpoint, LocalFault, WireError."""
-    folder = Path(options.place).expanduser()
+    if options.place is None and options.run_dir is None:
+        raise ConfigError("expected REPO_OR_DIR, ORG/NAME on the Hub or a folder with checkpoints, or --run-dir")
+    folder = options.run_dir / "checkpoints" if options.place is None else typed(options.place)
+    if options.place is None and not folder.is_dir():
+        raise ConfigError(f"--run-dir {options.run_dir}: expected checkpoints in it, or REPO_OR_DIR where they are")
     if not folder.is_dir():
         return _on_hub(options)
     if options.revision is not None:
@@ -45,6 +36,11 @@ def find(options: argparse.Namespace) -> tuple[CheckpointStore, CheckpointRef]:
     return store, newest
 
 
+def cache(options: argparse.Namespace) -> Path:
+    """Where fetched files stay. Raises ConfigError for a user without a home who names no place."""
+    return typed(CACHE) if options.cache is None else options.cache
+
+
 def trusted_manifest(options: argparse.Namespace) -> RunManifest | None:
     """Of --run-dir; None: the asker has none."""
     return None if options.run_dir is None else load_manifest(options.run_dir / "manifest.json")
@@ -55,6 +51,6 @@ def _on_hub(options: argparse.Namespace) -> tuple[CheckpointStore, CheckpointRef
         repo = parse_repo(options.place)
     except ValueError:
         raise ConfigError(f"{options.place}: expected ORG/NAME on the Hub, or a folder that is there") from None
-    store = HubCheckpoints(repo.repo_id, "any", options.cache.expanduser() / "checkpoints")
+    store = HubCheckpoints(repo.repo_id, "any", cache(options) / "checkpoints")
     store.check(write=False)
     return store, store.at(options.revision or repo.revision or "main")

@@ -73,7 +73,7 @@ def verify_files(store: CheckpointStore, ref: CheckpointRef, given: RunManifest 
     for name, data in layout.index_files.items():
         if read_bounded(folder / name, len(data)) != data:
             raise WireError(f"{name}: it puts parameters into other files than the run's")
-    check_config(folder / CONFIG_FILE, manifest)
+    check_config(folder / CONFIG_FILE, layout)
     _check_no_code(folder, described)
     whose = "yours" if given is not None else "the one that lies beside it"
     text = f"run manifest {manifest.sha256[:16]} ({manifest.name}) is {whose}; config, tokenizer and shapes are its own"

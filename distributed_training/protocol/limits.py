@@ -7,7 +7,7 @@ import re
 from functools import reduce
 from typing import Any
 
-_DIGESTS = ("model.initial_root", "data.tokenizer_sha256", "data.pages_sha256")
+_DIGESTS = ("model.initial_root", "model.constants_sha256", "data.tokenizer_sha256", "data.pages_sha256")
 _POSITIVE = (1e-300, 1e300)
 _SHARE = (0, 1)
 _DECAY = (0, 0.9999)  # 1 would never forget

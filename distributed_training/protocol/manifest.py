@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from distributed_training import PROTOCOL_VERSION
-from distributed_training.errors import ConfigError
+from distributed_training.errors import ConfigError, expected
 from distributed_training.protocol.limits import field_problems
 from distributed_training.protocol.types import Round
 
@@ -27,7 +27,9 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    config: dict[str, Any]  # a transformers config as JSON; must name `model_type`
+    config: dict[str, Any]  # all that transformers understood of a config, as JSON; must name `model_type`
+    attention: Literal["sdpa", "eager"]
+    constants_sha256: str  # hex; of what the model holds and no step trains
     init_seed: int  # recipe of round 0; the root below decides
     initial_root: str  # hex state root of round 0
 
@@ -250,7 +252,7 @@ def parse_manifest(data: bytes, *, source: str = "manifest") -> RunManifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise ConfigError(f"{source}: {where}: {first['msg']} ({error.error_count()} problem(s) in all)") from None
+        raise ConfigError(f"{source}: {where}: {expected(first)} ({error.error_count()} problem(s) in all)") from None
 
 
 def load_manifest(path: Path) -> RunManifest:

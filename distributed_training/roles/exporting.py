@@ -25,18 +25,19 @@ class Exporter:
         manifest: RunManifest,
         layout: StateLayout,
         model_files: Mapping[str, bytes],
+        constants: Mapping[str, bytes],
         losses: Mapping[int, float],
         repo: str | None,
     ) -> None:
-        """model_files: see training.export. losses: held-out, by round, read anew each time. repo: ORG/NAME of the Hub
-        where it will be, None for a directory."""
+        """model_files: config and tokeniser. constants: see training.model.saved_constants. losses: held-out, by round,
+        read anew each time. repo: ORG/NAME of the Hub where it will be, None for a directory."""
         self._manifest, self._layout, self._files = manifest, layout, dict(model_files)
-        self._losses, self._repo = losses, repo
+        self._constants, self._losses, self._repo = dict(constants), losses, repo
 
     def write(self, folder: Path, index: int, state: RunState, root: bytes) -> None:
         """All files of the state at the start of round `index` into the empty `folder`. Raises LocalFault."""
         try:
-            self._layout.write(folder, state)
+            self._layout.write(folder, state, self._constants)
             for name, data in {**self._files, MANIFEST_FILE: self._manifest.canonical()}.items():
                 (folder / name).write_bytes(data)
             described = Description(
@@ -48,7 +49,7 @@ class Exporter:
                 shard_bytes=self._layout.shard_bytes,
                 files={},
             )
-            card = model_card(self._manifest, described, self._layout.num_coords, self._losses, self._repo)
+            card = model_card(self._manifest, described, self._layout.form.num_coords, self._losses, self._repo)
             (folder / CARD_FILE).write_bytes(card)
             described = replace(described, files={path.name: facts_of(path) for path in folder.iterdir()})
             (folder / STATE_FILE).write_bytes(described.encode())

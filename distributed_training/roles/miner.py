@@ -12,7 +12,7 @@ from distributed_training.averaging.codecs.int8 import INT8_CODEC
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, layout_of
 from distributed_training.averaging.retries import Retries
-from distributed_training.errors import LocalFault, NetworkFault, OutOfMemory, PeerFault
+from distributed_training.errors import LocalFault, NetworkFault, OutOfMemory, PeerFault, named
 from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.types import Commitment, Role, Round, Signed, StepRecord, WorkRecord
 from distributed_training.protocol.wire import (
@@ -180,8 +180,7 @@ class Miner:
         self._failures += 1
         if self._failures >= MAX_FAILURES:
             raise GaveUp(
-                f"the worker failed in {self._failures} rounds in a row, last in round {index}: "
-                f"{type(error).__name__}: {error}"
+                f"the worker failed in {self._failures} rounds in a row, last in round {index}: {named(error)}"
             ) from error
         log.info("sitting out round %d", index)
 

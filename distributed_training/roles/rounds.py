@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from distributed_training.errors import LocalFault, SlicesMissing, StateDiverged
+from distributed_training.errors import HotkeyTaken, LocalFault, SlicesMissing, StateDiverged, first_of, named
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.joining.bootstrap import Start
 from distributed_training.roles.miner import GaveUp
@@ -37,12 +37,12 @@ class Rounds:
         index = self._follower.index
         try:
             await node.run_round()
-        except* GaveUp:
+        except* (GaveUp, HotkeyTaken):
             raise
         except* StateDiverged as group:
-            await self._join_again(_first(group))
+            await self._join_again(first_of(group))
         except* (LocalFault, MemoryError) as group:
-            await self._pause(index, _first(group))
+            await self._pause(index, first_of(group))
 
     async def _join_again(self, error: Exception) -> None:
         """Once for each round it happens in: from a snapshot, forward through outputs that are checked anew."""
@@ -66,13 +66,5 @@ class Rounds:
         tell(self._p, index, "round", error)
         self._tries = {index: self._tries.get(index, 0) + 1}
         if self._tries[index] >= MAX_TRIES:
-            raise GaveUp(f"round {index} failed {MAX_TRIES} times: {type(error).__name__}: {error}") from error
+            raise GaveUp(f"round {index} failed {MAX_TRIES} times: {named(error)}") from error
         await asyncio.sleep(self._p.clock.block_s)
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, Exception)
-    return error

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from distributed_training.errors import ChainFault, ChainUnreachable, LocalFault
+from distributed_training.errors import ChainFault, ChainUnreachable, LocalFault, said
 from distributed_training.protocol.types import Commitment
 from distributed_training.protocol.wire import encode_commitment
 from distributed_training.roles.parts import Parts
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 def tell(parts: Parts, round_index: int, what: str, error: BaseException) -> None:
     """Say it once, in the log and as an event. Never raises."""
-    detail = str(error) or type(error).__name__
+    detail = said(error)
     log.error("round %d: own trouble (%s): %s", round_index, what, detail)
     parts.metrics.emit("fault", round=round_index, what=what, detail=detail)
 

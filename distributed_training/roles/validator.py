@@ -16,6 +16,7 @@ from distributed_training.protocol.wire import decode_signed
 from distributed_training.roles.auditing.audit import Auditor
 from distributed_training.roles.auditing.evaluation import Evaluator
 from distributed_training.roles.auditing.examiner import Examiner, FinishedRound
+from distributed_training.roles.auditing.permit import PermitWatch
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.report import RoundReport
@@ -43,12 +44,14 @@ class Validator:
         self._p, self._follower = parts, follower
         self._logs, self.evaluator, self._last_round = logs, evaluator, last_round
         self._examiner, self._shared = Examiner(parts, auditor), shared
+        self._permit = PermitWatch()
         self._audits: asyncio.Task[None] | None = None
         self._began: int | None = None  # the head when this process began with its first round
 
     async def run_round(self) -> None:
         """One round, as in protocol section 3; the former round's audits run beside it."""
         start = await self._follower.prepare()
+        self._permit.saw(start.round.index, start.roster, self._p.signer.public_key)
         self._began = self._p.clock.head if self._began is None else self._began
         report = RoundReport(self._p, start.round)
         await self._p.clock.reached(start.round.start_block)

@@ -1,4 +1,4 @@
-"""Command lines of everything but a node (a node's flags: config_flags.py): what is wrong is said in one line."""
+"""Command lines of everything but a node (a node's flags: flags.py): what is wrong is said in one line."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+from distributed_training import addresses, paths
 from distributed_training.errors import ConfigError
 from distributed_training.settings.flags import nearest
 from distributed_training.settings.places import HubRepo, parse_place
+
+T = TypeVar("T")
+CACHE = "~/.cache/distributed-training"
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,6 +62,28 @@ def real(low: float, high: float, what: str) -> Callable[[str], float]:
     return convert
 
 
+def _said(convert: Callable[[str], T]) -> Callable[[str], T]:
+    """An argument's type of a function that raises ConfigError: its line is argparse's, which adds the flag."""
+
+    def converted(text: str) -> T:
+        try:
+            return convert(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return converted
+
+
+any_path = _said(paths.typed)
+file = _said(lambda text: paths.existing_file(paths.typed(text)))
+folder = _said(lambda text: paths.existing_folder(paths.typed(text)))
+file_or_folder = _said(lambda text: paths.existing(paths.typed(text)))
+new_folder = _said(lambda text: paths.usable_folder(paths.typed(text)))  # or one that is there
+new_file = _said(lambda text: paths.new_file(paths.typed(text)))
+file_name = _said(paths.file_name)
+chain = _said(lambda text: addresses.chain_node(text) if "://" in text else text)  # or a network by its name
+
+
 def place(text: str) -> HubRepo | Path:
     """An argument's type: a folder, or hub:ORG/NAME[@REVISION]."""
     try:
@@ -66,9 +92,11 @@ def place(text: str) -> HubRepo | Path:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
-def new_file(text: str) -> Path:
-    """An argument's type: a file to be written, in a folder that is there."""
-    path = Path(text).expanduser()
-    if not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: the folder does not exist")
-    return path
+def checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of every command that is about a published checkpoint."""
+    add = parser.add_argument
+    where = "ORG/NAME on the Hub, or a folder: one checkpoint, or all (default: RUN_DIR/checkpoints)"
+    add("place", metavar="REPO_OR_DIR", nargs="?", help=where)
+    add("--revision", metavar="TAG", help="tag, branch or commit on the Hub (default: main)")
+    add("--run-dir", type=folder, metavar="DIR", help="folder of the run: its manifest.json is trusted")
+    add("--cache", type=any_path, metavar="DIR", help=f"where fetched files stay (default: {CACHE})")

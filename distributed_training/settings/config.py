@@ -7,10 +7,8 @@ preset file is read; what two nodes must agree on is not here but in the run man
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
@@ -18,26 +16,22 @@ from typing import Annotated, Any, Literal, cast, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from distributed_training import addresses
 from distributed_training.errors import ConfigError
+from distributed_training.paths import file_name, typed
 from distributed_training.protocol.types import Role
 from distributed_training.settings import flags
-from distributed_training.settings.places import PREFIX, HubRepo, parse_place, parse_repo
+from distributed_training.settings.places import HubRepo, parse_place, parse_repo
 
 Preset = Literal["local", "localnet", "testnet", "mainnet"]
 PRESETS = cast(tuple[str, ...], get_args(Preset))
 DEFAULT_PRESET = "mainnet"
+WALLETS = "~/.bittensor/wallets"
 RUN_DIR_PATHS = {
     "manifest": "{run_dir}/manifest.json",
     "pages": "{run_dir}/pages",
     "checkpoints": "{run_dir}/checkpoints",
 }
-
-
-def _ipv4(value: str) -> str:
-    try:
-        return str(ipaddress.IPv4Address(value))
-    except ValueError:
-        raise ValueError("expected an IPv4 address like 203.0.113.7") from None
 
 
 def _device(value: str) -> str:
@@ -47,10 +41,8 @@ def _device(value: str) -> str:
     return value
 
 
-def _name(value: str) -> str:
-    if value in ("", ".", "..") or any(c in value for c in "/\\\0"):
-        raise ValueError("expected a name without slashes")
-    return value
+def _path(value: object) -> object:
+    return typed(value) if isinstance(value, str | Path) else value
 
 
 def _place(value: object) -> object:
@@ -65,11 +57,13 @@ def _names(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-Address = Annotated[str, AfterValidator(_ipv4)]
+Address = Annotated[str, AfterValidator(addresses.ipv4)]
+Endpoint = Annotated[str, AfterValidator(addresses.chain_node)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Device = Annotated[str, AfterValidator(_device)]
-KeyName = Annotated[str, AfterValidator(_name)]
+KeyName = Annotated[str, AfterValidator(file_name)]
 Positive = Annotated[int, Field(ge=1)]
+Typed = Annotated[Path, BeforeValidator(_path)]
 Place = Annotated[HubRepo | Path, BeforeValidator(_place)]
 Repo = Annotated[HubRepo, BeforeValidator(_repo)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
@@ -81,15 +75,15 @@ class _Section(BaseModel):
 
 class SubtensorSection(_Section):
     network: str = Field(default="finney", min_length=1, description="network by name: finney, test, local")
-    chain_endpoint: str | None = Field(
-        default=None, pattern=r"^wss?://.+", description="chain node to use instead, e.g. ws://127.0.0.1:9944"
+    chain_endpoint: Endpoint | None = Field(
+        default=None, description="chain node to use instead, e.g. ws://127.0.0.1:9944"
     )
 
 
 class WalletSection(_Section):
     name: KeyName = Field(default="default", description="coldkey name, as btcli shows it")
     hotkey: KeyName = Field(default="default", description="hotkey name; one running node per hotkey")
-    path: Path = Field(default=Path("~/.bittensor/wallets"), description="folder of the wallets")
+    path: Typed = Field(default=Path(WALLETS), description="folder of the wallets")
 
 
 class AxonSection(_Section):
@@ -148,8 +142,8 @@ class NodeConfig(BaseSettings):
 
     preset: Preset = Field(default=DEFAULT_PRESET, description="which network: local, localnet, testnet, mainnet")
     netuid: int = Field(ge=0, le=65535, description="number of the subnet")
-    run_dir: Path = Field(description="folder of this run; the node keeps its own files in nodes/HOTKEY there")
-    manifest: Path = Field(description="run manifest; default RUN_DIR/manifest.json")
+    run_dir: Typed = Field(description="folder of this run; the node keeps its own files in nodes/HOTKEY there")
+    manifest: Typed = Field(description="run manifest; default RUN_DIR/manifest.json")
     pages: Place = Field(
         description="data pages: a folder with pages.bin, or a data set hub:ORG/NAME[@REVISION]; default RUN_DIR/pages"
     )
@@ -157,7 +151,7 @@ class NodeConfig(BaseSettings):
         description="checkpoints of the run: a folder, or hub:ORG/NAME on the Hugging Face Hub; default "
         "RUN_DIR/checkpoints"
     )
-    local_chain: Path | None = Field(default=None, description="SQLite file of the local chain; None: a real chain")
+    local_chain: Typed | None = Field(default=None, description="SQLite file of the local chain; None: a real chain")
     device: Device = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N")
     threads: Positive | None = Field(default=None, description="CPU threads of torch; default: its own choice")
     rounds: Positive | None = Field(
@@ -190,27 +184,30 @@ class NodeConfig(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _paths(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Put what is not given into the run directory and make every path absolute."""
-        if not data.get("run_dir"):
+        """Put what is not given into the run directory; the fields make every path absolute."""
+        run_dir = data.get("run_dir")
+        if run_dir is None:
             return data
-        run_dir = Path(data["run_dir"]).expanduser().absolute()
-
-        def absolute(path: Any) -> Path:
-            return Path(str(path).replace("{run_dir}", str(run_dir))).expanduser().absolute()
-
         given = {key: value for key, value in data.items() if value is not None}
-        paths: dict[str, Any] = {key: given.get(key, default) for key, default in RUN_DIR_PATHS.items()}
-        paths = {key: path if str(path).startswith(PREFIX) else absolute(path) for key, path in paths.items()}
-        if "local_chain" in given:
-            paths["local_chain"] = absolute(given["local_chain"])
-        wallet = dict(given.get("wallet", {}))
-        wallet["path"] = absolute(wallet.get("path", "~/.bittensor/wallets"))
-        return {**given, **paths, "run_dir": run_dir, "wallet": wallet}
+        paths: dict[str, Any] = {**RUN_DIR_PATHS, "wallet": {"path": WALLETS}}
+
+        def placed(value: Any) -> Any:
+            return value.replace("{run_dir}", str(run_dir)) if isinstance(value, str) else value
+
+        merged = flags.merge(paths, given)
+        wallet = {key: placed(value) for key, value in dict(merged["wallet"]).items()}
+        return {key: placed(value) for key, value in merged.items()} | {"wallet": wallet}
 
     @property
     def node_dir(self) -> Path:
         """What this one node keeps: identity, journal, events, rounds, state."""
         return self.run_dir / "nodes" / self.wallet.hotkey
+
+    @property
+    def is_public(self) -> bool:
+        """Do peers come from all over the Internet?"""
+        chain = self.subtensor
+        return self.local_chain is None and addresses.is_public_chain(chain.network, chain.chain_endpoint)
 
     @property
     def announced(self) -> tuple[str, int] | None:
@@ -225,7 +222,9 @@ def load_config(role: Role, argv: Sequence[str]) -> NodeConfig:
     """Flags over environment over preset over defaults. Raises ConfigError; `--help` prints and exits 0."""
     options = flags.options(NodeConfig)
     flags.check_environment(options, os.environ)
-    env = EnvSettingsSource(NodeConfig, env_prefix="DT_", env_nested_delimiter="_", env_nested_max_split=1)()
+    env = EnvSettingsSource(
+        NodeConfig, env_prefix="DT_", env_nested_delimiter="_", env_nested_max_split=1, env_ignore_empty=True
+    )()
     name = flags.find_preset(argv) or env.get("preset") or DEFAULT_PRESET
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r}: expected one of {', '.join(PRESETS)}{flags.nearest(name, PRESETS)}")
@@ -249,10 +248,23 @@ def load_config(role: Role, argv: Sequence[str]) -> NodeConfig:
 
 
 def require_address(role: Role, config: NodeConfig) -> None:
-    """Raises ConfigError for a node that peers have to dial and that has told nobody where. The owner need not be."""
-    if config.announced is None and not config.axon.outbound_only and role is not Role.OWNER:
+    """Raises ConfigError for a node that peers have to dial and that has told nobody where, or where none of them can.
+    The owner need not be dialled, but what it announces must be an address."""
+    if config.axon.outbound_only:
+        return
+    if config.announced is None:
+        if role is Role.OWNER:
+            return
         raise ConfigError(
             "nobody could reach this node: it listens everywhere, but at which address do peers dial it? Give "
+            "--axon.external_ip; a miner that can open no port starts with --axon.outbound_only"
+        )
+    ip = config.announced[0]
+    why = addresses.unreachable(ip, public=config.is_public)
+    if why is not None:
+        flag = "--axon.external_ip" if config.axon.external_ip else "--axon.ip"
+        raise ConfigError(
+            f"{flag} {ip}: nobody could reach this node there, {why}; give the address that the Internet sees with "
             "--axon.external_ip; a miner that can open no port starts with --axon.outbound_only"
         )
 
@@ -264,14 +276,3 @@ def read_preset(name: str) -> dict[str, Any]:
         return TomlConfigSettingsSource(NodeConfig, toml_file=Path(str(path)))()
     except ValueError as error:
         raise ConfigError(f"presets/{name}.toml: {error}") from None
-
-
-def run_main(main: Callable[[], int]) -> int:
-    """Call `main` and return its exit code; the operator's errors become one line on stderr and their own code."""
-    try:
-        return main()
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
-from distributed_training.errors import ConfigError
+from distributed_training.errors import ConfigError, expected
 from distributed_training.protocol.types import Role
 
 NOT_FLAGS = ("local_chain", "warnings")  # set by presets and by the loader
@@ -189,18 +189,11 @@ def explain(error: ValidationError, known: Sequence[Option], sources: Mapping[st
     source = next((name for name, values in sources.items() if find(values, key) is not None), "default")
     if first["type"] == "extra_forbidden":
         return f"{source}: unknown key {key}{nearest(key, [o.key for o in known])}"
-    name = key if option is None else {"command line": option.flag, "environment": option.variable}.get(source)
-    return f"{name or f'{source}: {key}'}: {_expected(first)}, got {str(first['input'])!r}"
-
-
-def _expected(error: Any) -> str:
-    """What a value should have been, in our own words where pydantic's are long."""
-    if error["type"] == "int_parsing":
-        return "expected a whole number"
-    if error["type"] == "bool_parsing":
-        return "expected true or false"
-    message: str = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    return message[:1].lower() + message[1:]
+    name = f"{source}: {key}"
+    if option is not None and not source.startswith("presets"):
+        name = option.variable if source == "environment" else option.flag
+    whole = isinstance(first.get("ctx", {}).get("error"), ConfigError)  # such a one names what it got
+    return f"{name}: {expected(first)}" + ("" if whole else f", got {str(first['input'])!r}")
 
 
 def _unknown_argument(argument: str, mine: Sequence[Option], known: Sequence[Option]) -> str:

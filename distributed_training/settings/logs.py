@@ -14,13 +14,15 @@ from typing import Any
 
 import structlog
 
-from distributed_training.errors import ConfigError
+from distributed_training.errors import ConfigError, said
+from distributed_training.settings.entry import printable
 
 MAX_HEX = 16  # keys and digests are shown by their first 8 bytes
 
 
 def setup_logging(*, debug: bool = False, json_lines: bool = False, file: Path | None = None) -> None:
     """Configure logging of this process, once and first. Raises ConfigError if `file` cannot be opened."""
+    printable(sys.stderr)
     console = logging.StreamHandler(sys.stderr)
     plain = json_lines or not sys.stderr.isatty()
     console.setFormatter(_formatter(_json() if plain else _console()))
@@ -32,6 +34,7 @@ def setup_logging(*, debug: bool = False, json_lines: bool = False, file: Path |
         root.removeHandler(old)
         old.close()
     for handler in handlers:
+        handler.addFilter(_told)
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("distributed_training").setLevel(logging.DEBUG if debug else logging.INFO)
@@ -57,7 +60,23 @@ def bind(**values: Any) -> None:
 
 def _shorten(_: Any, __: str, event: Mapping[str, Any]) -> dict[str, Any]:
     """Bytes as the first hex digits: a log line names a key or digest, it does not transport it."""
-    return {key: value[: MAX_HEX // 2].hex() if isinstance(value, bytes) else value for key, value in event.items()}
+    return {key: _short(value) for key, value in event.items()}
+
+
+def _short(value: Any) -> Any:
+    return value[: MAX_HEX // 2].hex() if isinstance(value, bytes) else _in_words(value)
+
+
+def _in_words(value: Any) -> Any:
+    """An exception without a text of its own is told by its type."""
+    return said(value) if isinstance(value, BaseException) and not str(value).strip() else value
+
+
+def _told(record: logging.LogRecord) -> bool:
+    """The same for what stands behind a %s."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(_in_words(value) for value in record.args)
+    return True
 
 
 _SHARED: list[Any] = [
@@ -92,7 +111,7 @@ def _formatter(renderer: Any) -> logging.Formatter:
 def _file_handler(path: Path) -> logging.Handler:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ConfigError(f"cannot write the log file {path}: {error.strerror}") from None
     handler.setFormatter(_formatter(_json()))

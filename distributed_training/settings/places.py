@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from distributed_training.paths import typed
+
 PREFIX = "hub:"
 # Names as the Hub allows them; a revision is a branch, a tag or a commit.
 _REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([\w][\w./-]{0,127}))?")
@@ -32,4 +34,4 @@ def parse_repo(text: str) -> HubRepo:
 
 def parse_place(text: str) -> HubRepo | Path:
     """A repository if it begins with `hub:`, else a path, made absolute. Raises ValueError."""
-    return parse_repo(text) if text.startswith(PREFIX) else Path(text).expanduser().absolute()
+    return parse_repo(text) if text.startswith(PREFIX) else typed(text)

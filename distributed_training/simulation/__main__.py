@@ -12,19 +12,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any, TextIO
 
 from distributed_training.errors import ConfigError
-from distributed_training.settings.arguments import Parser, new_file
-from distributed_training.settings.config import run_main
-from distributed_training.simulation.node import CURRENT
-from distributed_training.simulation.observer import RoundRow
-from distributed_training.simulation.options import FAULTS, SimOptions
-from distributed_training.simulation.swarm import SimResult, simulate
+from distributed_training.settings.arguments import Parser, new_file, whole
+from distributed_training.settings.entry import run_main
+from distributed_training.simulation.kinds import FAULTS
+
+if TYPE_CHECKING:  # they load torch, and a wrong flag should not wait for that
+    from rich.console import Console
+
+    from distributed_training.simulation.observer import RoundRow
+    from distributed_training.simulation.swarm import SimResult
 
 EXIT_VIOLATION = 1
 DESCRIPTION = """\
@@ -56,13 +55,19 @@ examples:
 def parser() -> argparse.ArgumentParser:
     made = Parser(prog="python -m distributed_training.simulation", description=DESCRIPTION)
     add = made.add_argument
-    add("--miners", type=int, default=16, metavar="N", help="at the start (default 16)")
-    add("--rounds", type=int, default=6, metavar="N", help="rounds to run (default 6)")
+    add("--miners", type=whole(1, 1023, "miners"), default=16, metavar="N", help="at the start (default 16)")
+    add("--rounds", type=whole(1, 100000, "rounds"), default=6, metavar="N", help="rounds to run (default 6)")
     add("--faults", choices=FAULTS, default="none", help="what goes wrong (default none)")
-    add("--seed", type=int, default=0, metavar="N", help="decides everything (default 0)")
-    add("--validators", type=int, default=2, metavar="N", help="of equal stake (default 2)")
-    add("--steps", type=int, default=3, metavar="N", help="inner steps a round at most (default 3)")
-    add("--width", type=int, default=16, metavar="N", help="of the model, even (default 16)")
+    add("--seed", type=whole(0, 2**63 - 1, "a seed"), default=0, metavar="N", help="decides everything (default 0)")
+    add("--validators", type=whole(1, 1000, "validators"), default=2, metavar="N", help="of equal stake (default 2)")
+    add("--steps", type=whole(1, 1000, "steps"), default=3, metavar="N", help="inner steps a round at most (default 3)")
+    add(
+        "--width",
+        type=whole(2, 4096, "an even number"),
+        default=16,
+        metavar="N",
+        help="of the model (default 16)",
+    )
     add("--json", type=new_file, metavar="FILE", help="write the result as one JSON object")
     add("--events", type=new_file, metavar="FILE", help="write every event: [virtual time, node, event]")
     add("--log", type=new_file, metavar="FILE", help="write what the nodes log, each line with node and time")
@@ -76,6 +81,9 @@ def show_row(row: RoundRow) -> None:
 
 
 def show(result: SimResult, console: Console) -> None:
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("round", "virtual s", "applied", "live nodes", "included", "messages", "kB sent"):
         table.add_column(name, justify="right")
@@ -115,7 +123,7 @@ def logging_to(path: Path | None) -> Iterator[None]:
         finally:
             logging.disable(logging.NOTSET)
         return
-    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8", errors="backslashreplace")
     handler.addFilter(_stamp)
     handler.setFormatter(logging.Formatter("%(virtual)10.3f %(node)-12s %(levelname)-7s %(message)s"))
     root = logging.getLogger("distributed_training")
@@ -132,6 +140,8 @@ def logging_to(path: Path | None) -> Iterator[None]:
 
 
 def _stamp(record: logging.LogRecord) -> bool:
+    from distributed_training.simulation.node import CURRENT
+
     try:
         record.virtual = asyncio.get_running_loop().time()
     except RuntimeError:
@@ -149,6 +159,11 @@ def _opened(path: Path | None, stack: contextlib.ExitStack) -> TextIO | None:
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
+    from rich.console import Console
+
+    from distributed_training.simulation.options import SimOptions
+    from distributed_training.simulation.swarm import simulate
+
     options = SimOptions(
         miners=args.miners,
         rounds=args.rounds,

@@ -13,6 +13,7 @@ from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.chain.keys import verify
 from distributed_training.chain.memory import MemoryChain
 from distributed_training.chain.patient import PatientChain
+from distributed_training.chain.sole import SoleChain
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.engine import Engine
 from distributed_training.errors import ChainUnreachable
@@ -103,7 +104,7 @@ class SimNode:
             training = TrainingThread()
             stack.callback(training.close)
             adapters = Adapters(
-                chain=chain,
+                chain=await SoleChain.begin(chain, self.key, self.peer_key, w.manifest.timing.length),
                 transport=transport,
                 checkpoints=LocalCheckpoints(w.root / "checkpoints"),
                 signer=self.key,

@@ -7,16 +7,15 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.data.words import write_words
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.recipes.build import make_manifest, model_size
+from distributed_training.simulation.kinds import FAULTS, FaultKind
 
-FaultKind = Literal["none", "churn", "loss", "partition", "crash", "freeze", "all"]
-FAULTS = cast(tuple[FaultKind, ...], get_args(FaultKind))
 MAX_UIDS = 1024
 PAGE_BYTES = 150  # tokens of a few steps: nobody needs more than two pages a round
 SPARE_UIDS = 8  # and a tenth of the miners: for those who join
@@ -39,6 +38,8 @@ class SimOptions:
         """Raises ConfigError."""
         if self.miners < 1 or self.validators < 1 or self.rounds < 1 or self.steps < 1:
             raise ConfigError("a simulation needs at least one miner, one validator, one round and one step")
+        if self.faults not in FAULTS:
+            raise ConfigError(f"faults {self.faults!r}: expected one of {', '.join(FAULTS)}")
         if self.width < 2 or self.width % 2:
             raise ConfigError(f"the model's width is an even number of at least 2, for its two heads, not {self.width}")
         if self.names_count + self.spare > MAX_UIDS:

@@ -22,7 +22,7 @@ from distributed_training.simulation.node import SimNode
 from distributed_training.simulation.observer import RoundRow, Violation
 from distributed_training.simulation.options import SimOptions
 from distributed_training.simulation.world import World, make_world
-from distributed_training.training.model import num_parameters
+from distributed_training.training.flat import num_parameters
 
 FIRST_START_S = 0.2  # nodes of the genesis start within this time, in uid order
 Progress = Callable[[RoundRow], None]

@@ -20,7 +20,7 @@ from distributed_training.network.links import LinkProfile, Links
 from distributed_training.network.memory import MemorySwitch
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Role
-from distributed_training.recipes.build import read_recipe
+from distributed_training.recipes.reading import read_recipe
 from distributed_training.settings.config import NodeConfig
 from distributed_training.simulation.options import SimOptions, make_run
 from distributed_training.simulation.records import Recorder

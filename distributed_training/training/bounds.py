@@ -17,15 +17,15 @@ from distributed_training.errors import ConfigError
 MAX_INTEGER = 1 << 24  # larger than any vocabulary or context
 MAX_LAYERS = 4096
 MAX_TENSORS = 1 << 14
+MOST_PARAMETERS = 1 << 40  # of a config that is the own run's
 
 
 def check_integers(config: dict[str, Any]) -> None:
     """Raises ConfigError for a number that no model has: some make lists of that length, or models without an end."""
-    for name, value in config.items():
-        for number in _integers(value):
-            most = MAX_LAYERS if "layer" in name else MAX_INTEGER
-            if abs(number) > most:
-                raise ConfigError(f"model.config: {name[:40]} {str(number)[:20]}, at most {most} expected")
+    for name, number in _integers("", config):
+        most = MAX_LAYERS if "layer" in name else MAX_INTEGER
+        if abs(number) > most:
+            raise ConfigError(f"model.config: {name[:40]} {str(number)[:20]}, at most {most} expected")
 
 
 @contextmanager
@@ -51,11 +51,13 @@ def bounded(most: int) -> Iterator[None]:
         hook.remove()
 
 
-def _integers(value: Any) -> Iterator[int]:
+def _integers(name: str, value: Any) -> Iterator[tuple[str, int]]:
+    """With the innermost name of each."""
     if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
+        for inner, item in value.items():
+            yield from _integers(inner, item)
+    elif isinstance(value, list):
         for item in value:
-            yield from _integers(item)
+            yield from _integers(name, item)
     elif isinstance(value, int):
-        yield value
+        yield name, value

@@ -22,13 +22,14 @@ from distributed_training.protocol.rules.schedules import inner_learning_rate
 from distributed_training.protocol.rules.sketch import GroupSketcher, Sketch, round_fp16
 from distributed_training.protocol.types import StepRecord
 from distributed_training.training.device_sketch import DeviceSketcher
-from distributed_training.training.model import (
+from distributed_training.training.flat import (
     Flat,
     bind_flat_gradient,
     groups,
     load_flat,
     loss_per_sequence,
     to_flat,
+    trained,
 )
 
 Tokens = npt.NDArray[np.int64]
@@ -88,7 +89,6 @@ class InnerLoop:
             self._optimizer = self._new_optimizer()
         sketch = self._sketcher(sketch_seed)
         records: list[StepRecord] = []
-        self._model.train()
         for step in range(max_steps):
             if should_stop():
                 break
@@ -125,7 +125,6 @@ class InnerLoop:
         Raises LocalFault when `should_stop()` turns true between two batches: part of a mean is not measured.
         """
         load_flat(self._model, flat)
-        self._model.eval()
         batch_size = min(batch_size, self._micro_batch or batch_size)
         total = 0.0
         with torch.no_grad(), self._precision():
@@ -181,7 +180,7 @@ class InnerLoop:
     def _new_optimizer(self) -> torch.optim.AdamW:
         """AdamW with zero moments; only matrices decay, norms and biases do not."""
         inner = self._inner
-        parameters = list(self._model.parameters())
+        parameters = [parameter for _, parameter in trained(self._model)]
         decays = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": inner.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -1,74 +1,141 @@
-"""The model of the run, built from the manifest, and its flat view. Nothing outside this file knows which model it is.
+"""The model of the run: what transformers understands of a config file, and the module it builds. Nothing outside this
+file knows transformers.
 
-Legend: d parameters; B sequences; T tokens a sequence. "Flat" is one float32 vector [d] of all parameters in
-`named_parameters()` order; a tied weight appears once, at its first name.
+A run pins what was understood, whole (`read_config`), so that it says in full what it trains. A node whose transformers
+reads that otherwise refuses (`run_model`).
 """
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import dataclasses
+import difflib
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
+import transformers
 from torch import nn
-from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from distributed_training.errors import ConfigError
-from distributed_training.protocol.rules.sketch import ParameterGroup
+from distributed_training.protocol.manifest import ModelSection
 from distributed_training.training.bounds import bounded, check_integers
+from distributed_training.training.export import Place, SavedForm, digest_of
+from distributed_training.training.fields import difference, names_read, numbers, shown
+from distributed_training.training.fixed import check_meant, document, fix, is_aside
+from distributed_training.training.flat import named_shapes, raw, trained
+from distributed_training.training.shards import Tensor
+from distributed_training.training.wording import in_one_line
 
-Flat = npt.NDArray[np.float32]
-
-# sdpa is bit-stable on the CPU for a fixed thread count and up to twice as fast as eager.
-ATTENTION = "sdpa"
-_IGNORED_LABEL = -100
-# Fields that choose a dtype or an outcome of the run elsewhere; the protocol fixes them.
-_FIXED: dict[str, Any] = {"use_cache": False, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_TYPES |= {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"}
+_TYPES |= {torch.uint8: "U8", torch.bool: "BOOL"}
 
 
-def build_model(config: dict[str, Any], init_seed: int) -> nn.Module:
-    """A causal language model with seeded weights: float32, on the CPU, no dropout, no cache, in training mode.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """`config`: all that transformers understood of a file, as JSON. `notes`: what it says that is no part of that, a
+    line each."""
 
-    `config` is a transformers config as JSON and must name `model_type`. The global random state is left as it was.
-    Raises ConfigError for a model type transformers cannot build as a causal LM, a field that type does not have,
-    a value it refuses, or a model that looks ahead.
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def read_config(fields: dict[str, Any]) -> Reading:
+    """A `config.json`, as published or as this function gave it. Raises ConfigError, in one line."""
+    resolved, left_out, fixed = _resolve(fields)
+    notes = []
+    if left_out:
+        notes.append(f"left out, no code that trains {resolved.model_type} reads it: {', '.join(map(shown, left_out))}")
+    if fixed:
+        notes.append(f"fixed by the protocol, whatever the file says: {', '.join(fixed)}")
+    if type(resolved) is not _config_class(fields):
+        notes.append(f"of {fields['model_type']}, its text part is trained: {resolved.model_type}")
+    return Reading(document(resolved), tuple(notes))
+
+
+def run_model(section: ModelSection) -> nn.Module:
+    """The model that a run pins, with its initial weights, as `build_model` gives it.
+
+    Raises ConfigError where this transformers reads the config otherwise, or makes other constants from it.
     """
-    resolved = _resolve(config)
+    found = difference(section.config, read_config(section.config).config)
+    if found is not None:
+        name, pinned, here = (str(part)[:80] for part in found)
+        raise ConfigError(
+            f"model.config: {name} is {pinned} in the run, transformers {transformers.__version__} here reads {here}; "
+            "install the version the run was made with"
+        )
+    model = build_model(section.config, section.init_seed, section.attention)
+    constants = constants_sha256(model)
+    if constants != section.constants_sha256:
+        raise ConfigError(
+            f"model.constants_sha256: the run has {section.constants_sha256[:16]}..., this machine makes "
+            f"{constants[:16]}... of the same config; install the versions the run was made with"
+        )
+    return model
+
+
+def build_model(config: dict[str, Any], init_seed: int, attention: str | None = None) -> nn.Module:
+    """A causal language model with seeded weights: float32, on the CPU, no cache, in evaluation mode.
+
+    Evaluation mode, also to train: it is the function that is published and used, and nothing in it is random. The
+    global random state is left as it was. `attention` None: sdpa where the class has it, else its own. Raises
+    ConfigError for a model type transformers cannot build as a causal LM, or a value it refuses.
+    """
+    resolved = _resolve(config)[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
-        with _building(config):
-            model: nn.Module = AutoModelForCausalLM.from_config(
-                resolved, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
-            )
-    model.train()
-    _require_causal(model, vocab_size(config))
-    return model
+        model = _build(resolved, attention)
+    return model.eval()
 
 
 def parameter_shapes(config: dict[str, Any], most: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Names and shapes of all parameters in the order of the flat vector. Holds no parameter. Raises ConfigError as
     build_model does, and for more than `most` parameters, as soon as it has more."""
-    resolved = _resolve(config)
-    with torch.device("meta"), bounded(most), _building(config):
-        model = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32, trust_remote_code=False)
-    return named_shapes(model)
+    return named_shapes(_hollow(config, None, most))
 
 
-def named_shapes(model: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """`parameter_shapes` of a model that is there."""
-    return tuple((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
+def saved_form(section: ModelSection, most: int) -> SavedForm:
+    """How a state of the run's model is saved. Raises as parameter_shapes does."""
+    model = _hollow(section.config, section.attention, most)
+    with in_one_line(f"{model.config.model_type} cannot be saved", model.config):
+        learnt, rest = (
+            tuple(_told(name, value) for name, value in _saved(model, part).items()) for part in _state(model)
+        )
+    config = config_files(model, section.config)["config.json"]
+    return SavedForm(config, learnt, rest, section.constants_sha256, lambda: _places(model))
 
 
-def config_files(model: nn.Module) -> dict[str, bytes]:
-    """config.json, and generation_config.json of a model that generates, as transformers' `save_pretrained` does it."""
+def saved_constants(model: nn.Module) -> dict[str, bytes]:
+    """What a state holds beside the flat vector, as it is saved: frozen parameters and persistent buffers."""
+    return {name: raw(value) for name, value in _saved(model, _state(model)[1]).items()}
+
+
+def constants_sha256(model: nn.Module) -> str:
+    """What a run pins as `model.constants_sha256`."""
+    return digest_of((_told(name, v), raw(v)) for name, v in _saved(model, _state(model)[1]).items())
+
+
+def attention_of(model: nn.Module) -> str:
+    """What a run pins as `model.attention`."""
     known: Any = model
-    config = copy.deepcopy(known.config)
+    return known.config._attn_implementation
+
+
+def config_files(model: nn.Module, fields: dict[str, Any]) -> dict[str, bytes]:
+    """config.json, and generation_config.json of a model that generates, as transformers' `save_pretrained` does it.
+
+    `fields`: what the model was built of, which is written where the part of it that the class keeps for itself is
+    nothing that could be loaded.
+    """
+    known: Any = model
+    loadable = type(known.config) in AutoModelForCausalLM._model_mapping
+    config = copy.deepcopy(known.config) if loadable else _resolve(fields)[0]
     config.architectures, config.dtype = [type(model).__name__], "float32"
     files = {"config.json": config.to_json_string().encode()}
     if known.can_generate():
@@ -76,150 +143,150 @@ def config_files(model: nn.Module) -> dict[str, bytes]:
     return files
 
 
-def chosen_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest's `model.config` chooses, as config.json spells it; what the protocol fixes has its value."""
-    resolved = _resolve(config)
-    known = json.loads(resolved.to_json_string(use_diff=False))
-    names = {resolved.attribute_map.get(name, name) for name in config}
-    return {name: known[name] for name in sorted(names) if name in known}
-
-
 def vocab_size(config: dict[str, Any]) -> int:
     """Number of token ids the model takes and predicts. Raises ConfigError as build_model does."""
-    return int(_resolve(config).vocab_size)
+    resolved = _resolve(config)[0]
+    size = getattr(_text_of(resolved), "vocab_size", None)
+    if not isinstance(size, int):
+        raise ConfigError(f"model.config: {resolved.model_type} has no vocab_size, it is no model of text")
+    return size
 
 
-def num_parameters(model: nn.Module) -> int:
-    """Length d of the flat vector; tied weights count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def _build(config: PreTrainedConfig, attention: str | None) -> nn.Module:
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    chosen = attention or ("sdpa" if model_class._supports_sdpa else "eager")
+    with in_one_line(f"{config.model_type} cannot be built", config):
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=chosen, dtype=torch.float32, trust_remote_code=False
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    for module in model.modules():  # no token of a run is padding: nor has its row zeros, and no gradient
+        if isinstance(module, nn.Embedding) and module.num_embeddings == rows and module.padding_idx is not None:
+            module.weight.data[module.padding_idx] = torch.randn(module.embedding_dim) * module.weight.data.std()
+            module.padding_idx = None
+    return model
 
 
-def to_flat(model: nn.Module) -> Flat:
-    """A copy of all parameters, float32 [d]."""
-    return np.concatenate([p.detach().cpu().numpy().reshape(-1) for p in model.parameters()])
+def _hollow(config: dict[str, Any], attention: str | None, most: int) -> Any:
+    """The model without memory for its numbers."""
+    with torch.device("meta"), bounded(most):
+        return _build(_resolve(config)[0], attention)
 
 
-def load_flat(model: nn.Module, flat: Flat) -> None:
-    """Overwrite all parameters with `flat`, float32 [d]. Raises ValueError for another length or dtype."""
-    if flat.shape != (num_parameters(model),) or flat.dtype != np.float32:
-        raise ValueError(f"expected float32 [{num_parameters(model)}], got {flat.dtype} {list(flat.shape)}")
-    source = torch.from_numpy(np.require(flat, requirements=["C", "W"]))
-    with torch.no_grad():
-        for parameter, start, stop in _ranges(model):
-            parameter.copy_(source[start:stop].view_as(parameter))
+def _state(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What is saved of the model's state, each tensor once: those trained, and the others."""
+    state = {k: v for k, v in model.state_dict().items() if k not in (model._keys_to_ignore_on_save or ())}
+    names = remove_tied_weights_from_state_dict(state, model)
+    ours = {id(parameter) for _, parameter in trained(model)}
+    values = {name: value for name, value in model.state_dict(keep_vars=True).items() if name in names}
+    learnt = {name: value for name, value in values.items() if id(value) in ours}
+    return learnt, {name: value for name, value in values.items() if name not in learnt}
 
 
-def bind_flat_gradient(model: nn.Module) -> torch.Tensor:
-    """Make every gradient a view of one float32 tensor [d] on the model's device, zero at first, and return it.
-
-    Backward passes add into it; call `zero_()` on it, never `zero_grad(set_to_none=True)`. Call after `model.to`.
-    """
-    first = next(model.parameters())
-    gradient = torch.zeros(num_parameters(model), dtype=torch.float32, device=first.device)
-    for parameter, start, stop in _ranges(model):
-        parameter.grad = gradient[start:stop].view_as(parameter)
-    return gradient
+def _saved(model: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Named and arranged as published checkpoints are: each expert by itself, for instance."""
+    return revert_weight_conversion(model, {name: value.detach() for name, value in values.items()})
 
 
-def groups(model: nn.Module) -> tuple[ParameterGroup, ...]:
-    """Contiguous ranges that cover [0, d): embeddings, each transformer block, final norm and untied head.
-
-    GPT-2 with 12 layers gives 14. Raises ConfigError when the model's blocks do not lie one after the other.
-    """
-    prefix = _blocks_prefix(model)
-    found: list[ParameterGroup] = []
-    position = 0
-    for name, parameter in model.named_parameters():
-        label = _label(name, prefix, after_blocks=any(g.name.startswith("block") for g in found))
-        start, position = position, position + parameter.numel()
-        if found and found[-1].name == label:
-            found[-1] = ParameterGroup(label, found[-1].start, position)
-        else:
-            found.append(ParameterGroup(label, start, position))
-    if len({group.name for group in found}) != len(found):
-        raise ConfigError("model.config: parameters of one transformer block do not lie together")
-    return tuple(found)
+def _places(model: Any) -> dict[str, Place]:
+    """Saved name -> where its numbers lie in the flat vector."""
+    start, ranges = 0, {}
+    for _, parameter in trained(model):
+        ranges[id(parameter)] = slice(start, start := start + parameter.numel())
+    at = {name: (ranges[id(value)], value.shape) for name, value in _state(model)[0].items()}
+    if not get_model_conversion_mapping(model, add_legacy=False):
+        return {name: place for name, (place, _) in at.items()}
+    numbered = {name: torch.arange(place.start, place.stop).view(shape) for name, (place, shape) in at.items()}
+    return {name: value.reshape(-1).numpy() for name, value in _saved(model, numbered).items()}
 
 
-def loss_per_sequence(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean next-token cross-entropy of each sequence, nats, float32 [B], for int64 tokens [B, T].
-
-    Position t predicts token t + 1, so a sequence holds T - 1 predictions. Tokens come unshifted.
-    """
-    logits = model(input_ids=tokens, use_cache=False).logits
-    labels = functional.pad(tokens[:, 1:], (0, 1), value=_IGNORED_LABEL)
-    losses = functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED_LABEL, reduction="none"
-    )
-    return losses.view_as(labels).sum(dim=1) / (tokens.shape[1] - 1)
+def _told(name: str, value: torch.Tensor) -> Tensor:
+    return Tensor(name, tuple(value.shape), _TYPES[value.dtype])
 
 
-@contextmanager
-def _building(config: dict[str, Any]) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:  # a config can make any line of a model fail
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ConfigError(f"model.config: {config['model_type']} cannot be built: {said}") from None
+def _resolve(fields: dict[str, Any]) -> tuple[PreTrainedConfig, list[str], list[str]]:
+    """The transformers config of a document with the fields that the protocol fixes set; the names it left out; the
+    names given that the protocol fixes."""
+    config_class = _config_class(fields)
+    given, left_out = _readable(config_class, fields)
+    del given["model_type"]
+    check_integers(given)
+    with in_one_line(f"{config_class.model_type} refuses it", given):
+        resolved = config_class.from_dict(numbers(given))
+    resolved = _text_part(resolved)
+    fixed = fix(resolved)
+    return resolved, left_out, sorted(fixed & set(given))
 
 
-def _resolve(config: dict[str, Any]) -> PreTrainedConfig:
-    """The transformers config of a manifest's `model.config`, with the fields the protocol fixes set."""
-    check_integers(config)
-    fields = dict(config)
-    model_type = fields.pop("model_type", None)
+def _config_class(fields: dict[str, Any]) -> type[PreTrainedConfig]:
+    model_type = fields.get("model_type")
     if not isinstance(model_type, str):
         raise ConfigError("model.config must name model_type, for example gpt2 or llama")
-    try:
-        known = AutoConfig.for_model(model_type)
-    except (ValueError, KeyError):
-        raise ConfigError(f"model.config: transformers knows no model_type {model_type!r}") from None
-    if type(known) not in AutoModelForCausalLM._model_mapping:  # there is no public membership test
+    if model_type not in CONFIG_MAPPING:
+        if "auto_map" in fields:
+            more = "its code comes with its repository (auto_map), and such code is never run"
+        else:
+            alike = difflib.get_close_matches(model_type, list(CONFIG_MAPPING.keys()), n=1)
+            other = "an older or newer one may, or code that comes with a repository, which is never run"
+            more = f"did you mean {alike[0]}?" if alike else other
+        raise ConfigError(
+            f"model.config: transformers {transformers.__version__} knows no model_type {model_type!r}; {more}"
+        )
+    config_class = CONFIG_MAPPING[model_type]
+    if config_class not in AutoModelForCausalLM._model_mapping:  # there is no public membership test
         raise ConfigError(f"model.config: {model_type} is not a causal language model")
-    unknown = sorted(set(fields) - set(known.to_dict()) - set(known.attribute_map))
-    if unknown:
-        raise ConfigError(f"model.config: {model_type} has no field {', '.join(unknown)}")
-    fixed = {name: value for name, value in _FIXED.items() if hasattr(known, name)} | fields | {"use_cache": False}
-    fixed |= {name: 0.0 for name, value in known.to_dict().items() if _is_dropout(name, value)}
-    try:
-        return AutoConfig.for_model(model_type, **fixed)
-    except Exception as error:  # the validators of transformers raise a family of types without a common root
-        raise ConfigError(f"model.config: {model_type}: {' '.join(str(error).split())[:300]}") from None
+    return config_class
 
 
-def _is_dropout(name: str, value: object) -> bool:
-    return ("drop" in name) and isinstance(value, int | float) and not isinstance(value, bool)
+def _readable(config_class: type[PreTrainedConfig], fields: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What some code reads of the fields of a file, and the names of the others. Raises ConfigError for one that nobody
+    reads and that was meant for another."""
+    model_class: Any = AutoModelForCausalLM._model_mapping.get(config_class, None)
+    known = {field.name for field in dataclasses.fields(config_class)} | set(config_class.attribute_map)
+    read = known | names_read(config_class, *([] if model_class is None else [model_class]))
+    sampling = set(GenerationConfig._get_default_generation_params()) - known
+    kept: dict[str, Any] = {}
+    left_out: list[str] = []
+    for name, value in fields.items():
+        part = _part_class(config_class, name, value)
+        if is_aside(name, known) or name in sampling or name not in read:
+            if name not in sampling:
+                check_meant(config_class, name, fields, known)
+            left_out.append(name)
+        elif part is not None:
+            kept[name], inner = _readable(part, value)
+            left_out += [f"{name}.{each}" for each in inner]
+        else:
+            kept[name] = value
+    return kept, left_out
 
 
-def _ranges(model: nn.Module) -> Iterator[tuple[nn.Parameter, int, int]]:
-    position = 0
-    for parameter in model.parameters():
-        yield parameter, position, position + parameter.numel()
-        position += parameter.numel()
+def _part_class(config_class: type[PreTrainedConfig], name: str, value: object) -> type[PreTrainedConfig] | None:
+    """The class of a nested config, None for a field that is none."""
+    parts: Any = config_class.sub_configs
+    if name not in parts or not isinstance(value, dict):
+        return None
+    known = CONFIG_MAPPING[value["model_type"]] if value.get("model_type") in CONFIG_MAPPING else parts[name]
+    return known if issubclass(known, PreTrainedConfig) else None
 
 
-def _blocks_prefix(model: nn.Module) -> str:
-    """Name of the module list that holds most parameters: the transformer's blocks."""
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise ConfigError("model.config: the model has no list of transformer blocks")
-    return max(lists, key=lambda item: num_parameters(item[1]))[0] + "."
+def _text_part(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config itself, or of a model of text and more the part that its causal class is made of. Raises ConfigError
+    where that class trains on more than text."""
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    text = _text_of(config)
+    if text is config or type(text) not in AutoModelForCausalLM._model_mapping:
+        return config
+    if model_class.config_class is type(text):
+        return text
+    if others := sorted(name for name in config.sub_configs if getattr(config, name, None) is not text):
+        raise ConfigError(
+            f"model.config: {config.model_type} is a model of text and of more ({', '.join(others)}); its text part is "
+            f"a causal language model: give the fields of its text_config, with model_type {text.model_type}"
+        )
+    return config
 
 
-def _label(name: str, prefix: str, *, after_blocks: bool) -> str:
-    if name.startswith(prefix):
-        return f"block {name[len(prefix) :].split('.', 1)[0]}"
-    return "final" if after_blocks else "embeddings"
-
-
-def _require_causal(model: nn.Module, vocab: int) -> None:
-    """Refuse a model whose first logits depend on its last token: it could read what it has to predict."""
-    one = torch.zeros((1, 4), dtype=torch.int64)
-    other = one.clone()
-    other[0, -1] = vocab - 1
-    with torch.no_grad(), _building({"model_type": type(model).__name__}):
-        difference = model(input_ids=one).logits[0, :-1] - model(input_ids=other).logits[0, :-1]
-    if float(difference.abs().max()) > 1e-4:
-        raise ConfigError("model.config: the model looks ahead; a causal language model is needed")
+def _text_of(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a config that is about the text that a model writes: most are that as a whole."""
+    return config.get_text_config(decoder=True) if config.sub_configs else config

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from distributed_training.errors import LocalFault
 from distributed_training.protocol.types import StepRecord
+from distributed_training.training.flat import Flat
 from distributed_training.training.inner import InnerLoop, InnerResult, Tokens
-from distributed_training.training.model import Flat
 
 
 def replay(

@@ -1,6 +1,6 @@
-"""A flat vector as safetensors files by parameter name, named as transformers names them, and back, bit for bit.
+"""Tensors as safetensors files, named and shaped as transformers saves them, and back, bit for bit.
 
-Every byte of a file but its numbers follows from names and shapes. So a header from elsewhere is not read: it is
+Every byte of a file but its numbers follows from names, shapes and types. So a header from elsewhere is not read: it is
 compared with the one that we would write, and the size of each file is known before anything is fetched.
 """
 
@@ -9,34 +9,31 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from distributed_training.errors import LocalFault, WireError
 
-Vector = NDArray[np.float32]
-
 SHARD_BYTES = 500_000_000  # a download that breaks off starts again at a shard at worst
-_FLOAT = 4
+# Types that a model's state may have, and their bytes, in the order in which the safetensors library sorts them.
+_TYPES = {"I64": 8, "F64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A parameter: numbers [start, stop) of the flat vector."""
-
     name: str
     shape: tuple[int, ...]
-    start: int
-    stop: int
+    dtype: str = "F32"
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * _TYPES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file: header, then the tensors as little-endian float32, in the order of their names."""
+    """One file: header, then the tensors, little-endian, in the library's order."""
 
     name: str
     header: bytes
@@ -47,21 +44,11 @@ class Shard:
         return len(self.header) + _bytes(self.tensors)
 
 
-def layout_of(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[Tensor, ...]:
-    """Where each parameter lies in the flat vector, given names and shapes in its order."""
-    found: list[Tensor] = []
-    start = 0
-    for name, shape in shapes:
-        found.append(Tensor(name, shape, start, start + math.prod(shape)))
-        start = found[-1].stop
-    return tuple(found)
-
-
-def shards_of(stem: str, layout: Iterable[Tensor], shard_bytes: int = SHARD_BYTES) -> tuple[Shard, ...]:
+def shards_of(stem: str, tensors: Iterable[Tensor], shard_bytes: int = SHARD_BYTES) -> tuple[Shard, ...]:
     """STEM.safetensors, or STEM-00001-of-00003.safetensors and so on with at most `shard_bytes` of numbers each,
     unless one tensor alone has more."""
     groups: list[list[Tensor]] = [[]]
-    for tensor in layout:
+    for tensor in tensors:
         if groups[-1] and _bytes((*groups[-1], tensor)) > shard_bytes:
             groups.append([])
         groups[-1].append(tensor)
@@ -76,28 +63,26 @@ def index_files(stem: str, shards: tuple[Shard, ...]) -> dict[str, bytes]:
     if len(shards) == 1:
         return {}
     total = sum(_bytes(shard.tensors) for shard in shards)
+    count = sum(math.prod(tensor.shape) for shard in shards for tensor in shard.tensors)
     index = {
-        "metadata": {"total_parameters": total // _FLOAT, "total_size": total},
+        "metadata": {"total_parameters": count, "total_size": total},
         "weight_map": {tensor.name: shard.name for shard in shards for tensor in shard.tensors},
     }
     return {f"{stem}.safetensors.index.json": (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()}
 
 
-def write_shards(folder: Path, shards: Iterable[Shard], vector: Vector) -> None:
-    """Nothing is copied but into the files. Raises OSError."""
-    data = np.ascontiguousarray(vector, "<f4")
+def write_shards(folder: Path, shards: Iterable[Shard], data_of: Callable[[Tensor], bytes | memoryview]) -> None:
+    """`data_of` a tensor: its bytes. Raises OSError."""
     for shard in shards:
         with (folder / shard.name).open("wb") as file:
             file.write(shard.header)
             for tensor in shard.tensors:
-                file.write(data[tensor.start : tensor.stop].data)
+                file.write(data_of(tensor))
 
 
-def read_shards(folder: Path, shards: Iterable[Shard]) -> Vector:
-    """The vector that `write_shards` wrote. Raises WireError for any other file or a number that is not finite,
-    LocalFault for one that cannot be read."""
-    shards = tuple(shards)
-    vector = np.empty(max(tensor.stop for shard in shards for tensor in shard.tensors), "<f4")
+def read_shards(folder: Path, shards: Iterable[Shard]) -> Iterator[tuple[Tensor, bytearray]]:
+    """Each tensor that `write_shards` wrote, and its bytes. Raises WireError for any other file, LocalFault for one
+    that cannot be read."""
     for shard in shards:
         try:
             with (folder / shard.name).open("rb") as file:
@@ -106,23 +91,22 @@ def read_shards(folder: Path, shards: Iterable[Shard]) -> Vector:
                 if file.read(len(shard.header)) != shard.header:
                     raise WireError(f"{shard.name}: its header has other names, shapes or types than this model")
                 for tensor in shard.tensors:
-                    file.readinto(vector[tensor.start : tensor.stop].view(np.uint8).data)
+                    data = bytearray(tensor.num_bytes)
+                    file.readinto(data)
+                    yield tensor, data
         except OSError as error:
             raise LocalFault(f"cannot read {folder / shard.name}: {error.strerror}") from None
-        for tensor in shard.tensors:
-            if not np.isfinite(vector[tensor.start : tensor.stop]).all():
-                raise WireError(f"{shard.name}: {tensor.name} has a number that is not finite")
-    return vector.astype(np.float32, copy=False)
 
 
 def _shard(name: str, group: Iterable[Tensor]) -> Shard:
-    """The header that the safetensors library writes for float32 tensors and one entry of metadata."""
-    tensors = tuple(sorted(group, key=lambda tensor: tensor.name))
+    """The header that the safetensors library writes for these tensors and one entry of metadata."""
+    order = list(_TYPES)
+    tensors = tuple(sorted(group, key=lambda tensor: (order.index(tensor.dtype), tensor.name)))
     described: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for tensor in tensors:
-        end = at + _bytes((tensor,))
-        described[tensor.name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, end]}
+        end = at + tensor.num_bytes
+        described[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -130,4 +114,4 @@ def _shard(name: str, group: Iterable[Tensor]) -> Shard:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    return _FLOAT * sum(tensor.stop - tensor.start for tensor in tensors)
+    return sum(tensor.num_bytes for tensor in tensors)

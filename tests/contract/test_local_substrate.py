@@ -229,4 +229,4 @@ def test_the_register_script_prints_the_uid_or_one_line_of_trouble(tmp_path: Pat
     assert (done.returncode, done.stderr) == (0, "") and "has now uid 5" in done.stdout
     assert "had already uid 5" in run_script("--run-dir", str(tmp_path), "--wallet.hotkey", "extra").stdout
     wrong = run_script("--run-dir", str(tmp_path / "nowhere"), "--wallet.hotkey", "extra")
-    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "no local chain at" in wrong.stderr
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "--run-dir: expected a folder" in wrong.stderr

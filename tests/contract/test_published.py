@@ -30,10 +30,10 @@ from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Carry, CarryRound
 from distributed_training.roles.exporting import Exporter
 from distributed_training.roles.joining.published import check_published, load_published
-from distributed_training.training.export import StateLayout, model_files
-from distributed_training.training.model import build_model, named_shapes, to_flat
+from distributed_training.training.export import StateLayout, tokenizer_files
+from distributed_training.training.flat import to_flat
+from distributed_training.training.model import build_model, config_files, saved_constants, saved_form
 from distributed_training.training.outer import RunState, state_root
-from distributed_training.training.shards import layout_of
 
 ROUND = 3
 KEYS = tuple(sorted(hashlib.sha256(bytes([i])).digest() for i in range(3)))
@@ -57,10 +57,12 @@ def some_state(config: dict[str, Any]) -> RunState:
 def export(folder: Path, run: RunManifest, state: RunState, shard_bytes: int = 20_000) -> Path:
     model = build_model(run.model.config, 1)
     tokenizer = tokenizer_json(run.data.tokenizer, folder)
-    files = model_files(model, tokenizer, run.data.eos_id)
-    layout = StateLayout(layout_of(named_shapes(model)), shard_bytes)
+    files = config_files(model, run.model.config) | tokenizer_files(tokenizer, run.data.eos_id)
+    layout = StateLayout(saved_form(run.model, 1 << 30), shard_bytes)
     folder.mkdir(parents=True)
-    Exporter(run, layout, files, {-1: 4.0}, "org/run").write(folder, ROUND, state, state_root(state, 4096))
+    Exporter(run, layout, files, saved_constants(model), {-1: 4.0}, "org/run").write(
+        folder, ROUND, state, state_root(state, 4096)
+    )
     return folder
 
 

@@ -196,6 +196,7 @@ async def ended(pids: list[int], within_s: float) -> bool:
 @pytest.mark.parametrize("ending", [signal.SIGABRT, signal.SIGKILL], ids=["abort", "kill"])
 async def test_no_daemon_survives_its_node(tmp_path: Path, ending: signal.Signals) -> None:
     async with node(tmp_path / "b") as (process, _, _, started):
-        assert len(started) == 2
+        # the node, its daemon and, where multiprocessing does not start by fork, the tracker of its semaphores
+        assert "p2pd" in [psutil.Process(pid).name() for pid in started]
         os.kill(process.pid, ending)
         assert await ended(started, 5)

@@ -29,7 +29,8 @@ from distributed_training.protocol.wire import (
     signing_message,
 )
 from distributed_training.roles.follower import Follower
-from distributed_training.training.model import build_model, num_parameters, to_flat
+from distributed_training.training.flat import num_parameters, to_flat
+from distributed_training.training.model import run_model
 from distributed_training.training.outer import RunState, initial_state
 
 TIMEOUT_S = 5.0
@@ -55,7 +56,7 @@ def follower_of(node: Node) -> Follower:
 
 def first_state(manifest: RunManifest) -> RunState:
     """Round 0, built anew from the recipe."""
-    model = build_model(manifest.model.config, manifest.model.init_seed)
+    model = run_model(manifest.model)
     return initial_state(to_flat(model), manifest.average)
 
 

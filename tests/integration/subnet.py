@@ -28,6 +28,7 @@ from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair, verify
 from distributed_training.chain.local.genesis import GenesisNeuron, create_chain, start_clock
 from distributed_training.chain.local.substrate import local_substrate
+from distributed_training.chain.sole import SoleChain
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.data.base import PageSource
 from distributed_training.data.local import LocalPages, build_pages
@@ -293,7 +294,10 @@ async def build_node(
     metrics = Metrics([EventList(events)], role=role.name.lower(), uid=me.uid)
     journal = Journal(config.node_dir / "journal.sqlite")
     stack.callback(journal.close)
-    seen_chain = chain if wrap_chain is None else wrap_chain(chain)
+    sole = await SoleChain.begin(
+        chain, subnet.key(name), subnet.identity(name).public_key, subnet.manifest.timing.length
+    )
+    seen_chain = sole if wrap_chain is None else wrap_chain(sole)
     adapters = await make_adapters(subnet, config, seen_chain, stack)
     training = TrainingThread()
     stack.callback(training.close)

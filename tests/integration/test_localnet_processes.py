@@ -32,7 +32,7 @@ DEMO = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from distributed_training.settings.config import run_main
+from distributed_training.settings.entry import run_main
 from distributed_training.localnet import layout
 from distributed_training.localnet.run import create
 real = layout.node_specs
@@ -40,7 +40,8 @@ fake = lambda options: tuple(replace(s, script=Path({fake!r})) for s in real(opt
 create.node_specs = fake
 from distributed_training.localnet.demo import run_demo
 from distributed_training.localnet.options import parse_options
-sys.exit(run_main(lambda: run_demo(parse_options(sys.argv[1:]))))
+options = parse_options(sys.argv[1:])
+sys.exit(run_main(lambda: run_demo(options, layout.lock_run(options.run_dir))))
 """
 
 
@@ -61,6 +62,7 @@ def start_demo(
     run_dir: Path, behaviour: dict[str, object], extra: Sequence[str] = ()
 ) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     flags = ["--miners", "2", "--validators", "1", "--plain", "--port-base", str(free_port_base())]
+    flags += ["--block-seconds", "1"]
     process = subprocess.Popen(
         [sys.executable, "-c", DEMO.format(fake=str(FAKE)), "--run-dir", str(run_dir), *flags, *extra],
         env=os.environ | {"FAKE_NODE": json.dumps(behaviour)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -109,3 +110,19 @@ def test_the_command_exits_1_on_a_difference(kept: Path, tmp_path: Path, capsys:
     state(root)
     assert main([str(root)]) == 1
     assert "owner: its state" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("known", "wrong"), [((), []), (("late",), ["late: no saved state of a round that was"])])
+def test_who_joined_and_went_on_after_the_run_is_not_compared(
+    kept: Path, tmp_path: Path, known: tuple[str, ...], wrong: list[str]
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(kept, root)
+    names = [folder.name for folder in (root / "nodes").iterdir()]
+    (root / "run.json").write_text(json.dumps({"nodes": {name: {} for name in [*names, *known]}}))
+    (newest,) = sorted((root / "nodes" / "owner" / "state").glob("*.safetensors"))[-1:]
+    later = root / "nodes" / "late" / "state" / "later.safetensors"
+    later.parent.mkdir(parents=True)
+    later.write_bytes(encode_state(ROUNDS + 4, decode_state(newest.read_bytes())[1]))
+    found = problems(root)
+    assert len(found) == len(wrong) and all(f.startswith(w) for f, w in zip(found, wrong, strict=True))

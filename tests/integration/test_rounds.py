@@ -14,7 +14,7 @@ from distributed_training.averaging.plan import layout_of
 from distributed_training.chain.base import Chain
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.roles.joining.published import load_published
-from distributed_training.training.model import to_flat
+from distributed_training.training.flat import to_flat
 from distributed_training.training.outer import state_root
 
 ROUNDS = FINISHED_ROUNDS

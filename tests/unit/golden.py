@@ -82,5 +82,5 @@ GOLDEN: dict[str, str] = {
     "chunk": "0402013ed8eb753d81a6caef14395d83a8ccf1163b5f85aa98e5327f",
     "state root": "700a842e72908fbb7eaacc5a64718a6021f0983ca6dfff8bb9c3f8b0c5e1f566",
     "state root after three outer steps": "6aaa4eb0daee870457fc09af994a56323bf5b8b1e5a64125cd9177c0fcbe13cc",
-    "manifest": "db33ce3f637f31e87e59fd5c3bfaf67878798800dfbc4ced046f47791e266959",
+    "manifest": "d6326373d0ee4ae095c6a052ebcc3ff577be51bb6fd24e1836d1115691585266",
 }

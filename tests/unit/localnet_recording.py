@@ -16,7 +16,8 @@ from distributed_training.localnet.layout import RunPaths, node_specs
 from distributed_training.localnet.options import parse_options
 from distributed_training.localnet.run.create import Run
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.recipes.build import read_recipe, validated
+from distributed_training.recipes.build import validated
+from distributed_training.recipes.reading import read_recipe
 from distributed_training.settings.flags import merge
 
 RECORDING = Path(__file__).parent / "recorded" / "demo_events.jsonl"
@@ -47,7 +48,8 @@ def recorded_manifest() -> RunManifest:
     tokenizer = {"tokenizer": "bytes", "tokenizer_sha256": "00" * 32, "eos_id": 256}
     pages = tokenizer | {"pages_sha256": "11" * 32, "page_trust": "digest", "num_pages": 512}
     local = read_recipe("local")
-    model = {"config": local.model, "init_seed": 1, "initial_root": "00" * 32}
+    model: dict[str, Any] = {"config": local.model, "attention": "sdpa", "init_seed": 1}
+    model |= {"constants_sha256": "00" * 32, "initial_root": "00" * 32}
     own = {"protocol_version": PROTOCOL_VERSION, "data": pages, "model": model, "scoring": {"goodput_required": 1.0}}
     return validated(merge(local.sections, own))
 
@@ -76,5 +78,5 @@ def recorded_summary() -> dict[str, Any]:
 def watched(rounds: Iterable[int]) -> dict[str, Any]:
     """What the outside watcher says when all is well."""
     names = sorted(spec.name for spec in SPECS)
-    rows = [{"index": r, "settled": list(names), "late": [], "dead": []} for r in rounds]
-    return {"grace_s": 10.0, "longest_pause_s": 0.3, "interrupted": [], "rounds": rows}
+    rows = [{"index": r, "settled": list(names), "late": [], "dead": [], "unseen": []} for r in rounds]
+    return {"grace_s": 10.0, "longest_pause_s": 0.3, "interrupted": [], "stood_still": [], "rounds": rows}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from tiny_training import GPT2, manifest
+from tiny_training import GPT2, manifest, stated
 
 from distributed_training.averaging.codecs.base import Layout, Vector
 from distributed_training.averaging.codecs.int8 import INT8_CODEC
@@ -28,7 +28,7 @@ from distributed_training.protocol.types import (
 )
 from distributed_training.protocol.wire import encode_work, record_hash
 
-RUN: RunManifest = manifest(GPT2)
+RUN: RunManifest = manifest(GPT2, section=stated)
 ROUND = RUN.round(3)
 BEACON = bytes(range(32))
 

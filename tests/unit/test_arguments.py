@@ -32,7 +32,7 @@ def test_good_values_are_taken(tmp_path: Path) -> None:
         (["--rounds", "x"], "expected rounds, a whole number from 1 to 9, not 'x'"),
         (["--rate", "nan"], "expected seconds from 0.5 to 2, not 'nan'"),
         (["--rate", "2.1"], "expected seconds from 0.5 to 2, not '2.1'"),
-        (["--json", "there/is/no/such/folder.json"], "the folder does not exist"),
+        (["--json", "there/is/no/such/folder.json"], "there/is/no/such does not exist"),
         (["--kind", "c"], "invalid choice: 'c'"),
         (["--round", "3"], "unknown option --round; did you mean --rounds?"),
         (["--rounds"], "expected one argument"),

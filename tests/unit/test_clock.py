@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed_training.protocol.manifest import TimingSection
-from distributed_training.protocol.rules.clock import next_round, phase, round_at, weights_due
+from distributed_training.protocol.rules.clock import next_round, phase, quiet_from, round_at, weights_due
 from distributed_training.protocol.types import Phase, Round
 
 LOCAL = TimingSection(
@@ -88,3 +88,12 @@ def test_weights_are_due_when_the_chain_would_take_them(
     head: int, last_update: int, rate_limit: int, due: bool
 ) -> None:
     assert weights_due(head, last_update, rate_limit) is due
+
+
+@given(block=st.integers(0, 2000))
+def test_who_changes_its_peer_key_waits_until_no_round_needs_it(block: int) -> None:
+    quiet = quiet_from(LOCAL, block)
+    assert block <= quiet <= block + LOCAL.roster_lead + LOCAL.map + 1
+    rounds = [round_of(LOCAL, index) for index in range(60)]
+    assert not any(r.roster_block <= quiet <= r.map_block for r in rounds)
+    assert quiet == block or any(r.roster_block <= block <= r.map_block for r in rounds), "it waits for nothing else"

@@ -10,10 +10,10 @@ import pytest
 import tiny_training
 from pydantic import ValidationError
 
-from distributed_training.errors import ConfigError, NotRegisteredError
+from distributed_training.errors import ConfigError
 from distributed_training.node import _stores
 from distributed_training.protocol.types import Role
-from distributed_training.settings.config import PRESETS, load_config, require_address, run_main
+from distributed_training.settings.config import PRESETS, load_config, require_address
 from distributed_training.settings.flags import options
 
 RUN = tiny_training.manifest(tiny_training.GPT2)
@@ -222,19 +222,6 @@ def test_help_shows_groups_defaults_and_examples(role: Role, capsys: pytest.Capt
     assert ("--dry-run" in text) == (role is Role.VALIDATOR)
     assert ("--exact-steps" in text) == (role is Role.MINER)
     assert max(map(len, text.splitlines())) <= 120
-
-
-def test_run_main_turns_the_operators_errors_into_one_line_and_a_code(capsys: pytest.CaptureFixture[str]) -> None:
-    def raising(error: BaseException) -> int:
-        raise error
-
-    assert run_main(lambda: 7) == 7
-    assert run_main(lambda: raising(ConfigError("no such thing"))) == 2
-    assert run_main(lambda: raising(NotRegisteredError("run: btcli ..."))) == 3
-    assert run_main(lambda: raising(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == "error: no such thing\nerror: run: btcli ...\n"
-    with pytest.raises(ZeroDivisionError):
-        run_main(lambda: 1 // 0)
 
 
 @pytest.mark.parametrize("name", ["miner", "validator", "owner"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -64,13 +66,13 @@ def test_it_writes_a_manifest_that_it_accepts_itself(
     ("flags", "message"),
     [
         (["--set", "timing.map=58"], r"timing: map \+ finality <= length - roster_lead"),
-        (["--set", "timing.lenght=60"], "timing.lenght: Extra inputs are not permitted"),
+        (["--set", "timing.lenght=60"], "timing.lenght: there is no such name here"),
         (["--set", "length"], "--set length: expected KEY=VALUE"),
         (["--set", "data.num_pages=5"], r"data\.num_pages cannot be set: it follows from"),
         (["--set", "model.init_seed=5"], "model cannot be set: it follows from"),
-        (["--set", "data.page_trust=trustme"], r"data\.page_trust: Input should be"),
+        (["--set", "data.page_trust=trustme"], r"data\.page_trust: expected"),
         (["--recipe", "gpt2-124m", "--set", "timing.map=124"], r"timing: map \+ finality <= length - roster_lead"),
-        (["--options", "none.toml"], r"--options none\.toml: cannot be read"),
+        (["--options", "none.toml"], r"argument --options: expected a file, .*/none\.toml does not exist"),
     ],
 )
 def test_what_cannot_be_run_says_what_was_expected(pages: Path, flags: list[str], message: str) -> None:
@@ -83,7 +85,34 @@ def test_the_command_line_exits_2_with_one_line() -> None:
     command = [sys.executable, str(SCRIPT), "--check", "none.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith("error: cannot read the run manifest none.json")
+    assert done.stderr.startswith("error: argument --check: expected a file, ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--set", "foo"], "--set foo: expected KEY=VALUE"),
+        (["--pages", "nowhere"], "--pages: expected a folder, "),
+        (["--model", "bad.json"], "bad.json: expected JSON"),
+    ],
+)
+def test_what_can_be_read_without_torch_is_judged_before_it_is_loaded(
+    tmp_path: Path, flags: list[str], said: str
+) -> None:
+    (tmp_path / "bad.json").write_text("{")
+    command = [sys.executable, "-X", "importtime", str(SCRIPT), "--pages", ".", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and said in done.stderr.splitlines()[-1]
+    assert "torch" not in done.stderr.replace(str(SCRIPT), "")
+
+
+def test_a_model_may_be_named_by_its_folder(pages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"model_type": "gpt2", "vocab_size": 257, "n_positions": 256, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for model in (tmp_path, tmp_path / "config.json"):
+        assert main([*SMALL, "--pages", str(pages), "--model", str(model)]) == 0
+    first, second = (line for line in capsys.readouterr().out.splitlines() if "sha256" in line)
+    assert first == second
 
 
 def test_a_run_may_have_a_tokeniser_of_its_own(pages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,3 +130,24 @@ def test_a_run_may_have_a_tokeniser_of_its_own(pages: Path, tmp_path: Path, caps
     assert (data["tokenizer"], data["eos_id"]) == ("file", 256)
     assert data["tokenizer_sha256"] == hashlib.sha256(beside).hexdigest()
     assert "every node needs it" in capsys.readouterr().out
+
+
+def test_pages_of_text_lie_beside_the_manifest_unless_a_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for number in range(60):
+        (tmp_path / "text" / f"{number}.txt").write_text("".join(f"{number} and {i}\n" for i in range(400)))
+    flags = ["--recipe", "local", "--text", str(tmp_path / "text")]
+    with pytest.raises(ConfigError, match="--pages DIR, or --out FILE to have them beside it"):
+        main(flags)
+    assert main([*flags, "--out", str(tmp_path / "run" / "manifest.json")]) == 0
+    assert (tmp_path / "run" / "pages" / "pages.bin").exists()
+
+
+def test_a_held_out_file_that_is_cut_is_told_in_one_line(pages: Path, tmp_path: Path) -> None:
+    shutil.copytree(pages, tmp_path / "pages")
+    os.truncate(tmp_path / "pages" / "heldout.parquet", 500)
+    command = [sys.executable, str(SCRIPT), *SMALL, "--pages", str(tmp_path / "pages")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "") and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: cannot read held-out set in heldout.parquet:")
+    assert done.stderr.count("cannot read held-out set") == 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from samples import CARRY, key
 from tiny_training import manifest as make_manifest
+from tiny_training import stated
 
 from distributed_training.averaging.disk import GIB, check_disk, gib, required_bytes, used_bytes
 from distributed_training.averaging.store import RoundStore, StoredOutput
@@ -19,7 +20,7 @@ BIG, OWN = 200_000, 100_000  # bytes of a round's slices, and of our own
 
 
 def test_a_budget_that_is_too_small_is_refused_with_the_one_that_is_enough(tmp_path: Path) -> None:
-    manifest = make_manifest({"model_type": "gpt2"})
+    manifest = make_manifest({"model_type": "gpt2"}, section=stated)
     needed = required_bytes(manifest, NUM_COORDS)
     states, slices = 3 * 8 * NUM_COORDS, manifest.keep.output_rounds * NUM_COORDS
     assert states + slices < needed < 2.5 * (states + slices)
@@ -30,7 +31,7 @@ def test_a_budget_that_is_too_small_is_refused_with_the_one_that_is_enough(tmp_p
 
 
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    manifest = make_manifest({"model_type": "gpt2"})
+    manifest = make_manifest({"model_type": "gpt2"}, section=stated)
     check_disk(manifest, 1000, None, tmp_path)
     assert not caplog.text
     for_ever = manifest.model_copy(update={"keep": manifest.keep.model_copy(update={"output_rounds": 1 << 30})})

@@ -13,52 +13,75 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
-from tiny_training import GPT2, LLAMA, batches
+from tiny_training import GPT2, LLAMA, batches, model_section
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distributed_training.data.tokens import load_tokenizer, tokenizer_json
 from distributed_training.errors import LocalFault, WireError
-from distributed_training.training.export import model_files
+from distributed_training.protocol.manifest import ModelSection
+from distributed_training.protocol.types import Carry
+from distributed_training.training.export import SavedForm, StateLayout, digest_of, tokenizer_files
+from distributed_training.training.flat import load_flat, loss_per_sequence, named_shapes, to_flat
 from distributed_training.training.model import (
     build_model,
-    load_flat,
-    loss_per_sequence,
-    named_shapes,
+    config_files,
     parameter_shapes,
-    to_flat,
+    saved_constants,
+    saved_form,
 )
-from distributed_training.training.shards import index_files, layout_of, read_shards, shards_of, write_shards
+from distributed_training.training.outer import RunState
+from distributed_training.training.shards import Tensor, index_files, read_shards, shards_of, write_shards
 
 TIED = LLAMA | {"tie_word_embeddings": True}
 QWEN = {"model_type": "qwen2", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
 
 
-def export(folder: Path, model: Any, flat: np.ndarray, shard_bytes: int) -> None:
+# What else a state holds: buffers in bfloat16, frozen tables, a constant per expert, experts that are saved one by one.
+APERTUS = LLAMA | {"model_type": "apertus", "max_position_embeddings": 16384}
+PEGASUS = {"model_type": "pegasus", "vocab_size": 64, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2,
+           "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
+           "max_position_embeddings": 32}  # fmt: skip
+MIXTRAL = LLAMA | {"model_type": "mixtral", "num_key_value_heads": 1, "num_local_experts": 3}
+GLM = LLAMA | {"model_type": "glm4_moe", "num_key_value_heads": 1, "n_routed_experts": 4, "num_experts_per_tok": 2,
+               "moe_intermediate_size": 16, "first_k_dense_replace": 1}  # fmt: skip
+
+
+def layout(config: dict[str, Any], shard_bytes: int = 1 << 30) -> StateLayout:
+    """How a state of this model is saved."""
+    return StateLayout(saved_form(ModelSection.model_validate(model_section(config)), 1 << 20), shard_bytes)
+
+
+def state(flat: np.ndarray) -> RunState:
+    return RunState(flat, np.arange(len(flat), dtype=np.float32), 3, Carry(1.0, ()))
+
+
+def export(folder: Path, config: dict[str, Any], flat: np.ndarray, shard_bytes: int) -> None:
     """What stands in a checkpoint for transformers."""
     folder.mkdir(exist_ok=True)
-    shards = shards_of("model", layout_of(named_shapes(model)), shard_bytes)
-    write_shards(folder, shards, flat)
-    for name, data in (model_files(model, None, 0) | index_files("model", shards)).items():
+    model = build_model(config, 2)
+    layout(config, shard_bytes).write(folder, state(flat), saved_constants(model))
+    for path in folder.glob("outer_momentum*"):
+        path.unlink()
+    for name, data in config_files(model, config).items():
         (folder / name).write_bytes(data)
 
 
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 20_000])
-@pytest.mark.parametrize("config", [GPT2, LLAMA, TIED, QWEN])
+@pytest.mark.parametrize("config", [GPT2, LLAMA, TIED, QWEN, APERTUS, PEGASUS, MIXTRAL, GLM])
 def test_transformers_reads_it_without_a_warning_and_every_tensor_is_the_same(
     config: dict[str, Any], shard_bytes: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = build_model(config, 1)
     trained = to_flat(model)
-    export(tmp_path / "ours", build_model(config, 2), trained, shard_bytes)
+    export(tmp_path / "ours", config, trained, shard_bytes)
     with caplog.at_level(logging.WARNING):
         logging.getLogger("transformers").addHandler(caplog.handler)
         both: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
         logging.getLogger("transformers").removeHandler(caplog.handler)
     loaded, told = both
     assert caplog.records == [] and not any(told.values()), (caplog.text, told)
-    assert to_flat(loaded).tobytes() == trained.tobytes()
     mine, theirs = model.state_dict(), loaded.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
     tokens = torch.from_numpy(next(batches(1, size=4, length=16)))
@@ -67,10 +90,10 @@ def test_transformers_reads_it_without_a_warning_and_every_tensor_is_the_same(
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("config", [GPT2, LLAMA, TIED])
+@pytest.mark.parametrize("config", [GPT2, LLAMA, TIED, APERTUS, PEGASUS, MIXTRAL, GLM])
 def test_the_files_are_those_of_save_pretrained(config: dict[str, Any], tmp_path: Path) -> None:
     model: Any = build_model(config, 1)
-    export(tmp_path / "ours", model, to_flat(model), 1 << 30)
+    export(tmp_path / "ours", config, to_flat(model), 1 << 30)
     model.save_pretrained(tmp_path / "theirs")
     ours, theirs = ({p.name: p.read_bytes() for p in (tmp_path / side).iterdir()} for side in ("ours", "theirs"))
     assert ours == theirs
@@ -84,20 +107,23 @@ def test_what_is_written_is_what_the_library_writes_and_is_read_back(
     shapes: list[tuple[int, ...]], shard_bytes: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("shards")
-    layout = layout_of([(f"layer.{i * 7 % 5}.{i}", shape) for i, shape in enumerate(shapes)])
-    vector = np.random.default_rng(len(layout)).standard_normal(layout[-1].stop).astype(np.float32)
-    shards = shards_of("model", layout, shard_bytes)
-    write_shards(folder, shards, vector)
+    rng, labels, dtypes = np.random.default_rng(len(shapes)), ("F32", "I64", "U8"), (np.float32, np.int64, np.uint8)
+    names = [f"layer.{i * 7 % 5}.{i}" for i in range(len(shapes))]
+    arrays = {name: np.asarray(rng.integers(99, size=shapes[i]), dtypes[i % 3]) for i, name in enumerate(names)}
+    told = [Tensor(name, arrays[name].shape, labels[i % 3]) for i, name in enumerate(names)]
+    shards = shards_of("model", told, shard_bytes)
+    write_shards(folder, shards, lambda tensor: arrays[tensor.name].tobytes())
     for shard in shards:
-        tensors = {t.name: vector[t.start : t.stop].reshape(t.shape) for t in shard.tensors}
+        tensors = {t.name: arrays[t.name] for t in shard.tensors}
         assert (folder / shard.name).read_bytes() == save(tensors, metadata={"format": "pt"})
         assert shard.num_bytes == (folder / shard.name).stat().st_size
         assert len(shard.tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= shard_bytes
-    assert read_shards(folder, shards).tobytes() == vector.tobytes()
+    back = {tensor.name: bytes(data) for tensor, data in read_shards(folder, shards)}
+    assert back == {name: array.tobytes() for name, array in arrays.items()}
     index = index_files("model", shards)
     assert bool(index) == (len(shards) > 1)
     for data in index.values():
-        assert set(json.loads(data)["weight_map"]) == {t.name for t in layout}
+        assert set(json.loads(data)["weight_map"]) == set(arrays)
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA, TIED])
@@ -105,12 +131,18 @@ def test_shapes_are_known_without_a_model(config: dict[str, Any]) -> None:
     assert parameter_shapes(config, 1 << 20) == named_shapes(build_model(config, 1))
 
 
-LAYOUT = layout_of([("b", (2, 3)), ("a", (4,))])
+PLACES = {"b": slice(0, 6), "a": slice(6, 10)}
+LAYOUT = StateLayout(SavedForm(b"{}", (Tensor("b", (2, 3)), Tensor("a", (4,))), (), digest_of(()), lambda: PLACES))
 NUMBERS = np.arange(10, dtype=np.float32)
 
 
+def read(folder: Path) -> RunState:
+    return LAYOUT.read(folder, 3, Carry(1.0, ()))
+
+
 def written(folder: Path) -> Path:
-    write_shards(folder, shards_of("model", LAYOUT), NUMBERS)
+    LAYOUT.write(folder, state(NUMBERS), {})
+    assert read(folder).params.tobytes() == NUMBERS.tobytes()
     return folder / "model.safetensors"
 
 
@@ -130,12 +162,12 @@ def written(folder: Path) -> Path:
 def test_a_file_that_we_would_not_write_is_refused(tensors: dict[str, Any], why: str, tmp_path: Path) -> None:
     written(tmp_path).write_bytes(save(tensors, metadata={"format": "pt"}))
     with pytest.raises(WireError, match=why):
-        read_shards(tmp_path, shards_of("model", LAYOUT))
+        read(tmp_path)
 
 
 def test_a_file_that_is_not_there_is_our_own_trouble(tmp_path: Path) -> None:
     with pytest.raises(LocalFault, match="cannot read"):
-        read_shards(tmp_path, shards_of("model", LAYOUT))
+        read(tmp_path)
 
 
 def trained_tokenizer() -> bytes:
@@ -156,7 +188,8 @@ def test_auto_tokenizer_gives_the_ids_of_the_run(kind: Any, tmp_path: Path) -> N
     ours = load_tokenizer(kind, path)
     folder = tmp_path / "out"
     folder.mkdir()
-    for name, data in model_files(build_model(GPT2, 1), tokenizer_json(kind, path), ours.eos).items():
+    files = config_files(build_model(GPT2, 1), GPT2) | tokenizer_files(tokenizer_json(kind, path), ours.eos)
+    for name, data in files.items():
         (folder / name).write_bytes(data)
     theirs = AutoTokenizer.from_pretrained(folder)
     text = "  Two words\n\n and: 3,14 \u20ac don't "
@@ -167,13 +200,26 @@ def test_auto_tokenizer_gives_the_ids_of_the_run(kind: Any, tmp_path: Path) -> N
 
 def test_bytes_have_no_tokenizer_file(tmp_path: Path) -> None:
     assert tokenizer_json("bytes", tmp_path) is None
-    assert set(model_files(build_model(GPT2, 1), None, 256)) == {"config.json", "generation_config.json"}
+    assert tokenizer_files(None, 256) == {}
 
 
-def test_the_numbers_come_back_into_a_model(tmp_path: Path) -> None:
-    model = build_model(LLAMA, 1)
-    shards = shards_of("model", layout_of(named_shapes(model)), 1000)
-    write_shards(tmp_path, shards, to_flat(model))
-    other = build_model(LLAMA, 2)
-    load_flat(other, read_shards(tmp_path, shards))
-    assert to_flat(other).tobytes() == to_flat(model).tobytes()
+@pytest.mark.parametrize("config", [LLAMA, TIED, APERTUS, PEGASUS, MIXTRAL, GLM])
+def test_the_numbers_come_back_into_a_model(config: dict[str, Any], tmp_path: Path) -> None:
+    model, other = build_model(config, 1), build_model(config, 2)
+    there = layout(config, 1000)
+    assert there.form.num_coords == len(to_flat(model))
+    there.write(tmp_path, state(to_flat(model)), saved_constants(model))
+    back = there.read(tmp_path, 3, Carry(1.0, ()))
+    assert back.momentum.tobytes() == state(to_flat(model)).momentum.tobytes()
+    load_flat(other, back.params)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("config", [APERTUS, PEGASUS])
+def test_other_constants_than_the_run_s_are_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    model = build_model(config, 1)
+    there = layout(config)
+    changed = {name: bytes(len(data)) for name, data in saved_constants(model).items()}
+    there.write(tmp_path, state(to_flat(model)), changed)
+    with pytest.raises(WireError, match="what no step trains has other numbers than the run's"):
+        there.read(tmp_path, 3, Carry(1.0, ()))

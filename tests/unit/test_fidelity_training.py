@@ -14,7 +14,8 @@ from tiny_training import AUDIT, GPT2, batches, loop, train
 from distributed_training.protocol.manifest import AuditSection
 from distributed_training.protocol.rules.fidelity import gradient_error, judge
 from distributed_training.protocol.types import StepRecord, Verdict
-from distributed_training.training.model import build_model, to_flat
+from distributed_training.training.flat import to_flat
+from distributed_training.training.model import build_model
 
 RULES = AuditSection.model_validate(AUDIT)
 Log = tuple[StepRecord, ...]

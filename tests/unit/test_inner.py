@@ -17,8 +17,9 @@ from distributed_training.protocol.rules.schedules import RAMP_STEPS
 from distributed_training.protocol.types import StepRecord
 from distributed_training.roles.auditing.evaluation import Evaluator
 from distributed_training.roles.parts import TrainingThread
+from distributed_training.training.flat import loss_per_sequence, to_flat
 from distributed_training.training.inner import InnerLoop
-from distributed_training.training.model import build_model, loss_per_sequence, to_flat
+from distributed_training.training.model import build_model
 from distributed_training.training.outer import initial_state
 from distributed_training.training.replay import replay
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distributed_training.errors import ConfigError, LocalFault
-from distributed_training.journal import MIGRATIONS, Journal, NodeLock, claim_folder
+from distributed_training.journal import MIGRATIONS, Journal, claim_folder
 from distributed_training.protocol.types import ScoreCard
 
 CARD = ScoreCard(
@@ -105,38 +104,6 @@ def test_what_was_written_survives_kill_9(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "j")], timeout=60)
     assert Journal(tmp_path / "j").last_round() == (3, {"applied": True})
-
-
-def test_a_second_node_on_the_same_directory_is_refused_with_the_holders_pid(tmp_path: Path) -> None:
-    lock = NodeLock(tmp_path / "node" / "lock")
-    code = (
-        "import sys, pathlib; from distributed_training.journal import NodeLock\n"
-        "from distributed_training.settings.config import run_main\n"
-        "sys.exit(run_main(lambda: bool(NodeLock(pathlib.Path(sys.argv[1]))) - 1))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "node" / "lock")]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert second.returncode == 2
-    assert f"running process {os.getpid()};" in second.stderr
-    lock.release()
-    lock.release()
-    assert subprocess.run(command, timeout=60).returncode == 0
-
-
-def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
-    code = (
-        "import os, sys, pathlib; from distributed_training.journal import NodeLock\n"
-        "lock = NodeLock(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], timeout=60)
-    with NodeLock(tmp_path / "lock"):
-        assert (tmp_path / "lock").read_text() == str(os.getpid())
-
-
-def test_a_directory_that_cannot_be_made_is_the_operators_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot write"):
-        NodeLock(tmp_path / "file" / "lock")
 
 
 def test_a_folder_belongs_to_the_run_that_used_it_first(tmp_path: Path) -> None:

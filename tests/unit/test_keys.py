@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +88,110 @@ def test_a_missing_or_broken_hotkey_is_one_clear_line(tmp_path: Path) -> None:
     broken.write_text("{not json")
     with pytest.raises(ConfigError, match="cannot read the hotkey"):
         load_hotkey(tmp_path, "cold", "hot")
+
+
+def hotkey_file(root: Path) -> Path:
+    write_wallet(root, "cold", "hot", 1)
+    return root / "cold" / "hotkeys" / "hot"
+
+
+def refused(root: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_hotkey(root, "cold", "hot")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_key_that_cannot_sign_is_refused_where_it_is_read(tmp_path: Path) -> None:
+    file = hotkey_file(tmp_path)
+    good: dict[str, Any] = json.loads(file.read_text())
+    public = {name: good[name] for name in ("ss58Address", "accountId", "publicKey")}
+    other = derive_keypair(1, "other").ss58_address
+    for content, said in (
+        (json.dumps(public), "only its public part"),
+        (json.dumps(good | {"ss58Address": other}), "does not match the address"),
+        (json.dumps({"cryptoType": 0, "secretSeed": good["secretSeed"]}), "not sr25519"),
+        ("", "cannot read the hotkey"), ("[]", "cannot read the hotkey"), ("{}", "cannot read the hotkey"),
+        ("\xff", "cannot read the hotkey"), (json.dumps({"secretPhrase": "bottom drive"}), "invalid mnemonic"),
+    ):  # fmt: skip
+        file.write_text(content, encoding="latin-1")
+        message = refused(tmp_path)
+        assert said in message and str(file) in message
+        assert good["secretSeed"] not in message and "bottom" not in message
+    file.unlink()
+    assert "btcli wallet new-hotkey -w cold -H hot" in refused(tmp_path)  # the coldkey is there
+    file.mkdir()
+    assert "is a folder" in refused(tmp_path)
+
+
+def test_a_mnemonic_alone_is_a_key(tmp_path: Path) -> None:
+    file = hotkey_file(tmp_path)
+    file.write_text("bottom drive obey lake curtain smoke basket hold race lonely fit walk")
+    assert load_hotkey(tmp_path, "cold", "hot").hotkey == "5DfhGyQdFobKM8NsWvEeAKk5EQQgYe9AydgJ7rMB6E1EqRzV"
+
+
+SEALED = b"$ANSIBLE_VAULT;1.1;AES256\n123"  # nothing opens it, and that is found out at once
+
+
+def test_an_encrypted_key_says_how_to_give_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = hotkey_file(tmp_path)
+    file.write_bytes(SEALED)
+    monkeypatch.delenv("BT_WALLET_PASSWORD", raising=False)
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115, PTH123
+    assert "is encrypted and there is no terminal" in refused(tmp_path)
+    assert refused(tmp_path).endswith("environment variable BT_WALLET_PASSWORD")
+    saved = f"BT_PW_{str(file).replace('/', '_').replace('.', '_').upper()}"
+    monkeypatch.setenv(saved, "not base64!")
+    assert f"{saved} is not what bittensor saves there" in refused(tmp_path)
+    scrambled = bytes(a ^ b for a, b in zip(b"pw", saved.encode(), strict=False))
+    monkeypatch.setenv(saved, base64.b64encode(scrambled).decode())
+    assert f"the password from {saved} does not open the hotkey at {file}" in refused(tmp_path)
+    monkeypatch.setenv("BT_WALLET_PASSWORD", "wrong pw")
+    assert "the password from BT_WALLET_PASSWORD does not open" in refused(tmp_path)
+    assert "wrong pw" not in refused(tmp_path)
+
+
+ASKING = """
+import sys
+from pathlib import Path
+from distributed_training.chain.keys import load_hotkey
+from distributed_training.settings.entry import run_main
+sys.exit(run_main(lambda: bool(load_hotkey(Path(sys.argv[1]), "cold", "hot")) - 1))
+"""
+
+
+def test_with_a_terminal_the_password_is_asked_for(tmp_path: Path) -> None:
+    hotkey_file(tmp_path).write_bytes(SEALED)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", ASKING, str(tmp_path)]
+    with subprocess.Popen(command, stdin=theirs, stderr=theirs, start_new_session=True) as process:
+        os.close(theirs)
+        shown = b""
+        while b": " not in shown:
+            shown += os.read(ours, 1000)
+        os.write(ours, b"secret pw\n")
+        assert process.wait(30) == 2
+        shown += os.read(ours, 1000)
+        os.close(ours)
+    assert b"the password from the terminal does not open the hotkey" in shown and b"secret pw" not in shown
+
+
+def sealed(data: bytes, password: str) -> bytes:
+    """As btcli of old sealed a key, with Ansible's vault: opened in a moment, today's format takes seconds."""
+    salt = bytes(32)
+    keys = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, 10_000, 80)
+    padded = data + bytes([16 - len(data) % 16]) * (16 - len(data) % 16)
+    lock = Cipher(algorithms.AES(keys[:32]), modes.CTR(keys[64:])).encryptor()
+    text = lock.update(padded) + lock.finalize()
+    parts = (salt, hmac.digest(keys[32:64], text, "sha256"), text)
+    return b"$ANSIBLE_VAULT;1.1;AES256\n" + b"\n".join(part.hex().encode() for part in parts).hex().encode()
+
+
+def test_the_right_password_opens_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = hotkey_file(tmp_path)
+    file.write_bytes(sealed(file.read_bytes(), "secret pw"))
+    monkeypatch.setenv("BT_WALLET_PASSWORD", "secret pw")
+    assert load_hotkey(tmp_path, "cold", "hot").hotkey == derive_keypair(1, "hot").ss58_address
 
 
 def test_registration_commands(tmp_path: Path) -> None:

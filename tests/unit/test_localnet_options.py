@@ -43,8 +43,8 @@ def test_what_makes_a_run_leaves_out_how_it_is_shown_and_how_long_it_goes_on(tmp
         (["--miners", "1"], "argument --miners: expected miners, a whole number from 2 to 12, not '1'"),
         (["--rounds", "many"], "argument --rounds: expected rounds, a whole number from 1 to 1000, not 'many'"),
         (["--seed", "-1"], "argument --seed: expected a seed, a whole number from 0 to 4294967295, not '-1'"),
-        (["--model", "no/such.json"], "argument --model: expected a file, there is none at no/such.json"),
-        (["--text", "no/such"], "argument --text: expected a directory, there is none at no/such"),
+        (["--model", "no/such.json"], "no/such.json does not exist"),
+        (["--text", "no/such"], "no/such does not exist"),
         (["--port-base", "80"], "argument --port-base: expected a port, a whole number from 1024 to 65000, not '80'"),
         (["--round", "3"], "unknown option --round; did you mean --rounds?"),
         (

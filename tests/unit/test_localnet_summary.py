@@ -35,7 +35,7 @@ def summary(whole: Summary) -> Summary:
 
 
 def failed(summary: Summary) -> set[str]:
-    return {check.name for check in run_checks(summary) if not check.ok}
+    return {check.name for check in run_checks(summary) if check.ok is False}
 
 
 def test_an_honest_run_holds_every_check_and_fits_the_schema(summary: Summary, tmp_path: Path) -> None:
@@ -113,6 +113,70 @@ def test_each_check_fails_for_its_own_reason_only(summary: Summary, name: str, c
     assert failed(summary) == {name}
 
 
+SHORT: list[tuple[str, Break]] = [
+    ("too few miners (2; at least 3)", lambda s: [s["nodes"].pop(name) for name in ("miner-0", "miner-1")]),
+    ("too short (20 steps a miner; at least 25)", lambda s: s["rounds"].pop()),
+    ("too short (20 steps a miner; at least 25)", lambda s: s["rounds"][1].update(applied=False)),
+    ("rounds too short (4 steps; at least 5, after the ramp of a round)", lambda s: every_round(s, 4, rounds=8)),
+]
+
+
+def every_round(summary: Summary, steps: int, rounds: int) -> None:
+    """So many rounds of so many steps of each miner."""
+    summary["rounds"] = [copy.deepcopy(summary["rounds"][0]) for _ in range(rounds)]
+    for r in summary["rounds"]:
+        for name in r["nodes"]:
+            r["nodes"][name]["steps"] = steps
+
+
+@pytest.mark.parametrize(("why", "shorten"), SHORT)
+def test_a_run_too_short_to_compare_says_so_and_does_not_fail(summary: Summary, why: str, shorten: Break) -> None:
+    shorten(summary)
+    for final in (2.0, 9.0):
+        summary["final_heldout_loss"] = final
+        found = next(c for c in run_checks(summary) if c.name == "loss_below_solo_mean")
+        assert found.ok is None and found.detail.startswith(f"not compared: {why}; together {final:.4f}, alone")
+    summary["solo_heldout_loss"] = {}
+    assert "loss_below_solo_mean" in failed(summary)  # nothing measured is a failure in any run
+
+
+def test_a_run_in_which_nothing_was_learned_fails_however_short_it_is(summary: Summary) -> None:
+    for r in summary["rounds"]:
+        r["nodes"] = {name: node and node | {"steps": 1} for name, node in r["nodes"].items()}
+    assert failed(summary) == set()
+    summary["final_heldout_loss"] = summary["initial_heldout_loss"]
+    assert failed(summary) == {"loss_fell"}
+
+
+def test_a_run_of_five_steps_in_five_rounds_is_compared_and_can_fail(summary: Summary) -> None:
+    every_round(summary, 5, rounds=5)
+    assert "loss_below_solo_mean" not in failed(summary)
+    summary["final_heldout_loss"] = 3.21
+    assert "loss_below_solo_mean" in failed(summary)
+
+
+def test_what_was_not_compared_is_shown_and_fits_the_schema(summary: Summary) -> None:
+    summary["checks"]["loss_below_solo_mean"] = None
+    jsonschema.validate(json.loads(json.dumps(summary)), SCHEMA)
+    text = shown(summary)
+    assert "  -    loss_below_solo_mean" in text and "all 13 checks held, 1 not compared" in text
+
+
+def test_a_watcher_that_was_stopped_blames_nobody_and_a_machine_that_slept_is_named(summary: Summary) -> None:
+    move(summary, 1, "owner", "unseen")
+    summary["watch"]["stood_still"] = [{"round": 0, "seconds": 70.2}]
+    jsonschema.validate(json.loads(json.dumps(summary)), SCHEMA)
+    assert failed(summary) == set()
+    assert "the machine stood still for 70 s in round 0" in shown(summary)
+
+
+def shown(summary: Summary) -> str:
+    out = StringIO()
+    for line in result_lines(summary):
+        Console(file=out, width=200).print(line)
+    return out.getvalue()
+
+
 def test_a_node_with_another_root_breaks_both_checks_of_roots(summary: Summary) -> None:
     summary["rounds"][1]["state_roots"]["owner"] = "00" * 32
     assert failed(summary) == {"same_state_root", "offline_check"}
@@ -140,7 +204,6 @@ ADVERSARY_BREAKS: list[tuple[str, Break]] = [
     ("adversary_named", lambda s: s["failed_audits"].pop()),
     ("adversary_named", lambda s: s["failed_audits"][0].update(failed_step=None)),
     ("adversary_took_part", lambda s: s["rounds"][0]["credit"].update({"6": 0.0})),
-    ("loss_fell", lambda s: s.update(final_heldout_loss=5.5)),
 ]
 
 
@@ -276,14 +339,11 @@ def test_the_report_marks_kills(summary: Summary, tmp_path: Path) -> None:
 
 def test_the_text_names_losses_pay_and_every_failed_check(summary: Summary) -> None:
     summary["checks"]["bytes_sent"] = False
-    out = StringIO()
-    for line in result_lines(summary):
-        Console(file=out, width=200).print(line)
-    text = out.getvalue()
+    text = shown(summary)
     assert "together, averaged peer to peer     3.0155" in text
     assert "one worker on all tokens            2.9000" in text
     assert "miner-3                  60     50.00 %" in text
-    assert "FAIL bytes_sent" in text and "1 of 13 checks failed: bytes_sent" in text
+    assert "FAIL bytes_sent" in text and "1 of 14 checks failed: bytes_sent" in text
 
 
 def test_the_report_is_drawn_from_whatever_was_measured(summary: Summary, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from io import StringIO
+import sys
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from rich.console import Console
 from distributed_training.localnet.events import MAX_LINE_BYTES, Follower, RunEvents, RunView
 from distributed_training.localnet.layout import NodeSpec, RunPaths, node_specs
 from distributed_training.localnet.options import parse_options
+from distributed_training.localnet.run.create import Run
+from distributed_training.localnet.show.display import Display
 from distributed_training.localnet.show.table import Clock, event_line, header, render
 from distributed_training.protocol.manifest import RunManifest
 
@@ -136,3 +139,22 @@ def test_the_run_file_holds_every_event_with_its_node_and_survives_a_resume(tmp_
     assert len(told) == len(recorded())
     assert [line["time"] for line in told] == sorted(line["time"] for line in told)
     assert events.view.heldout() == recorded_view().heldout()
+
+
+def test_a_display_writes_in_any_encoding(manifest: RunManifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(raw, encoding="ascii", errors="strict"))
+    display = Display(plain=True)
+    display.say("/tmp/my r\u00fcn is complete; \udce9")
+    display.console.print(render(recorded_view(), manifest, Clock(90, 95.0, 3), 80))
+    sys.stdout.flush()
+    assert rb"/tmp/my r\xfcn is complete; \udce9" in raw.getvalue() and b"miner-3" in raw.getvalue()
+
+
+def test_how_long_it_takes_is_told_of_a_run_that_begins_only(manifest: RunManifest) -> None:
+    options = parse_options(["--speeds", "1,1,2,4", "--run-dir", "run"])
+    for resumed in (False, True):
+        console = Console(file=StringIO(), record=True, width=200)
+        run = Run(RunPaths(options.run_dir), manifest, SPECS, 1, options.params(), resumed=resumed)
+        Display(plain=True, console=console).start(run, recorded_view(), 6)
+        assert ("a block takes" in console.export_text()) is not resumed

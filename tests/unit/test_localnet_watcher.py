@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from localnet_recording import SPECS, recorded, recorded_manifest
 
+from distributed_training.localnet.judge.fault_checks import stood_still
 from distributed_training.localnet.judge.fault_summary import watch_rows
 from distributed_training.localnet.judge.watcher import (
     GRACE_S,
@@ -25,10 +26,10 @@ TIMES = RoundTimes(recorded_manifest().timing, GENESIS, 1.0)  # first block 12, 
 
 
 def observe(steps: list[tuple[float, dict[str, bool], list[tuple[str, int]]]], began: float = GENESIS) -> Observer:
-    """Looks at (seconds after genesis, who lives, what was new)."""
+    """Looks at (seconds after genesis, who lives, what was new), few and far between; the machine runs all the time."""
     observer = Observer(TIMES, began)
     for at, lives, fresh in steps:
-        observer.look(GENESIS + at, lives, fresh)
+        observer.look(GENESIS + at, lives, fresh, at)
     return observer
 
 
@@ -47,7 +48,7 @@ def test_settled_by_the_end_and_ten_seconds_and_late_after_that() -> None:
 def test_nothing_is_said_before_the_time_is_over() -> None:
     observer = observe([(0, {"a": True}, []), (75, {"a": True}, [])])
     assert observer.verdict("a", 0) is None
-    observer.look(GENESIS + 77, {"a": True}, [])
+    observer.look(GENESIS + 77, {"a": True}, [], 77)
     assert observer.verdict("a", 0) == "late"
 
 
@@ -77,6 +78,64 @@ def test_a_node_that_ended_after_its_last_round_had_settled_it() -> None:
     assert observer.verdict("a", 0) == "settled"
 
 
+END_0 = 66.0  # seconds after genesis: round 0 is over
+
+
+def while_it_slept(pause: tuple[float, float], settles: float, awake: bool | None, until: float = 200.0) -> Observer:
+    """Looks all five times a second but for one pause; node "a" settles round 0 at `settles`.
+
+    `awake`: the machine ran meanwhile, only the watcher did not; None: no clock that would tell.
+    """
+    observer, at, lost = Observer(TIMES, GENESIS), 0.0, 0.0
+    told = False
+    while at < until:
+        fresh = [("a", 0)] if at >= settles and not told else []
+        told = told or bool(fresh)
+        observer.look(GENESIS + at, {"a": True}, fresh, None if awake is None else at - lost)
+        if pause[0] <= at < pause[1]:
+            lost += 0.0 if awake else pause[1] - at
+            at = pause[1]
+        else:
+            at += 0.2
+    return observer
+
+
+@pytest.mark.parametrize("awake", [False, None])
+def test_a_round_is_due_as_much_later_as_the_machine_stood_still(awake: bool | None) -> None:
+    slept = (END_0 - 20, END_0 + 50)
+    observer = while_it_slept(slept, END_0 + 56, awake)
+    assert observer.verdict("a", 0) == "settled"
+    assert [round(b - a) for a, b in observer.stood_still] == [70] and observer.longest_pause_s < 1
+    assert while_it_slept(slept, END_0 + 79, awake).verdict("a", 0) == "settled"
+    assert while_it_slept(slept, END_0 + 82, awake).verdict("a", 0) == "late"  # ten seconds after what was its end
+    assert while_it_slept(slept, END_0 + 300, awake, until=END_0 + 75).verdict("a", 0) is None  # not over yet
+    over_all_of_it = while_it_slept((5, 300), 305, awake, until=400)
+    assert over_all_of_it.verdict("a", 0) == "settled"  # from 300 on it has as long as any round takes
+    before = while_it_slept((0.5, 8), END_0 + 11, awake)
+    assert before.verdict("a", 0) == "late"  # a pause that was over when the round began excuses nothing
+
+
+def test_a_watcher_that_was_stopped_alone_excuses_only_what_it_could_not_see() -> None:
+    stopped = (END_0 - 20, END_0 + 50)
+    assert while_it_slept(stopped, END_0 + 30, True).verdict("a", 0) == "unseen"
+    assert while_it_slept(stopped, END_0 + 51, True).verdict("a", 0) == "late"  # seen to be missing at END_0 + 50
+    assert while_it_slept((20, 40), END_0 + 11, True).verdict("a", 0) == "late"
+    assert while_it_slept((END_0 + 12, END_0 + 40), END_0 + 20, True).verdict("a", 0) == "late"
+    assert while_it_slept((20, END_0 + 5), 30, True).verdict("a", 0) == "settled"
+    assert while_it_slept(stopped, END_0 + 51, True).longest_pause_s == pytest.approx(70)
+
+
+def test_what_stood_still_is_written_down_with_its_round(tmp_path: Path) -> None:
+    watcher = Watcher(RunPaths(tmp_path), RoundTimes(recorded_manifest().timing, GENESIS, 1.0))
+    watcher.observer.stood_still += [(GENESIS + 30, GENESIS + 100.04), (GENESIS + 2, GENESIS + 9)]
+    watcher.write()
+    rows = watch_rows(json.loads((tmp_path / RESULT).read_text()), {0})
+    assert rows is not None and rows["stood_still"] == [{"round": 0, "seconds": 70.0}, {"round": -1, "seconds": 7.0}]
+    assert stood_still({"watch": rows}) == [
+        "the machine stood still for 70 s in round 0", "the machine stood still for 7 s before round 0",
+    ]  # fmt: skip
+
+
 def test_recorded_events_give_every_node_settled_in_every_round() -> None:
     """Genesis from the recording: its rounds ended at genesis + 12 + 54 (r + 1)."""
     ready = [e["time"] for _, e in recorded() if e["event"] == "ready"]
@@ -84,9 +143,10 @@ def test_recorded_events_give_every_node_settled_in_every_round() -> None:
     times = RoundTimes(recorded_manifest().timing, train - 12, 1.0)
     observer = Observer(times, min(ready))
     lives = {spec.name: True for spec in SPECS}
-    observer.look(min(ready), lives, [])
+    observer.look(min(ready), lives, [], min(ready))
     for name, event in recorded():
-        observer.look(event["time"], lives, [(name, event["round"])] if event["event"] == "round" else [])
+        settled = [(name, event["round"])] if event["event"] == "round" else []
+        observer.look(event["time"], lives, settled, event["time"])
     verdicts = [row["verdicts"] for row in observer.rounds().values()]
     assert len(verdicts) >= 3 and all(set(row.values()) == {"settled"} for row in verdicts[:3])
 
@@ -110,10 +170,16 @@ def test_it_reads_files_and_pids_and_keeps_what_an_earlier_part_of_the_run_saw(t
         assert watcher.observer.verdict("a", 0) == "settled"
     (paths.root / RESULT).write_text(
         json.dumps(
-            {"grace_s": 10.0, "longest_pause_s": 9.0, "interrupted": [], "rounds": {"7": {"verdicts": {"a": "late"}}}}
+            {
+                "grace_s": 10.0,
+                "longest_pause_s": 9.0,
+                "interrupted": [],
+                "stood_still": [],
+                "rounds": {"7": {"verdicts": {"a": "late"}}},
+            }
         )
     )
     Watcher(paths, times).write()
     rows = watch_rows(json.loads((paths.root / RESULT).read_text()), {0, 7})
     assert rows is not None and (rows["interrupted"], rows["longest_pause_s"]) == ([0], 9.0)
-    assert rows["rounds"] == [{"index": 7, "settled": [], "late": ["a"], "dead": []}]
+    assert rows["rounds"] == [{"index": 7, "settled": [], "late": ["a"], "dead": [], "unseen": []}]

@@ -95,6 +95,28 @@ def test_json_can_be_forced_on_a_terminal(tmp_path: Path) -> None:
     assert len(parse(on_a_terminal(tmp_path / "log.txt", json_lines=True))) == 4
 
 
+ODD = """
+import logging, pathlib, sys
+from distributed_training.settings.logs import get_logger, setup_logging
+setup_logging(file=pathlib.Path(sys.argv[1]))
+log = logging.getLogger("distributed_training.x")
+log.error("cannot go on: %s", EOFError())
+log.error("cannot go on: %s", ValueError("why"))
+get_logger("distributed_training.y").warning("it failed", error=TimeoutError())
+log.warning("file %s", "r\\udce9\\u65e5")
+"""
+
+
+def test_nothing_is_logged_as_nothing_and_no_encoding_spoils_a_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ODD, str(tmp_path / "log.txt")]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    lines = parse(done.stderr)
+    assert [line["event"] for line in lines[:2]] == ["cannot go on: EOFError", "cannot go on: why"]
+    assert lines[2]["error"] == "TimeoutError" and lines[3]["event"] == "file r\udce9\u65e5"
+    assert len(parse((tmp_path / "log.txt").read_text())) == 4
+
+
 def test_a_log_file_that_cannot_be_opened_is_the_operators_error(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(ConfigError, match="cannot write the log file"):

@@ -62,7 +62,7 @@ def test_a_manifest_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("path", LEAVES)
 def test_a_missing_or_mistyped_field_is_named(path: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^manifest: {path}: Field required \(1 problem"):
+    with pytest.raises(ConfigError, match=rf"^manifest: {path}: it is missing \(1 problem"):
         parse_manifest(without(path))
     with pytest.raises(ConfigError, match=rf"^manifest: {path}(\.|: )"):
         parse_manifest(changed(path, [None]))
@@ -76,7 +76,7 @@ def test_types_are_strict(path: str, value: Any) -> None:
 
 @pytest.mark.parametrize("path", ["surprise", "timing.surprise", "keep.path"])
 def test_an_unknown_field_is_named(path: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^here: {path}: Extra"):
+    with pytest.raises(ConfigError, match=rf"^here: {path}: there is no such name"):
         parse_manifest(changed(path, 1), source="here")
 
 

@@ -29,8 +29,9 @@ from distributed_training.metrics.base import JsonlSink
 from distributed_training.protocol.rules.assignment import page_index
 from distributed_training.protocol.types import StepRecord
 from distributed_training.roles.mining.work import Trainer, WorkTask, round_permutation
+from distributed_training.training.flat import to_flat
 from distributed_training.training.inner import InnerLoop, out_of_memory
-from distributed_training.training.model import build_model, to_flat
+from distributed_training.training.model import build_model
 from distributed_training.training.outer import initial_state
 
 
@@ -204,13 +205,13 @@ def journal_refuses(journal: Journal, number: int) -> bool:
 
 
 def test_a_clock_that_jumps_changes_nothing_a_node_does() -> None:
-    """Only these look at the wall clock: stamps of events, expiry of hints and of signed addresses, and the local
-    chain's arithmetic."""
+    """Only these look at the wall clock: stamps of events, expiry of hints and of signed addresses, what is said after
+    the machine slept, and the local chain's arithmetic."""
     package = Path(distributed_training.__file__).parent
     asks = re.compile(r"\btime\.time\(|\bdatetime\.(now|utcnow|today)\(|\btime\.(gmtime|localtime|strftime)\(")
     found = {str(path.relative_to(package)) for path in package.rglob("*.py") if asks.search(path.read_text("utf-8"))}
     node_code = {path for path in found if not path.startswith(("localnet/", "simulation/", "chain/local/"))}
-    assert node_code == {"data/places/addresses.py", "metrics/base.py", "network/hints.py"}
+    assert node_code == {"data/places/addresses.py", "metrics/base.py", "network/hints.py", "stillness.py"}
 
 
 def test_too_little_memory_makes_the_next_attempt_smaller() -> None:

@@ -1,113 +1,176 @@
-"""scripts/setup.sh as a stranger's machine meets it: what it says when it cannot go on. Nothing is installed here."""
+"""scripts/setup.sh as a stranger's machine meets it once a Python was found. Over stubs: nothing is installed here."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from stub_machine import ROOT, Machine, finished, make_machine, working_python
 
-ROOT = Path(__file__).parents[2]
-TOOLS = ("bash", "cat", "dirname", "grep", "touch", "rm", "uname")
+SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 
 
 @pytest.fixture
-def bin_dir(tmp_path: Path) -> Path:
-    """A PATH with shell tools and no Python at all."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for tool in TOOLS:
-        found = shutil.which(tool)
-        assert found is not None
-        (folder / tool).symlink_to(found)
-    return folder
+def machine(tmp_path: Path) -> Machine:
+    return make_machine(tmp_path)
 
 
-def run(bin_dir: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environ = {"PATH": str(bin_dir), "HOME": str(bin_dir.parent), "DT_VENV": str(bin_dir.parent / "venv"), **variables}
-    bash = str(bin_dir / "bash")
-    return subprocess.run(
-        [bash, str(ROOT / "scripts" / "demo.sh"), "--help"], env=environ, capture_output=True, text=True, timeout=60
-    )
-
-
-def script(path: Path, text: str) -> Path:
-    path.write_text(f"#!{shutil.which('bash')}\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
-def test_no_python_is_one_line_with_the_fix(bin_dir: Path) -> None:
-    done = run(bin_dir)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: no Python 3.11 or 3.12 found; install one") and "python3.11-venv" in line
-    assert not (bin_dir.parent / "venv").exists()
-
-
-def test_a_python_without_venv_names_the_package(bin_dir: Path) -> None:
-    answer = 'case "$2" in *ensurepip*) exit 4 ;; *) echo 3.12 ;; esac'
-    script(bin_dir / "python3.12", answer)
-    done = run(bin_dir)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "no venv module" in line and "apt install python3.12-venv" in line
-
-
-def test_a_python_that_does_not_run_is_passed_over(bin_dir: Path) -> None:
-    script(bin_dir / "python3.12", "exit 127")
-    script(bin_dir / "python3.11", "exit 3")
-    assert "no Python 3.11 or 3.12 found" in run(bin_dir).stderr
-
-
-def test_a_chosen_python_that_does_not_fit_is_named(bin_dir: Path) -> None:
-    chosen = script(bin_dir / "my python", "exit 3")
-    done = run(bin_dir, PYTHON=str(chosen))
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: PYTHON={chosen} is not a Python 3.11 or 3.12")
-
-
-def test_what_it_needs_is_said_before_anything_is_installed(bin_dir: Path) -> None:
-    # a Python that fits and whose venv module fails, as on a full disk
-    script(bin_dir / "python3.11", 'case "$1" in -c) exit 0 ;; *) exit 1 ;; esac')
-    done = run(bin_dir)
+def test_what_it_needs_is_said_before_anything_is_installed(machine: Machine) -> None:
+    machine.python("python3.11", "3.11", other="echo 'Error: No space left on device' >&2; exit 1")
+    done = machine.run(DT_TORCH_INDEX="")
     assert done.returncode == 2
     assert "GB of disk" in done.stdout and "minutes" in done.stdout
-    assert done.stderr.startswith("error: could not create ")
+    assert done.stderr == f"error: could not create {machine.venv} (Error: No space left on device)\n"
 
 
-def test_an_interrupted_install_is_redone_from_scratch_and_a_finished_one_is_not(bin_dir: Path) -> None:
-    venv = bin_dir.parent / "venv"
-    log = bin_dir.parent / "log"
-    # stands for both Pythons: the real one for the stamp, a note in the log for venv and pip
-    fake = f"""
-echo "$*" >> "{log}"
-case "$*" in
-    "-m venv --clear "*)
-        rm -rf "{venv}"; mkdir -p "{venv}/bin"; cp "$0" "{venv}/bin/python"; touch "{venv}/bin/activate" ;;
-    "-m pip "*) exit "${{PIP_EXIT:-0}}" ;;
-    "-c "*urllib*) exit 1 ;;
-    *) exec "{sys.executable}" "$@" ;;
-esac"""
-    script(bin_dir / "python3.11", fake)
-    (bin_dir / "python").symlink_to(shutil.which("true") or "")
-    for tool in ("mkdir", "cp"):
-        (bin_dir / tool).symlink_to(shutil.which(tool) or "")
-
-    failed = run(bin_dir, PIP_EXIT="1")
+def test_an_interrupted_install_is_redone_from_scratch_and_a_finished_one_is_not(machine: Machine) -> None:
+    machine.python("python3.11", "3.11", other=working_python(machine, 'exit "${PIP_EXIT:-0}"'))
+    failed = machine.run(PIP_EXIT="1")
     assert failed.returncode == 2 and "pip could not install torch" in failed.stderr
-    (venv / "left-over").touch()
+    (machine.venv / "left-over").touch()
 
-    again = run(bin_dir)
+    again = machine.run()
     assert again.returncode == 0, again.stderr
-    assert not (venv / "left-over").exists()
+    assert not (machine.venv / "left-over").exists()
     assert "Installed in" in again.stdout
 
-    log.unlink()
-    third = run(bin_dir)
-    assert third.returncode == 0 and third.stdout == ""
-    assert "-m pip" not in log.read_text()
+    (machine.home / "log").unlink()
+    third = machine.run()
+    assert third.returncode == 0 and third.stdout == f"started by {machine.venv}/bin/python\n"
+    assert "-m pip" not in machine.log
+
+
+def test_an_environment_whose_python_is_gone_is_made_again(machine: Machine) -> None:
+    machine.python("python3.11", "3.11", other=working_python(machine))
+    assert machine.run().returncode == 0
+    (machine.venv / "bin" / "python").unlink()
+    (machine.venv / "bin" / "python").symlink_to(machine.home / "removed" / "python3.11")
+    done = machine.run()
+    assert done.returncode == 0 and "Installed in" in done.stdout
+
+
+def test_an_environment_of_a_python_that_does_not_fit_is_made_again(machine: Machine) -> None:
+    # as after a distribution upgrade, or by an editor that made .venv itself
+    machine.python("python3.13", "3.13", other=working_python(machine))
+    assert machine.run().returncode == 0
+    old = machine.python("old", "3.15", "unsupported", "exit 0")
+    shutil.move(old, machine.venv / "bin" / "python")
+    done = machine.run()
+    assert done.returncode == 0 and f"started by {machine.venv}/bin/python" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "pyvenv.cfg"])
+def test_a_folder_with_other_things_or_of_another_project_is_never_emptied(machine: Machine, name: str) -> None:
+    machine.python("python3.13", "3.13", other=working_python(machine))
+    machine.venv.mkdir()
+    (machine.venv / name).write_text("all of it")
+    assert "holds other things than an environment of this project" in machine.refusal()
+    assert (machine.venv / name).read_text() == "all of it"
+
+
+def test_a_disk_without_room_is_one_line_before_anything_is_downloaded(machine: Machine) -> None:
+    body = f'case "$2" in *statvfs*) echo 1; exit ;; esac\n{working_python(machine)}'
+    machine.python("python3.13", "3.13", other=body)
+    assert "needs about 2 GB and its disk has too little left" in machine.refusal(DT_TORCH_INDEX="")
+    assert "-m pip" not in machine.log
+
+
+def test_pips_reason_is_in_the_one_line(machine: Machine) -> None:
+    said = """echo "WARNING: Retrying after connection broken by 'Name or service not known': /simple/torch/" >&2
+echo "ERROR: Could not find a version that satisfies the requirement torch" >&2; exit 1"""
+    machine.python("python3.13", "3.13", other=working_python(machine, said))
+    line = machine.refusal(DT_TORCH_INDEX="")
+    assert "torch (no connection: 'Name or service not known': /simple/torch/; all it said" in line
+    said = 'echo "ERROR: No space left on device" >&2; echo "ERROR: and more" >&2; exit 1'
+    machine.python("python3.13", "3.13", other=working_python(machine, said))
+    assert "torch (No space left on device; all" in machine.refusal(DT_TORCH_INDEX="")
+
+
+def test_settings_of_another_python_and_pip_do_not_reach_ours(machine: Machine) -> None:
+    said = f'echo "$PIP_USER $PIP_REQUIRE_VIRTUALENV [$PIP_TARGET] [${{PYTHONHOME-}}] $TMPDIR" >>"{machine.home}/seen"'
+    machine.python("python3.13", "3.13", other=working_python(machine, said))
+    foreign = {
+        "PIP_USER": "1",
+        "PIP_REQUIRE_VIRTUALENV": "1",
+        "PIP_TARGET": "/x",
+        "PYTHONHOME": "/conda",
+        "PYTHONPATH": "/ros",
+    }
+    done = machine.run(**foreign)
+    assert done.returncode == 0, done.stderr
+    assert set((machine.home / "seen").read_text().splitlines()) == {f"0 0 [] [] {machine.venv}/.tmp"}
+
+
+def test_of_two_set_ups_at_once_the_second_waits(machine: Machine) -> None:
+    slow = f'case "$*" in "-m venv "*) "{shutil.which("sleep")}" 0.5 ;; esac\n{working_python(machine)}'
+    machine.python("python3.13", "3.13", other=slow)
+    both = [machine.start(), machine.start()]
+    outputs = [finished(process) for process in both]
+    assert [done.returncode for done in outputs] == [0, 0], outputs
+    assert machine.log.count(" -m venv ") == 1
+    assert sum("Another set-up is at work" in done.stdout for done in outputs) == 1
+
+
+def test_a_checkout_that_was_renamed_uses_its_own_environment(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b é c"
+    shutil.copytree(ROOT / "scripts", first / "scripts")
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, first)
+    (first / "distributed_training").mkdir()
+    (first / "distributed_training" / "__init__.py").touch()
+    base = getattr(sys, "_base_executable", sys.executable)
+    subprocess.run([base, "-m", "venv", "--without-pip", first / ".venv"], check=True)
+    (pip,) = first.glob(".venv/lib/python3.*/site-packages")
+    (pip / "pip").mkdir()
+    for name in ("__init__.py", "__main__.py"):
+        (pip / "pip" / name).touch()
+
+    def python(folder: Path) -> str:
+        script = f'cd / && source "{folder}/scripts/setup.sh" >&2 && command -v python'
+        environ = {"PATH": "/usr/bin:/bin", "DT_TORCH_INDEX": "", "CDPATH": "/tmp"}
+        done = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert python(first) == str(first / ".venv" / "bin" / "python")
+    first.rename(second)
+    where = [str(second / ".venv" / "bin" / "python"), "-Ic", "import distributed_training as d; print(d.__file__)"]
+    found = str(second / "distributed_training" / "__init__.py")
+    assert subprocess.run(where, cwd="/", capture_output=True, text=True).stdout.strip() == found  # before any set-up
+    assert python(second) == where[0]
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash --posix"])
+def test_the_scripts_start_under_what_sh_is_elsewhere(machine: Machine, shell: str) -> None:
+    program, *options = shell.split()
+    found = shutil.which(program)
+    if found is None:
+        pytest.skip(f"no {program} here")
+    machine.python("python3.13", "3.13", other=working_python(machine))
+    done = machine.run(found, *options, str(ROOT / "scripts" / "demo.sh"))
+    assert done.returncode == 0 and "started by" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_valid_for_the_bash_of_macos_and_trust_no_activate(path: Path) -> None:
+    text = path.read_text()
+    newer = r"\bmapfile\b|\breadarray\b|declare -\w*[An]|\$\{\w+(\[[^]]*\])?[,^@]|\|&|&>>|\bcoproc\b|EPOCH|wait -n"
+    assert re.findall(newer, text) == []
+    assert "bin/activate" not in text
+
+
+def test_what_digests_pin_and_shells_read_has_one_spelling_in_every_checkout() -> None:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout")
+    pinned = "distributed_training/data/gpt2_tokenizer/tokenizer.json"
+    asked = ["scripts/demo.sh", ".ci/run", "constraints.txt", pinned]
+    done = subprocess.run(
+        ["git", "check-attr", "text", "eol", "--", *asked], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in asked[:-1]:
+        assert f"{name}: eol: lf" in done.stdout
+    assert f"{pinned}: text: unset" in done.stdout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from distributed_training import PROTOCOL_VERSION
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.training.inner import InnerLoop, InnerResult, Tokens
-from distributed_training.training.model import build_model
+from distributed_training.training.model import attention_of, build_model, constants_sha256, read_config
 
 GPT2: dict[str, Any] = {
     "model_type": "gpt2",
@@ -60,7 +60,27 @@ INNER: dict[str, Any] = {
 }
 
 
-def manifest(config: dict[str, Any], *, batch_size: int = 8, sequence_length: int = 32) -> RunManifest:
+def model_section(config: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says of a model, but for the state root of round 0."""
+    pinned = read_config(config).config
+    model = build_model(pinned, 7)
+    said = {"attention": attention_of(model), "constants_sha256": constants_sha256(model)}
+    return said | {"config": pinned, "init_seed": 7, "initial_root": "00" * 32}
+
+
+def stated(config: dict[str, Any]) -> dict[str, Any]:
+    """As it stands, for tests that build no model."""
+    said = {"attention": "sdpa", "constants_sha256": "00" * 32, "initial_root": "00" * 32}
+    return said | {"config": config, "init_seed": 7}
+
+
+def manifest(
+    config: dict[str, Any],
+    *,
+    batch_size: int = 8,
+    sequence_length: int = 32,
+    section: Callable[[dict[str, Any]], dict[str, Any]] = model_section,
+) -> RunManifest:
     return RunManifest.model_validate(
         {
             "protocol_version": PROTOCOL_VERSION,
@@ -68,7 +88,7 @@ def manifest(config: dict[str, Any], *, batch_size: int = 8, sequence_length: in
             "netuid": 1,
             "max_uids": 4,
             "version_key": 1,
-            "model": {"config": config, "init_seed": 7, "initial_root": "00" * 32},
+            "model": section(config),
             "data": {
                 "tokenizer": "bytes",
                 "tokenizer_sha256": "00" * 32,

@@ -14,7 +14,7 @@ from distributed_training.data.build.hub import HubDataset, HubFile
 from distributed_training.data.build.parallel import in_order
 from distributed_training.data.chunks import most_text, row_groups
 from distributed_training.data.pages import MAX_CHUNK_BYTES, MAX_ROWS, Codec, FileEntry
-from distributed_training.errors import ConfigError, DataUnavailable
+from distributed_training.errors import ConfigError, DataUnavailable, said
 from distributed_training.files import write_whole
 
 MAGIC = b"PAR1"
@@ -117,8 +117,7 @@ def _parse(dataset: HubDataset, file: HubFile, column: str, footer: bytes) -> Fo
     except ConfigError as error:
         raise ConfigError(f"--column: {file.name}: {error}") from None
     except (OSError, ValueError, pa.ArrowException) as error:
-        said = " ".join(str(error).split())[:100]
-        raise DataUnavailable(f"{dataset.repo} {file.name}: its footer cannot be read: {said}") from None
+        raise DataUnavailable(f"{dataset.repo} {file.name}: its footer cannot be read: {said(error)[:100]}") from None
     return Footer(
         name=file.name,
         num_bytes=file.num_bytes,

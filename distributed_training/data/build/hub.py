@@ -25,7 +25,7 @@ from huggingface_hub.utils import build_hf_headers, httpx, parse_ratelimit_heade
 from distributed_training.data.pages import Dataset
 from distributed_training.data.places.hub import hub_dataset
 from distributed_training.data.places.ranges import Limits
-from distributed_training.errors import ConfigError, DataUnavailable
+from distributed_training.errors import ConfigError, DataUnavailable, said
 
 CARD = "README.md"
 MAX_CARD_BYTES = 4 << 20
@@ -153,4 +153,4 @@ def _wait_s(error: Exception, attempt: int) -> float | None:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return said(error)[:200]

@@ -15,7 +15,7 @@ from distributed_training.data.build.digests import Digested, DigestLog, read_di
 from distributed_training.data.build.footers import Footer, FooterReader
 from distributed_training.data.build.hub import HubDataset, HubFile
 from distributed_training.data.build.progress import bar
-from distributed_training.data.page_file import PAGES_FILE, PageTable, open_page_table, write_page_table
+from distributed_training.data.page_file import PAGES_FILE, PageTable, building, open_page_table, write_page_table
 from distributed_training.data.pages import Dataset, FileEntry, Heldout, PageColumns, PageEntry, PageHeader, Recipe
 from distributed_training.errors import ConfigError
 from distributed_training.files import write_whole
@@ -46,6 +46,11 @@ class Built:
 def build_hub_pages(out: Path, dataset: HubDataset, files: Sequence[HubFile], choices: Choices) -> Built:
     """Write `out`/pages.bin. The same commit and choices give the same bytes, whoever was faster and however often it
     was stopped. Raises ConfigError or DataUnavailable."""
+    with building(out):
+        return _build(out, dataset, files, choices)
+
+
+def _build(out: Path, dataset: HubDataset, files: Sequence[HubFile], choices: Choices) -> Built:
     try:
         _claim(out, dataset, files)
         reader, footers = _read_footers(out / PARTIAL, dataset, files, choices)

@@ -21,7 +21,7 @@ from distributed_training.data.build.progress import Tick, bar
 from distributed_training.data.build.source import RowSource
 from distributed_training.data.chunks import row_groups
 from distributed_training.data.local import FINEWEB_SCHEMA, HELDOUT_FILE, PAGES_PER_FILE, TEXT, complete_table
-from distributed_training.data.page_file import PAGES_FILE, PageTable, write_page_table
+from distributed_training.data.page_file import PAGES_FILE, PageTable, building, write_page_table
 from distributed_training.data.pages import FileEntry, Heldout, PageColumns, PageEntry, PageHeader, Recipe, page_digest
 from distributed_training.errors import ConfigError
 
@@ -66,7 +66,8 @@ def rewrite(out: Path, source: RowSource, choices: Choices) -> Rewritten:
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / PAGES_FILE).unlink(missing_ok=True)
-        return _write(out, source, choices, recipe)
+        with building(out):
+            return _write(out, source, choices, recipe)
     except OSError as error:
         raise ConfigError(f"cannot write pages to {out}: {error.strerror or error}") from None
 
@@ -82,8 +83,9 @@ def _recipe(source: RowSource, choices: Choices) -> Recipe:
 def _check_columns(source: RowSource, choices: Choices) -> None:
     if choices.column not in source.text_columns:
         there = "is not text" if choices.column in source.columns else "is not there"
-        expected = ", ".join(source.text_columns) or "a data set with text"
-        raise ConfigError(f"--column {choices.column} {there}; expected one of {expected}")
+        expected = f"expected one of {', '.join(source.text_columns)}"
+        none = f"none of {', '.join(source.columns) or 'no columns'} is"
+        raise ConfigError(f"--column {choices.column} {there}; {expected if source.text_columns else none}")
     missing = sorted(choices.keep.columns - set(source.columns)) if choices.keep is not None else []
     if missing:
         raise ConfigError(f"--filter: no column {missing[0]}; expected one of {', '.join(source.columns)}")
@@ -98,6 +100,7 @@ def _write(out: Path, source: RowSource, choices: Choices, recipe: Recipe) -> Re
     if not heldout or not pages.entries:
         raise ConfigError(
             f"--column {choices.column}: {counts.kept} documents among {counts.rows} rows make no page and held-out set"
+            + (f" ({told})" if (told := counts.line()) else "")
         )
     with _Writer(out, HELDOUT_FILE) as held:
         for part in _pages_of(iter(heldout), max(choices.page_bytes, choices.heldout_bytes // 16)):
@@ -114,13 +117,14 @@ class _Counts:
     rows: int = 0
     filtered: int = 0
     empty: int = 0
+    foreign: int = 0  # bytes that are not UTF-8
 
     @property
     def kept(self) -> int:
-        return self.rows - self.filtered - self.empty
+        return self.rows - self.filtered - self.empty - self.foreign
 
     def line(self) -> str | None:
-        counts = [(self.filtered, "by --filter"), (self.empty, "without text")]
+        counts = [(self.filtered, "by --filter"), (self.empty, "without text"), (self.foreign, "not UTF-8")]
         told = [f"{count:,} {why}" for count, why in counts if count]
         return f"rows left out: {', '.join(told)} of {self.rows:,}" if told else None
 
@@ -132,20 +136,20 @@ def _documents(source: RowSource, choices: Choices, counts: _Counts) -> Iterator
         counts.rows += 1
         if choices.keep is not None and not choices.keep.keeps(row):
             counts.filtered += 1
-        elif (size := _size(text)) == 0:
+        elif (data := _utf8(text)) is None:
+            counts.foreign += 1
+        elif not data.decode().strip():
             counts.empty += 1
         else:
-            yield _Document(number, text, size)
+            yield _Document(number, data.decode(), len(data))
 
 
-def _size(text: object) -> int:
-    """Bytes of UTF-8; 0 for what is no document."""
-    if not isinstance(text, str) or not text.strip():
-        return 0
+def _utf8(text: object) -> bytes | None:
+    """The text as UTF-8, empty for what is none; None: bytes that are not UTF-8, or half a surrogate pair."""
     try:
-        return len(text.encode())
-    except UnicodeEncodeError:  # half a surrogate pair
-        return 0
+        return text.encode() if isinstance(text, str) else text if isinstance(text, bytes) and text.decode() else b""
+    except UnicodeError:
+        return None
 
 
 def _without_heldout(documents: Iterator[_Document], heldout: list[_Document], choices: Choices) -> Iterator[_Document]:

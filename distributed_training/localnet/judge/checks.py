@@ -1,6 +1,7 @@
 """What has to hold at the end of a demo: pure functions from the summary to (held, the numbers in words).
 
-Each takes the summary without its `checks` and answers for itself; a number that was not measured fails a check.
+Each takes the summary without its `checks` and answers for itself; a number that was not measured fails a check. None
+for held: the run was too short to tell, which is no failure.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Any
 
-from distributed_training.localnet.judge import fault_checks, hub_checks
+from distributed_training.localnet.judge import fault_checks, hub_checks, loss_checks
 from distributed_training.localnet.judge.fault_checks import absent, ever_killed
 
 INCENTIVE_SUM_TOLERANCE = 1e-3
@@ -21,13 +22,13 @@ LOST_TO_KILLS = 2  # rounds that may be missing when kills were asked for
 REPLAY_REASONS = ("gradient", "norm", "loss")
 
 Summary = Mapping[str, Any]
-Outcome = tuple[bool, str]
+Outcome = tuple[bool | None, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     name: str
-    ok: bool
+    ok: bool | None
     detail: str
 
 
@@ -116,22 +117,6 @@ def bytes_sent(summary: Summary) -> Outcome:
 
 def dead_miners(summary: Summary, r: Mapping[str, Any]) -> set[str]:
     return {name for name in absent(summary, r["index"]) if summary["nodes"][name]["role"] == "miner"}
-
-
-def loss_below_solo_mean(summary: Summary) -> Outcome:
-    solo = [v for v in summary["solo_heldout_loss"].values() if v is not None]
-    final = summary["final_heldout_loss"]
-    if not solo or final is None:
-        return False, "not measured"
-    mean = fsum(solo) / len(solo)
-    return final < mean, f"together {final:.4f}, alone {mean:.4f} on average, {min(solo):.4f} at best"
-
-
-def loss_fell(summary: Summary) -> Outcome:
-    first, final = summary["initial_heldout_loss"], summary["final_heldout_loss"]
-    if first is None or final is None:
-        return False, "not measured"
-    return final < first, f"{first:.4f} to {final:.4f}"
 
 
 def weights_on_chain(summary: Summary) -> Outcome:
@@ -255,17 +240,17 @@ ALWAYS: dict[str, Function] = {
     "nobody_hung": fault_checks.nobody_hung,
     "slices_counted": slices_counted,
     "bytes_sent": bytes_sent,
+    "loss_fell": loss_checks.loss_fell,
     "weights_on_chain": weights_on_chain,
     "incentive_sum": incentive_sum,
     "checkpoint_published": checkpoint_published,
     "ended_cleanly": ended_cleanly,
 }
 HONEST_ONLY: dict[str, Function] = {
-    "loss_below_solo_mean": loss_below_solo_mean,
+    "loss_below_solo_mean": loss_checks.loss_below_solo_mean,
     "incentive_proportional": incentive_proportional,
 }
 WITH_ADVERSARY: dict[str, Function] = {
-    "loss_fell": loss_fell,
     "adversary_took_part": adversary_took_part,
     "adversary_named": adversary_named,
     "adversary_unpaid": adversary_unpaid,

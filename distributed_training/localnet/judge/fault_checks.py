@@ -65,7 +65,8 @@ def rejoined(summary: Summary) -> Outcome:
 def nobody_hung(summary: Summary) -> Outcome:
     """By the outside watcher: every live node had settled every round by s+L and a moment.
 
-    Dead is allowed for a killed node, and for all in the round in which a stopped run went on.
+    Dead is allowed for a killed node, and for all in the round in which a stopped run went on. What the watcher could
+    not see, because it was stopped itself, is nobody's fault.
     """
     watch = summary["watch"]
     if watch is None:
@@ -77,13 +78,25 @@ def nobody_hung(summary: Summary) -> Outcome:
         if row is None:
             return False, f"round {r['index']} was not watched"
         excused = absent(summary, r["index"]) | (set(row["dead"]) if r["index"] in watch["interrupted"] else set())
-        fine = set(row["settled"]) | (set(row["dead"]) & excused)
+        fine = set(row["settled"]) | set(row["unseen"]) | (set(row["dead"]) & excused)
         if wrong := sorted(set(summary["nodes"]) - fine):
             how = ", ".join(f"{n} {_verdict(row, n)}" for n in wrong)
             return False, f"round {r['index']}: {how}"
         settled += len(row["settled"])
-    pause = f"the watcher never slept longer than {watch['longest_pause_s']} s"
-    return bool(settled), f"{settled} node-rounds settled within {watch['grace_s']:.0f} s of their end; {pause}"
+    pauses = [f"the watcher never slept longer than {watch['longest_pause_s']} s", *stood_still(summary)]
+    return bool(settled), f"{settled} node-rounds settled within {watch['grace_s']:.0f} s of their end; " + "; ".join(
+        pauses
+    )
+
+
+def stood_still(summary: Summary) -> list[str]:
+    """When the whole machine did, in words."""
+    pauses = (summary["watch"] or {}).get("stood_still", [])
+    return [
+        f"the machine stood still for {pause['seconds']:.0f} s "
+        + (f"in round {pause['round']}" if pause["round"] >= 0 else "before round 0")
+        for pause in pauses
+    ]
 
 
 def _verdict(row: Mapping[str, Any], name: str) -> str:

@@ -120,9 +120,13 @@ def watch_rows(document: Mapping[str, Any] | None, rounds_run: Collection[int]) 
         "grace_s": document["grace_s"],
         "longest_pause_s": document["longest_pause_s"],
         "interrupted": list(document["interrupted"]),
+        "stood_still": list(document["stood_still"]),
         "rounds": [
             {"index": index}
-            | {v: sorted(n for n, found in verdicts.items() if found == v) for v in ("settled", "late", "dead")}
+            | {
+                v: sorted(n for n, found in verdicts.items() if found == v)
+                for v in ("settled", "late", "dead", "unseen")
+            }
             for index, verdicts in sorted(rounds.items())
         ],
     }

@@ -32,9 +32,10 @@ from distributed_training.protocol.rules import membership
 from distributed_training.protocol.rules.assignment import assignment_beacon
 from distributed_training.protocol.types import Role, Roster, Round
 from distributed_training.settings.arguments import Parser
-from distributed_training.settings.config import run_main
+from distributed_training.settings.entry import run_main
 from distributed_training.snapshots.statefile import decode_state
-from distributed_training.training.model import build_model, to_flat
+from distributed_training.training.flat import to_flat
+from distributed_training.training.model import run_model
 from distributed_training.training.outer import RunState, initial_state, outer_step, state_root
 
 RESULT = "offline.json"
@@ -74,6 +75,7 @@ class NodeCheck:
     name: str
     states: dict[int, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    outlived: bool = False  # somebody who joined the run and went on after its end: nothing of it can be compared
 
 
 def read_rounds(paths: RunPaths, manifest: RunManifest, count: int | None) -> list[RoundReads]:
@@ -154,8 +156,11 @@ def check_committed(check: RoundCheck, reads: RoundReads, root: bytes) -> None:
             check.problems.append(f"validator uid {neuron.uid} committed another root of the state at its start")
 
 
-def check_node(name: str, folder: Path, roots: Mapping[int, str], chunk_coords: int) -> NodeCheck:
-    """Every state file of one node against the recomputed roots (by the round it is the start of)."""
+def check_node(name: str, folder: Path, roots: Mapping[int, str], chunk_coords: int, *, joined: bool) -> NodeCheck:
+    """Every state file of one node against the recomputed roots (by the round it is the start of).
+
+    joined: by somebody else than the demo, which does not end it.
+    """
     check = NodeCheck(name)
     for path in sorted((folder / "state").glob("*.safetensors")):
         try:
@@ -169,7 +174,8 @@ def check_node(name: str, folder: Path, roots: Mapping[int, str], chunk_coords: 
             check.problems.append(
                 f"its state at the start of round {index} has root {found[:16]}, not {roots[index][:16]}"
             )
-    if not any(index in roots for index in check.states):
+    check.outlived = joined and bool(check.states) and min(check.states) > max(roots)
+    if not check.outlived and not any(index in roots for index in check.states):
         check.problems.append("no saved state of a round that was recomputed")
     return check
 
@@ -177,7 +183,7 @@ def check_node(name: str, folder: Path, roots: Mapping[int, str], chunk_coords: 
 def check_run(paths: RunPaths, count: int | None = None) -> tuple[list[RoundCheck], list[NodeCheck]]:
     """Everything, in round order. Raises ConfigError or ChainFault when the run cannot be read at all."""
     manifest = load_manifest(paths.manifest)
-    state = initial_state(to_flat(build_model(manifest.model.config, manifest.model.init_seed)), manifest.average)
+    state = initial_state(to_flat(run_model(manifest.model)), manifest.average)
     first = state_root(state, manifest.average.chunk_coords).hex()
     folders = sorted(p for p in (paths.root / "nodes").iterdir() if p.is_dir())
     stores = {p.name: RoundStore(p) for p in folders}
@@ -190,7 +196,10 @@ def check_run(paths: RunPaths, count: int | None = None) -> tuple[list[RoundChec
         rounds.append(check)
         if check.applied and check.recomputed < check.counted:
             break
-    return rounds, [check_node(p.name, p, roots, manifest.average.chunk_coords) for p in folders]
+    own = json.loads(paths.run.read_text())["nodes"] if paths.run.exists() else {p.name for p in folders}
+    return rounds, [
+        check_node(p.name, p, roots, manifest.average.chunk_coords, joined=p.name not in own) for p in folders
+    ]
 
 
 def result(rounds: Sequence[RoundCheck], nodes: Sequence[NodeCheck]) -> dict[str, Any]:
@@ -215,9 +224,8 @@ def show(rounds: Sequence[RoundCheck], nodes: Sequence[NodeCheck], console: Cons
     console.print(table)
     for n in nodes:
         states = ", ".join(f"start of round {k}: {v[:16]}" for k, v in n.states.items())
-        console.print(
-            f"{n.name:<12} {states or 'no state'}  {'; '.join(n.problems) or 'as recomputed'}", highlight=False
-        )
+        fine = "went on after the run: nothing to compare" if n.outlived else "as recomputed"
+        console.print(f"{n.name:<12} {states or 'no state'}  {'; '.join(n.problems) or fine}", highlight=False)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ from distributed_training.data.tokens import TOKENIZER_FILE, load_tokenizer
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.layout import RunPaths
 from distributed_training.protocol.manifest import load_manifest
-from distributed_training.settings.config import run_main
+from distributed_training.settings.entry import run_main
 from distributed_training.sources import open_pages
 
 RESULT = "published.json"

@@ -112,7 +112,7 @@ def build_summary(
     found = run_checks(summary)
     summary["checks"] = {check.name: check.ok for check in found}
     summary["details"] = {check.name: check.detail for check in found}
-    summary["ok"] = all(check.ok for check in found)
+    summary["ok"] = all(check.ok is not False for check in found)
     return summary
 
 

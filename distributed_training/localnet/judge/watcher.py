@@ -5,7 +5,11 @@
 It believes no node's clock. When a round ends follows from the chain's genesis time; that a node settled it is seen
 when its events.jsonl has grown by the round's line; that it lives, from the pid in its lock file. RUN_DIR/watch.json
 holds the verdict per round and node: "settled" (by s+L plus GRACE_S), "late" (lived all the time and was not), "dead"
-(did not live all the time from s to s+L plus GRACE_S, and had not settled), null (not over yet). It ends with SIGTERM.
+(did not live all the time from s to s+L plus GRACE_S, and had not settled), "unseen" (settled while the watcher itself
+was stopped, nobody knows whether in time), null (not over yet). It ends with SIGTERM.
+
+While the whole machine stands still nobody can settle anything: a round that this falls into is due as much later. That
+the machine did, and not the watcher alone, shows in the clock that stops with it.
 """
 
 from __future__ import annotations
@@ -27,12 +31,15 @@ from distributed_training.localnet.judge.chain_view import genesis_time
 from distributed_training.localnet.layout import RunPaths
 from distributed_training.localnet.run.group import alive
 from distributed_training.protocol.manifest import TimingSection, load_manifest
-from distributed_training.settings.config import run_main
+from distributed_training.settings.entry import run_main
+from distributed_training.shutdown import stop_signals
+from distributed_training.stillness import clocks
 
 GRACE_S = 10.0
 POLL_S = 0.2
 RESULT = "watch.json"
-SETTLED, LATE, DEAD = "settled", "late", "dead"
+BLIND_S = 5.0  # between two looks: longer is no busy machine any more, but a watcher or a machine that stood still
+SETTLED, LATE, DEAD, UNSEEN = "settled", "late", "dead", "unseen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +64,12 @@ class RoundTimes:
 
 @dataclass(slots=True)
 class Seen:
-    """One node as it looked from outside. `down`: intervals in which it did not live, the last one maybe open."""
+    """One node as it looked from outside: when it was first seen to have settled a round, and the look before that.
 
-    settled: dict[int, float] = field(default_factory=dict)
+    `down`: intervals in which it did not live, the last one maybe open.
+    """
+
+    settled: dict[int, tuple[float, float]] = field(default_factory=dict)
     down: list[tuple[float, float | None]] = field(default_factory=list)
 
     def look(self, now: float, before: float, lives: bool) -> None:
@@ -78,37 +88,62 @@ class Observer:
     """What was seen so far, and what follows from it. Times are the observer's own (Unix, seconds)."""
 
     def __init__(self, times: RoundTimes, began: float) -> None:
-        self._times, self._began, self._last = times, began, began
+        self.times, self._began, self._last = times, began, began
         self._nodes: dict[str, Seen] = {}
-        self.longest_pause_s = 0.0  # between two looks: the precision of everything said here
+        self._awake: float | None = None
+        self.stood_still: list[tuple[float, float]] = []  # from, until: the whole machine
+        self.longest_pause_s = 0.0  # between two looks of a machine that runs: the precision of everything said here
 
-    def look(self, now: float, lives: Mapping[str, bool], settled: Iterable[tuple[str, int]]) -> None:
-        """`settled`: (node, round) of lines that are new since the last look."""
+    def look(
+        self, now: float, lives: Mapping[str, bool], settled: Iterable[tuple[str, int]], awake: float | None = None
+    ) -> None:
+        """`settled`: (node, round) of lines that are new since the last look. `awake`: a clock that stops while the
+        machine stands still; None where there is none: then nobody knows whether it was the machine or the watcher.
+        """
         for name, living in lives.items():
             if name not in self._nodes:  # whoever was not there before did not live before
                 self._nodes[name] = Seen(down=[(float("-inf"), None)])
             self._nodes[name].look(now, self._last, living)
         for name, index in settled:
-            self._nodes[name].settled.setdefault(index, now)
-        self.longest_pause_s = max(self.longest_pause_s, now - self._last)
-        self._last = now
+            self._nodes[name].settled.setdefault(index, (self._last, now))
+        self._pause(now, awake)
+        self._last, self._awake = now, awake
+
+    def _pause(self, now: float, awake: float | None) -> None:
+        passed = now - self._last
+        ran = 0.0 if awake is None else passed if self._awake is None else awake - self._awake
+        if passed - ran > BLIND_S:
+            self.stood_still.append((now - passed + ran, now))
+            passed = ran
+        self.longest_pause_s = max(self.longest_pause_s, passed)
+
+    def due(self, index: int) -> float:
+        """As late as the time says in which the machine ran."""
+        start, due = self.times.start(index), self.times.due(index)
+        for begin, end in self.stood_still:
+            if begin < due and end > start:
+                due += end - max(begin, start)
+        return due
 
     def verdict(self, name: str, index: int) -> str | None:
-        node, due = self._nodes[name], self._times.due(index)
-        if node.settled.get(index, due + 1) <= due:
+        node, due = self._nodes[name], self.due(index)
+        before, seen = node.settled.get(index, (due + 1, due + 1))
+        if seen <= due:
             return SETTLED
-        if node.was_down(self._times.start(index), min(due, self._last)):
+        if before <= due and seen - before > BLIND_S:
+            return UNSEEN
+        if node.was_down(self.times.start(index), min(due, self._last)):
             return DEAD
         return LATE if self._last > due else None
 
     def rounds(self) -> dict[int, dict[str, Any]]:
         """Every round that ran while it looked: when it ended, who had settled it and how long after the end."""
-        times = self._times
+        times = self.times
         first, last = max(0, times.round_at(self._began)), times.round_at(self._last)
         found: dict[int, dict[str, Any]] = {}
         for index in range(first, last + 1):
             end = times.start(index + 1)
-            after = {n: round(s.settled[index] - end, 2) for n, s in self._nodes.items() if index in s.settled}
+            after = {n: round(s.settled[index][1] - end, 2) for n, s in self._nodes.items() if index in s.settled}
             found[index] = {
                 "end": end,
                 "verdicts": {name: self.verdict(name, index) for name in self._nodes},
@@ -134,7 +169,8 @@ class Watcher:
             follower = self._followers.setdefault(name, Follower(self._paths.node(name) / "events.jsonl"))
             fresh += [(name, e["round"]) for e in follower.read() if e["event"] == "round" and e["round"] is not None]
         lives = {name: lock_holder_lives(self._paths.node(name) / "lock") for name in names}
-        self.observer.look(time.time(), lives, fresh)
+        now, awake = clocks()
+        self.observer.look(now, lives, fresh, awake)
 
     def write(self) -> None:
         """Rounds of an earlier part of a resumed run are kept; the one in which it went on is named."""
@@ -144,6 +180,7 @@ class Watcher:
             "grace_s": GRACE_S,
             "longest_pause_s": max(self._former["longest_pause_s"], round(self.observer.longest_pause_s, 2)),
             "interrupted": interrupted,
+            "stood_still": [*self._former["stood_still"], *self._stood_still()],
             "rounds": self._former["rounds"] | own,
         }
         path = self._paths.root / RESULT
@@ -151,18 +188,23 @@ class Watcher:
         partial.write_text(json.dumps(document) + "\n")
         partial.replace(path)
 
+    def _stood_still(self) -> list[dict[str, Any]]:
+        """When the whole machine did: the round it began in, and for how long."""
+        round_at = self.observer.times.round_at
+        return [{"round": round_at(a), "seconds": round(b - a, 1)} for a, b in self.observer.stood_still]
+
 
 def _former(paths: RunPaths) -> dict[str, Any]:
     try:
         return json.loads((paths.root / RESULT).read_text())
     except (OSError, ValueError):
-        return {"rounds": {}, "interrupted": [], "longest_pause_s": 0.0}
+        return {"rounds": {}, "interrupted": [], "stood_still": [], "longest_pause_s": 0.0}
 
 
 def lock_holder_lives(lock: Path) -> bool:
     """Does the process whose pid stands in a node's lock file run?"""
     try:
-        text = lock.read_text()
+        text = lock.read_text(errors="replace").partition("\n")[0]
     except OSError:
         return False
     return text.isdigit() and alive(int(text))
@@ -173,7 +215,8 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("expected RUN_DIR")
     paths = RunPaths(Path(argv[0]).absolute())
     stop: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    for wanted in stop_signals():
+        signal.signal(wanted, lambda number, frame: stop.append(number))
     parent, genesis = os.getppid(), None
     while (genesis := genesis_time(paths)) is None and not stop and os.getppid() == parent:
         time.sleep(POLL_S)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 from distributed_training.chain.keys import derive_coldkey, derive_keypair, write_wallet
 from distributed_training.chain.local.genesis import GenesisNeuron, create_chain
 from distributed_training.data import tokens
-from distributed_training.data.base import PinnedPages
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.data.page_file import PAGES_FILE, open_page_table
 from distributed_training.data.reading import TablePages
@@ -24,26 +23,20 @@ from distributed_training.errors import ConfigError
 from distributed_training.files import write_whole
 from distributed_training.localnet.layout import SPARE_HOTKEY, WALLET, NodeSpec, RunPaths, node_specs
 from distributed_training.localnet.options import Options
+from distributed_training.localnet.run import pace
 from distributed_training.localnet.run.kills import Kill, plan_kills
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.protocol.types import Role
-from distributed_training.recipes.build import (
-    check_timing,
-    choose_tokenizer,
-    make_manifest,
-    read_model,
-    read_recipe,
-)
+from distributed_training.recipes.build import model_size
+from distributed_training.recipes.creation import Choices, Say, create_manifest, find_tokenizer
+from distributed_training.recipes.reading import read_model, read_recipe
 from distributed_training.sources import open_pages
 
 LOCAL = read_recipe("local")
 DATA = LOCAL.sections["data"]
 WEIGHTS_RATE_LIMIT = 20
 VALIDATOR_STAKE = 1000.0
-PAGE_BYTES = 32_000
-BYTES_PER_TOKEN = {"bytes": 1.0, "gpt2": 6.0, "file": 6.0}  # at most, on average over a page
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +66,7 @@ def open_or_create(options: Options, say: Say) -> Run:
 def _open(options: Options, paths: RunPaths) -> Run:
     try:
         stored = json.loads(paths.run.read_text())
-        params, digest = stored["params"], stored["manifest_sha256"]
+        params, digest, block_s = stored["params"], stored["manifest_sha256"], float(stored["block_s"])
         kills = tuple(Kill(**kill) for kill in stored.get("kills", []))
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{paths.run} cannot be read; expected a run made by this command") from None
@@ -87,7 +80,7 @@ def _open(options: Options, paths: RunPaths) -> Run:
     manifest = load_manifest(paths.manifest)
     if manifest.sha256 != digest:
         raise ConfigError(f"{paths.manifest} has sha256 {manifest.sha256[:16]}..., run.json says {digest[:16]}...")
-    return Run(paths, manifest, node_specs(options), options.seed, params, True, kills, options.block_s)
+    return Run(paths, manifest, node_specs(options), options.seed, params, True, kills, block_s)
 
 
 def _create(options: Options, paths: RunPaths, say: Say) -> Run:
@@ -98,15 +91,17 @@ def _create(options: Options, paths: RunPaths, say: Say) -> Run:
     kills = planned(options, specs)
     try:
         scratch.root.mkdir(parents=True)
-        say(f"pages: {options.pages or options.text or 'built from the standard library'}")
-        tokenizer = _tokenizer(options, model, scratch)
-        pages = _pages(options, tokenizer, scratch)
-        manifest = local_manifest(options, model, pages, tokenizer)
+        tokenizer, file = find_tokenizer(options.tokenizer, None, options.pages, model)
+        if file is not None:
+            write_whole(scratch.root / tokens.TOKENIZER_FILE, file.read_bytes())
+        manifest = create_manifest(choices(options, model, tokenizer), lambda: _pages(options, scratch, say), say)
         scratch.manifest.write_bytes(manifest.canonical())
         say("writing wallets and the chain at block 0")
         _wallets(scratch, specs, options.seed)
-        _chain(scratch, specs, manifest, options.seed, options.block_s)
+        block_s = options.block_s or _pace(options, manifest, say)
+        _chain(scratch, specs, manifest, options.seed, block_s)
         run = {"version": 1, "seed": options.seed, "params": options.params(), "manifest_sha256": manifest.sha256}
+        run["block_s"] = block_s
         scratch.run.write_text(
             json.dumps(run | {"nodes": describe(specs), "kills": [asdict(k) for k in kills]}, indent=2) + "\n"
         )
@@ -117,7 +112,7 @@ def _create(options: Options, paths: RunPaths, say: Say) -> Run:
         raise ConfigError(f"--run-dir {paths.root} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(scratch.root, ignore_errors=True)
-    return Run(paths, manifest, specs, options.seed, options.params(), False, kills, options.block_s)
+    return Run(paths, manifest, specs, options.seed, options.params(), False, kills, block_s)
 
 
 def planned(options: Options, specs: Sequence[NodeSpec]) -> tuple[Kill, ...]:
@@ -127,31 +122,36 @@ def planned(options: Options, specs: Sequence[NodeSpec]) -> tuple[Kill, ...]:
     return plan_kills(options.kills, nodes, options.rounds, options.seed)
 
 
-def local_manifest(options: Options, model: dict[str, Any], pages: PinnedPages, tokenizer: Tokenizer) -> RunManifest:
-    """The local constants, with room for the fastest miner's steps. Raises ConfigError."""
+def choices(options: Options, model: dict[str, Any], tokenizer: Tokenizer) -> Choices:
+    """The local constants, with room for the fastest miner's steps."""
     fastest = max(options.steps_per_round)
     tokens_per_step = DATA["batch_size"] * DATA["sequence_length"]
     overrides = {
         "name": f"local-{options.seed}",
-        "data": {"heldout_sequences": _heldout_count(tokenizer, pages)},
         "inner": {
             "nominal_steps": options.steps_at_speed_1,
             "max_steps": max(LOCAL.sections["inner"]["max_steps"], fastest),
         },
         "average": {"token_cap": max(64, 4 * options.steps_at_speed_1, fastest) * tokens_per_step},
     }
-    manifest = make_manifest(
-        "local",
-        model,
-        pages,
-        init_seed=options.seed,
+    return Choices(
+        recipe="local",
+        model=model,
         tokenizer=tokenizer,
+        seed=options.seed,
         overrides=overrides,
+        steps=fastest,
         expected_reducers=options.miners,
-        block_s=options.block_s,
     )
-    check_timing(manifest, LOCAL.tempo)
-    return manifest
+
+
+def _pace(options: Options, manifest: RunManifest, say: Say) -> float:
+    """Seconds a block takes here. Raises ConfigError."""
+    say("measuring how fast this machine is")
+    restarts = bool(options.kills) or options.hub
+    num_coords = model_size(manifest.model.config)
+    work = pace.Work(options.steps_per_round, options.validators, restarts, num_coords)
+    return pace.block_seconds(pace.measured(manifest, work), manifest, work, options.steps)
 
 
 def describe(specs: Sequence[NodeSpec]) -> dict[str, Any]:
@@ -159,39 +159,17 @@ def describe(specs: Sequence[NodeSpec]) -> dict[str, Any]:
     return {s.name: {"role": s.role.name.lower(), "uid": s.uid, "adversary": s.adversary} for s in specs}
 
 
-def _heldout_count(tokenizer: Tokenizer, pages: PinnedPages) -> int:
-    per_token = BYTES_PER_TOKEN[tokenizer.kind]
-    sequences = sum(len(d.encode()) for d in pages.heldout()) / per_token / DATA["sequence_length"]
-    return max(1, min(DATA["heldout_sequences"], int(sequences)))
-
-
-def _tokenizer(options: Options, model: dict[str, Any], scratch: RunPaths) -> Tokenizer:
-    """The one that was named, or lies beside the pages that were, or fits the model. Raises ConfigError."""
-    named = options.tokenizer
-    if named is None and options.pages is not None and (options.pages / tokens.TOKENIZER_FILE).is_file():
-        named = str(options.pages / tokens.TOKENIZER_FILE)
-    if named is None:
-        return tokens.load_tokenizer(choose_tokenizer(model))
-    chosen = tokens.choose(named)
-    if chosen.kind == "file":
-        write_whole(scratch.root / tokens.TOKENIZER_FILE, tokens.tokenizer_path(named).read_bytes())
-    return chosen
-
-
-def _pages(options: Options, tokenizer: Tokenizer, scratch: RunPaths) -> TablePages:
+def _pages(options: Options, scratch: RunPaths, say: Say) -> TablePages:
     """Pages are the same for the same text, so runs side by side are built once; each run has its own copy."""
-    steps = max(options.steps_per_round)
-    tokens = steps * DATA["batch_size"] * DATA["sequence_length"]
-    per_uid = -(-int(tokens * BYTES_PER_TOKEN[tokenizer.kind]) // PAGE_BYTES)
-    wanted = {"num_pages": None, "min_pages": per_uid * LOCAL.sections["max_uids"]}
+    say(f"pages: {options.pages or options.text or 'built from the standard library'}")
     if options.pages is not None:
         return _given_pages(options.pages, scratch)
     if options.text is not None:
-        build_pages(scratch.pages, options.text, page_bytes=PAGE_BYTES, **wanted)
+        build_pages(scratch.pages, options.text, num_pages=None, say=say)
         return LocalPages(scratch.pages)
-    name = hashlib.sha256(f"stdlib {PAGE_BYTES} {sys.version}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"stdlib 2 {sys.version}".encode()).hexdigest()[:12]
     cache = options.run_dir.parent / ".pages" / name
-    build_pages(cache, None, page_bytes=PAGE_BYTES, **wanted)
+    build_pages(cache, None, num_pages=None)
     scratch.pages.mkdir()
     for file in cache.iterdir():
         if not file.name.startswith("."):

@@ -98,7 +98,9 @@ def _upload(
         while UPLOAD in processes.running() and time.monotonic() < until:
             check_stop()
             time.sleep(POLL_S)
-        place = next((word for word in log.read_text().split() if word.startswith(f"hub:{PAGES}@")), None)
+        place = next(
+            (word for word in log.read_text(errors="replace").split() if word.startswith(f"hub:{PAGES}@")), None
+        )
         if processes.exit_codes()[UPLOAD] != 0 or place is None:
             raise ConfigError(f"--hub: the pages were not uploaded: {' '.join(tail(log)[-1:]) or 'not in time'}")
         known.write_text(place)

@@ -15,9 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from distributed_training.errors import ConfigError
+from distributed_training.errors import ConfigError, said
 from distributed_training.localnet.layout import REPOSITORY, WALLET, NodeSpec, RunPaths, miners
 from distributed_training.localnet.run import guard
+from distributed_training.locks import Lock
 from distributed_training.protocol.types import Role
 
 STOP_GRACE_S = 6.0  # after SIGTERM; Ctrl-C is to end everything within 10 s
@@ -48,7 +49,8 @@ class NodeProcesses:
     Each node is the leader of its own session, so its helpers share its process group and Ctrl-C reaches only the demo.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None, *, lock: Lock | None = None) -> None:
+        """lock: of the run directory, held until the last process has ended, even if we are killed."""
         self._environment = dict(os.environ if environment is None else environment)
         self._environment |= dict.fromkeys(THREAD_VARIABLES, "1") | {"PYTHONUNBUFFERED": "1"}
         self._processes: dict[str, _Process] = {}
@@ -58,6 +60,7 @@ class NodeProcesses:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=() if lock is None else (lock.fileno(),),
         )
 
     def start(self, name: str, command: Sequence[str], log: Path) -> None:
@@ -72,7 +75,7 @@ class NodeProcesses:
             with log.open("ab") as output:
                 popen = self._popen(command, output)
         except OSError as error:
-            raise ConfigError(f"cannot start {name}: {error}") from None
+            raise ConfigError(f"cannot start {name}: {said(error)}") from None
         self._processes[name] = _Process(popen, log)
         self._tell_guard(f"+{popen.pid}")
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: every stop of the demo takes the same orderly path."""
+"""Ctrl-C, SIGTERM, the end of the terminal: every stop of the demo takes the same orderly path."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from distributed_training.shutdown import stop_signals
 
 POLL_S = 0.2
 
@@ -45,8 +47,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if not stop.orderly:
             raise Interrupted
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    former = {number: signal.signal(number, request) for number in numbers}
+    former = {number: signal.signal(number, request) for number in stop_signals()}
     try:
         yield stop
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +13,14 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from distributed_training.localnet.events import Event, RunView
+from distributed_training.localnet.layout import RunPaths
+from distributed_training.localnet.run import pace
 from distributed_training.localnet.run.create import Run
 from distributed_training.localnet.run.processes import Ended
+from distributed_training.localnet.show.next_steps import next_lines
 from distributed_training.localnet.show.result_text import result_lines
 from distributed_training.localnet.show.table import Clock, event_line, render
+from distributed_training.settings.entry import printable
 
 
 class _Tenths:
@@ -35,6 +40,7 @@ class Display:
     """Draws, remembers nothing but when things began."""
 
     def __init__(self, *, plain: bool, console: Console | None = None) -> None:
+        printable(sys.stdout)
         self.console = console or Console(highlight=False)
         self.plain = plain or not self.console.is_terminal
         self._live: Live | None = None
@@ -53,6 +59,9 @@ class Display:
     def start(self, run: Run, view: RunView, rounds: int) -> None:
         self._run, self._view, self._rounds, self._block_s = run, view, rounds, run.block_s
         self.say(f"run {run.paths.root}{' (resumed)' if run.resumed else ''}, seed {run.seed}, {rounds} rounds to run")
+        if not run.resumed:  # of such a one a part is over
+            self.say(pace.in_words(run.block_s, run.manifest, rounds))
+        self.say(f"starting {len(run.specs)} nodes; each loads its libraries first")
         for kill in run.kills:
             self.say(f"  will kill {kill.name} in round {kill.round} at its phase event {kill.phase!r}")
         if not self.plain:
@@ -111,8 +120,11 @@ class Display:
             task = bar.add_task(what, total=total or None)
             yield lambda done: bar.update(task, completed=done)
 
-    def result(self, summary: Mapping[str, Any]) -> int:
-        """Print the summary; the exit code of the demo."""
+    def result(self, summary: Mapping[str, Any], paths: RunPaths) -> int:
+        """Print the summary and what one may do with it; the exit code of the demo."""
         for line in result_lines(summary):
             self.console.print(line, soft_wrap=True)
+        self.say("")
+        for line in next_lines(summary, paths):
+            self.say(line)
         return 0 if summary["ok"] else 1

@@ -13,6 +13,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from distributed_training.localnet.show.result_text import checks_held
+
 TOGETHER, UNION, GREY = "#0b6e4f", "#d1495b", "#8d99ae"
 BARS = ("#30638e", "#6f9ceb", "#a9bcd0")
 LABEL_GAP = 0.08  # of the range of the labelled values
@@ -29,8 +31,8 @@ def write_report(path: Path, summary: Mapping[str, Any]) -> None:
         score_bars(axes[1][0], summary)
         incentive_curves(axes[1][1], summary)
         applied = sum(r["applied"] for r in summary["rounds"])
-        failed = [name for name, ok in summary["checks"].items() if not ok]
-        verdict = "all checks held" if not failed else f"failed: {', '.join(failed)}"
+        failed = [name for name, ok in summary["checks"].items() if ok is False]
+        verdict = f"failed: {', '.join(failed)}" if failed else checks_held(summary)
         figure.suptitle(
             f"{applied} rounds applied, seed {summary['seed']}, run {summary['manifest_sha256'][:12]}: {verdict}",
             x=0.01, ha="left", fontsize=11, fontweight="bold",

@@ -7,19 +7,29 @@ from typing import Any
 
 from rich.markup import escape
 
+from distributed_training.localnet.judge.fault_checks import stood_still
+
+MARKS = {True: "[green]ok  [/]", False: "[bold red]FAIL[/]", None: "[yellow]-   [/]"}
+
 
 def result_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = ["", *loss_lines(summary), "", *pay_lines(summary), ""]
     for name, ok in summary["checks"].items():
-        mark = "[green]ok  [/]" if ok else "[bold red]FAIL[/]"
-        lines.append(f"  {mark} {name:<24} [dim]{escape(summary['details'].get(name, ''))}[/]")
-    failed = [name for name, ok in summary["checks"].items() if not ok]
-    lines.append("")
+        lines.append(f"  {MARKS[ok]} {name:<24} [dim]{escape(summary['details'].get(name, ''))}[/]")
+    failed = [name for name, ok in summary["checks"].items() if ok is False]
+    lines += ["", *(f"[bold yellow]{escape(line)}[/]" for line in stood_still(summary))]
     if failed:
         lines.append(f"[bold red]{len(failed)} of {len(summary['checks'])} checks failed:[/] {', '.join(failed)}")
     else:
-        lines.append(f"[bold green]all {len(summary['checks'])} checks held[/]")
+        lines.append(f"[bold green]{checks_held(summary)}[/]")
     return lines
+
+
+def checks_held(summary: Mapping[str, Any]) -> str:
+    """Of a run in which none failed."""
+    held = sum(ok is True for ok in summary["checks"].values())
+    left = len(summary["checks"]) - held
+    return f"all {held} checks held" + (f", {left} not compared" if left else "")
 
 
 def loss_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -38,6 +38,16 @@ def next_round(timing: TimingSection, block: int) -> int:
     return max(0, -(-behind // timing.length))
 
 
+def quiet_from(timing: TimingSection, block: int) -> int:
+    """The first block from `block` on at which no round needs what a node has on chain: after s+Y, before the next s-B.
+
+    Who changes its peer key then costs no round anything, and takes part in the next one.
+    """
+    index = max(0, -(-(block - timing.map - timing.first_block) // timing.length))
+    start = timing.first_block + index * timing.length
+    return block if block < start - timing.roster_lead else start + timing.map + 1
+
+
 def weights_due(head: int, last_update: int, rate_limit: int) -> bool:
     """Would the chain take new weights now? It accepts when head - last_update >= rate_limit (blocks).
 

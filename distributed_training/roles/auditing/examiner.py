@@ -186,7 +186,7 @@ class Examiner:
         p.metrics.emit("scores", round=round_index, cards=shown)
         me = roster.by_public_key(p.signer.public_key)
         if me is not None and not me.may_validate:
-            log.info("round %d: no weights set (no permit to validate: stake brings one)", round_index)
+            log.info("round %d: no weights set (no permit to validate)", round_index)
             return
         if not weights or me is None or not weights_due(p.clock.head, me.last_update, p.params.weights_rate_limit):
             log.info("round %d: no weights set (%s)", round_index, "rate limit" if weights else "nothing scored")

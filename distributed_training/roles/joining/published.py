@@ -12,9 +12,9 @@ from distributed_training.errors import ConfigError, WireError
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.wire import decode_carry
 from distributed_training.training.export import StateLayout
-from distributed_training.training.model import chosen_fields, parameter_shapes
+from distributed_training.training.fields import difference
+from distributed_training.training.model import read_config, saved_form
 from distributed_training.training.outer import RunState, state_root
-from distributed_training.training.shards import layout_of
 
 CONFIG_FILE = "config.json"
 MANIFEST_FILE = "manifest.json"
@@ -32,7 +32,7 @@ def load_published(store: CheckpointStore, ref: CheckpointRef, manifest: RunMani
     described = store.describe(ref)
     layout = expected_layout(described, ref.location, manifest)
     folder = store.fetch(ref, [*layout.sizes, CONFIG_FILE])
-    check_config(folder / CONFIG_FILE, manifest)
+    check_config(folder / CONFIG_FILE, layout)
     return layout.read(folder, described.applied, decode_carry(described.carry))
 
 
@@ -59,10 +59,10 @@ def expected_layout(described: Description, where: str, manifest: RunManifest) -
         )
     num_bytes = sum(facts.num_bytes for name, facts in described.files.items() if name.endswith(".safetensors"))
     try:
-        shapes = parameter_shapes(manifest.model.config, num_bytes // 2)  # 8 a parameter; tied ones are built apart
+        form = saved_form(manifest.model, num_bytes // 2)  # 8 a trained parameter; tied ones are built apart
     except ConfigError as error:
         raise WireError(f"checkpoint {where}: {error}") from None
-    layout = StateLayout(layout_of(shapes), described.shard_bytes)
+    layout = StateLayout(form, described.shard_bytes)
     sizes = layout.sizes
     _check_sizes(described, where, layout)
     missing = sorted({*sizes, CONFIG_FILE} - set(described.files))
@@ -97,17 +97,25 @@ def _check_sizes(described: Description, where: str, layout: StateLayout) -> Non
         raise WireError(f"checkpoint {where}: {others} bytes beside the numbers, at most {MAX_OTHERS_BYTES} expected")
 
 
-def check_config(path: Path, manifest: RunManifest) -> None:
-    """config.json is for others, who may load the folder with it: raises WireError when it speaks of another model, or
-    of code that comes with it."""
+def check_config(path: Path, layout: StateLayout) -> None:
+    """config.json is for others, who may load the folder with it: raises WireError when it speaks of another model, of
+    code that comes with it, or of what nobody would write there."""
     data = read_bounded(path, MAX_OTHER_BYTES)
+    ours = json.loads(layout.form.config)
     try:
         found = json.loads(data)
-        chosen = chosen_fields(manifest.model.config)
-        differing = [name for name, value in chosen.items() if found.get(name) != value]
-    except (ValueError, AttributeError, RecursionError) as error:
+        asks = "auto_map" in found
+        same = found["model_type"] == ours["model_type"]
+        theirs = read_config(found).config if same and not asks else {}
+    except ConfigError as error:
+        raise WireError(f"{path.name}: {error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WireError(f"{path.name}: no config of a model: {str(error)[:80]}") from None
-    if "auto_map" in found:
+    if asks:
         raise WireError(f"{path.name}: it asks for code from its repository (auto_map)")
-    if differing:
-        raise WireError(f"{path.name}: another {differing[0]} than the run manifest says")
+    differing = difference(theirs, read_config(ours).config) if same else ("model_type",)
+    if differing is not None:
+        raise WireError(f"{path.name}: another {differing[0][:80]} than the run manifest says")
+    strange = sorted(set(found) - set(ours) - set(theirs))
+    if strange:
+        raise WireError(f"{path.name}: {strange[0][:80]!r} is no field of this model's")

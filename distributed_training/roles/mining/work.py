@@ -11,7 +11,7 @@ from distributed_training.data.base import PageSource
 from distributed_training.data.loader import BatchStream
 from distributed_training.data.patience import PageReads
 from distributed_training.data.tokens import Tokenizer
-from distributed_training.errors import DataUnavailable, OutOfMemory
+from distributed_training.errors import DataUnavailable, OutOfMemory, said
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.assignment import Permutation, assignment_key
 from distributed_training.protocol.types import StepRecord
@@ -60,11 +60,11 @@ class Trainer:
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            said = str(error) or type(error).__name__
+            what = said(error)
             traceback.clear_frames(error.__traceback__)  # they hold the tensors that did not fit
         smaller = self._loop.shrink()
         then = "smaller micro-batches from now on" if smaller else "one sequence at a time is too much"
-        raise OutOfMemory(f"{said} ({then})", retry=smaller)
+        raise OutOfMemory(f"{what} ({then})", retry=smaller)
 
     def _train(self, task: WorkTask) -> WorkResult:
         ended = False

@@ -1,0 +1,113 @@
+"""What can be wrong with a node's start, found before anything heavy is loaded: flags, folders, key, address, port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from distributed_training.addresses import check_hub, is_documentation
+from distributed_training.chain.keys import LocalKey, load_hotkey, registration_command
+from distributed_training.errors import ConfigError, NotRegisteredError
+from distributed_training.locks import Lock
+from distributed_training.network.ports import free_port
+from distributed_training.paths import existing_file, existing_folder, is_missing, typed, usable_folder
+from distributed_training.protocol.manifest import RunManifest, load_manifest
+from distributed_training.protocol.types import Role
+from distributed_training.settings.config import WALLETS, NodeConfig, load_config, require_address
+from distributed_training.settings.places import HubRepo
+
+ONE_PROCESS = "one node per hotkey: stop that one first, or give this one a hotkey of its own (--wallet.hotkey)"
+
+
+def prepare(role: Role, argv: Sequence[str]) -> NodeConfig:
+    """The node's configuration, checked as far as this machine alone can tell. Prints warnings. Raises ConfigError."""
+    config = load_config(role, argv)
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    _check_folders(role, config)
+    require_address(role, config)
+    if config.announced is not None and is_documentation(config.announced[0]):
+        print(f"warning: {config.announced[0]} is an example's address: no peer will reach it", file=sys.stderr)
+    own_hotkey(config)
+    if not config.dry_run:
+        node_lock(config).release()  # another node of this hotkey explains a port that is in use
+        if not config.axon.outbound_only:
+            asyncio.run(free_port(config.axon.ip, config.axon.port))
+    return config
+
+
+def node_lock(config: NodeConfig) -> Lock:
+    """Raises InUse, with the process that has it, and ConfigError."""
+    return Lock(config.node_dir, ONE_PROCESS)
+
+
+def run_manifest(config: NodeConfig) -> RunManifest:
+    """Raises ConfigError for one that is missing, damaged, or of another subnet."""
+    manifest = load_manifest(config.manifest)
+    if manifest.netuid != config.netuid:
+        raise ConfigError(f"the manifest is for netuid {manifest.netuid}, --netuid says {config.netuid}")
+    return manifest
+
+
+def own_hotkey(config: NodeConfig) -> LocalKey:
+    """Read once in a process: who is asked for a password is asked once. Raises ConfigError, NotRegisteredError."""
+    wallet = config.wallet
+    if config.local_chain is not None and is_missing(wallet.path / wallet.name / "hotkeys" / wallet.hotkey):
+        keys = config.run_dir / "wallets"
+        if wallet.path != keys:
+            raise ConfigError(f"--wallet.path {wallet.path}: no such hotkey; the keys of a local chain are in {keys}")
+        raise NotRegisteredError(not_registered(config))
+    return _read(wallet.path, wallet.name, wallet.hotkey)
+
+
+_read = cache(load_hotkey)
+
+
+def not_registered(config: NodeConfig) -> str:
+    """With the command that registers this hotkey."""
+    wallet, chain = config.wallet, config.subtensor
+    network = chain.chain_endpoint or (None if chain.network == "finney" else chain.network)
+    command = registration_command(
+        config.netuid,
+        wallet.name,
+        wallet.hotkey,
+        config.run_dir if config.local_chain is not None else None,
+        network=network,
+        wallets=None if wallet.path == _default_wallets() else wallet.path,
+    )
+    return f"hotkey {wallet.hotkey!r} is not registered on subnet {config.netuid}; register it with: {command}"
+
+
+def _default_wallets() -> Path | None:
+    try:
+        return typed(WALLETS)
+    except ConfigError:
+        return None
+
+
+def _check_folders(role: Role, config: NodeConfig) -> None:
+    """As far as files are needed that a person names. Raises ConfigError with the flag."""
+    _named("--run-dir", usable_folder, config.run_dir)
+    _named("--run-dir", usable_folder, config.node_dir)
+    if config.local_chain is not None and is_missing(config.local_chain):
+        raise ConfigError(f"--run-dir {config.run_dir}: no local run is there (scripts/demo.sh makes one)")
+    run_manifest(config)
+    if isinstance(config.pages, Path):
+        if is_missing(config.pages):
+            raise ConfigError(f"--pages: expected a folder with pages.bin, {config.pages} does not exist")
+        _named("--pages", existing_folder if config.pages.is_dir() else existing_file, config.pages)
+    if isinstance(config.checkpoints, Path) and role is Role.OWNER:
+        _named("--checkpoints", usable_folder, config.checkpoints)
+    if any(isinstance(place, HubRepo) for place in (config.pages, config.checkpoints, config.hub.repo)):
+        check_hub(os.environ)
+
+
+def _named(flag: str, check: Callable[[Path], Path], path: Path) -> None:
+    try:
+        check(path)
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from None

@@ -1,0 +1,67 @@
+"""A validator without a permit knows why, what it waits for, and when it has one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from samples import key, neuron, roster
+
+from distributed_training.protocol.types import Role
+from distributed_training.roles.auditing.permit import PermitWatch, permit_lacks
+from distributed_training.simulation.loop import run
+from distributed_training.simulation.node import SimNode
+from distributed_training.simulation.options import SimOptions
+from distributed_training.simulation.world import make_world
+
+RICH = neuron(1, Role.VALIDATOR, stake=1000.0)
+POOR = neuron(2, Role.VALIDATOR, stake=3.5, may_validate=False)
+
+
+def test_what_is_missing_is_said_with_rank_and_the_least_stake_that_has_a_permit() -> None:
+    assert permit_lacks(roster(RICH), RICH) is None
+    said = permit_lacks(roster(RICH, POOR, neuron(3)), POOR)
+    assert said is not None and "\n" not in said
+    for part in ("uid 2 has no permit", "this one has 3.5 (rank 2 of 3)", "the least stake that has one is 1,000.0"):
+        assert part in said
+    assert "nobody has one" in (permit_lacks(roster(POOR), POOR) or "")
+
+
+def test_a_permit_that_is_lost_or_gained_is_said_and_its_lack_in_every_round(caplog: pytest.LogCaptureFixture) -> None:
+    watch, with_permit = PermitWatch(), neuron(2, Role.VALIDATOR, stake=3.5)
+    with caplog.at_level(logging.INFO, logger="distributed_training"):
+        for index, me in enumerate((POOR, POOR, with_permit, with_permit, POOR)):
+            watch.saw(index, roster(RICH, me), key(2))
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("round 0: uid 2 has no permit to validate")
+    assert said[1] == "round 1: followed only: still no permit to validate"
+    assert said[2] == "round 2: this validator has its permit now"
+    assert said[3].startswith("round 4: the permit is lost: uid 2 has no permit")
+    assert len(said) == 4
+
+
+def test_a_validator_without_stake_is_told_before_its_first_round_and_in_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make_world(SimOptions(miners=2, rounds=2, validators=1), tmp_path)
+
+    async def main() -> None:
+        world.recorder.now = asyncio.get_running_loop().time
+        world.ledger.start_clock()
+        world.register("validator-1")
+        nodes = [SimNode(world, name) for name in (*world.options.genesis_names(), "validator-1")]
+        for node in nodes:
+            node.start()
+        await asyncio.sleep(world.block_time(world.manifest.round(1).start_block + 3))
+        for node in nodes:
+            await node.kill()
+
+    with caplog.at_level(logging.INFO, logger="distributed_training"):
+        run(main())
+    said = [record.getMessage() for record in caplog.records if "permit" in record.getMessage()]
+    assert "no permit to validate" in said[0] and said[0].endswith("it goes on as soon as it has one")
+    assert any(line.startswith("round 0: uid 4 has no permit") for line in said)
+    assert "round 1: followed only: still no permit to validate" in said
+    assert set(world.recorder.settled[0]) == {*world.options.genesis_names(), "validator-1"}
