@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 
 
 def command(*words: object) -> str:
@@ -17,6 +19,11 @@ def command(*words: object) -> str:
         if value is not None:  # a value that begins with a dash would be taken for a flag
             said.append(f"{flag}{'=' if str(value).startswith('-') else ' '}{quoted(value)}")
     return " ".join(said)
+
+
+def python() -> str:
+    """This interpreter as a shell calls it: by its name where that finds it, as in an activated environment."""
+    return "python" if shutil.which("python") == sys.executable else sys.executable
 
 
 def quoted(word: object) -> str:

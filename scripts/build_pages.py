@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from distributed_training.commands import command
+from distributed_training.commands import command, python
 from distributed_training.data import tokens
 from distributed_training.data.build import hub_pages, rewrite
 from distributed_training.data.build.card import files_of
@@ -217,7 +217,7 @@ def next_command(args: argparse.Namespace, tokenizer: Path | None) -> str:
     """What makes a run of these pages."""
     flags = (("--pages", args.out), ("--tokenizer", tokenizer or args.tokenizer), ("--eos", args.eos))
     rest = ("--set", "netuid=N", "--set", "timing.first_block=BLOCK", "--out", "runs/NAME/manifest.json")
-    return command("python", "scripts/create_run.py", "--recipe", "gpt2-124m", *flags, *rest)
+    return command(python(), "scripts/create_run.py", "--recipe", "gpt2-124m", *flags, *rest)
 
 
 def check_upload(repo: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from distributed_training.commands import command
+from distributed_training.commands import command, python
 from distributed_training.errors import ConfigError
 from distributed_training.files import write_whole
 from distributed_training.paths import existing_folder, usable_folder
@@ -154,7 +154,7 @@ def next_command(args: argparse.Namespace, netuid: int) -> str:
     place = pages_place(args)
     if place != folder / "pages":
         flags.append(("--pages", place))
-    return command("python", "neurons/owner.py", *flags, "--wallet.name", "W", "--wallet.hotkey", "H")
+    return command(python(), "neurons/owner.py", *flags, "--wallet.name", "W", "--wallet.hotkey", "H")
 
 
 def main(argv: Sequence[str]) -> int:

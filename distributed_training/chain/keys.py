@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import bittensor_core
 
-from distributed_training.commands import command
+from distributed_training.commands import command, python
 from distributed_training.errors import ConfigError, said
 from distributed_training.paths import existing_file, is_missing
 
@@ -204,6 +204,6 @@ def registration_command(
     if run_dir is not None:
         name = None if wallet == LOCAL_WALLET else wallet
         flags = (("--run-dir", run_dir), ("--wallet.hotkey", hotkey), ("--wallet.name", name))
-        return command("python", "scripts/register.py", *flags)
+        return command(python(), "scripts/register.py", *flags)
     places = (("--network", network), ("--wallet-path", wallets))
     return command("btcli", "tx", "burned-register", ("--netuid", netuid), ("-w", wallet), ("-H", hotkey), *places)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distributed_training.chain.keys import creation_command, registration_command
-from distributed_training.commands import command, quoted
+from distributed_training.commands import command, python, quoted
 
 RUN, WALLETS = Path("/home/me/my runs (old)"), Path("/home/me/it's")
 
@@ -23,6 +25,13 @@ def test_a_shell_reads_back_every_word(words: list[str]) -> None:
     shell = ["bash", "-c", f"printf '%s\\0' {command(*words)}"]
     done = subprocess.run(shell, stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"], "LC_ALL": "C"})
     assert done.stdout == b"".join(os.fsencode(word) + b"\0" for word in words)
+
+
+def test_python_is_named_as_a_shell_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert python() in ("python", sys.executable) and shutil.which(python()) == sys.executable
+    monkeypatch.setenv("PATH", str(tmp_path))  # no environment is active
+    assert python() == sys.executable
 
 
 def test_a_value_that_begins_with_a_dash_stays_a_value() -> None:

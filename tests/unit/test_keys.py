@@ -29,6 +29,7 @@ from distributed_training.chain.keys import (
     verify,
     write_wallet,
 )
+from distributed_training.commands import python
 from distributed_training.errors import ConfigError
 
 KEY = LocalKey(derive_keypair(1, "miner-0"))
@@ -197,5 +198,5 @@ def test_the_right_password_opens_a_key(tmp_path: Path, monkeypatch: pytest.Monk
 def test_registration_commands(tmp_path: Path) -> None:
     assert registration_command(38, "cold", "hot", None) == "btcli tx burned-register --netuid 38 -w cold -H hot"
     local = registration_command(38, "local", "extra", Path("runs/local"))
-    assert local == "python scripts/register.py --run-dir runs/local --wallet.hotkey extra"
+    assert local == f"{python()} scripts/register.py --run-dir runs/local --wallet.hotkey extra"
     assert registration_command(38, "mine", "extra", Path("runs/local")) == f"{local} --wallet.name mine"
