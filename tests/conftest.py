@@ -3,8 +3,9 @@
 import os
 import signal
 
-# Whoever runs the tests may be deaf to the end of its terminal (nohup); what tests start is not.
+# Whoever runs the tests may be deaf to some signals (nohup, a shell's background); what tests start is not.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test reaches the real Hub or finds a developer's token; those that want a Hub pass an endpoint of their own.
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
