@@ -108,9 +108,8 @@ def new_file(path: Path) -> Path:
         raise ConfigError(f"expected a file, {_what_is_there(path, kind)}")
     if _kind(parent) != "folder":
         raise ConfigError(f"{path}: the folder {parent} does not exist")
-    if not os.access(
-        path if kind == "device or pipe" else parent, os.W_OK
-    ):  # a file is replaced whole, a device is not
+    written = path if kind == "device or pipe" else parent  # a file is replaced whole, a device is not
+    if not os.access(written, os.W_OK):
         raise ConfigError(f"{path}: this user may not write there")
     return path
 

@@ -112,8 +112,8 @@ def try_model(
 ) -> dict[str, Any]:
     """What the manifest's `model` says of the model of `config`, which is built and tried at the draft's length.
 
-    `say` gets a line for each thing to know of it. For a large model that takes minutes, and memory for about three
-    times its parameters. Raises ConfigError for one that cannot be trained (training.trial).
+    `say` gets a line for each thing to know of it. For a large model that takes minutes and, by estimate, memory for
+    three times its parameters. Raises ConfigError for one that cannot be trained (training.trial).
     """
     for note in read_config(dict(config)).notes:
         say(f"model: {note}")
