@@ -12,12 +12,11 @@ from sabotage import Sabotage
 
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.chain.base import Chain, Head, Signer
+from distributed_training.protocol.commitments import decode_commitment, encode_commitment
 from distributed_training.protocol.types import Commitment, Field, Role, Signed
 from distributed_training.protocol.wire import (
-    decode_commitment,
     decode_output,
     decode_signed,
-    encode_commitment,
     encode_output,
     encode_signed,
     record_hash,
@@ -41,31 +40,31 @@ class SaboteurChain:
         self._sabotage.block = head.number
         return head
 
-    async def commit(self, fields: Sequence[Field]) -> int:
+    async def commit(self, fields: Sequence[Field], until: int | None = None) -> int:
         commitment = decode_commitment(fields)
         if commitment is None or commitment.role is Role.OWNER:
-            return await self._inner.commit(fields)
+            return await self._inner.commit(fields, until)
         if commitment.role is Role.VALIDATOR:
-            return await self._commit_map(commitment)
+            return await self._commit_map(commitment, until)
         if commitment.second_round is None:
             self._sabotage.reach("before-commit", commitment.first_round)
-            return await self._inner.commit(fields)
-        return await self._commit_output(commitment)
+            return await self._inner.commit(fields, until)
+        return await self._commit_output(commitment, until)
 
-    async def _commit_map(self, commitment: Commitment) -> int:
+    async def _commit_map(self, commitment: Commitment, until: int | None) -> int:
         self._sabotage.reach("before-map", commitment.second_round)
         if self._sabotage.lies("before-map", commitment.second_round):
             commitment = replace(commitment, second=b"\xff" * 32)
-        return await self._inner.commit(encode_commitment(commitment))
+        return await self._inner.commit(encode_commitment(commitment), until)
 
-    async def _commit_output(self, commitment: Commitment) -> int:
+    async def _commit_output(self, commitment: Commitment, until: int | None) -> int:
         round_index = commitment.second_round
         if self._sabotage.lies("reducing", round_index):
             commitment = replace(commitment, second=self._false_output(commitment))
         self._sabotage.reach("before-output", round_index)
         if self._sabotage.lies("before-output", round_index):
             commitment = replace(commitment, second=OTHER_BYTES)
-        block = await self._inner.commit(encode_commitment(commitment))
+        block = await self._inner.commit(encode_commitment(commitment), until)
         self._sabotage.reach("after-output", round_index)
         return block
 

@@ -56,6 +56,10 @@ class SaboteurStream:
     def peer_key(self) -> bytes:
         return self._inner.peer_key
 
+    @property
+    def source(self) -> str | None:
+        return self._inner.source
+
     async def read(self, max_bytes: int, timeout_s: float) -> bytes:
         await self._usable()
         frame = await self._inner.read(max_bytes, timeout_s)

@@ -29,7 +29,8 @@ from distributed_training.data.pages import (
     page_digest,
 )
 from distributed_training.data.places.ranges import Limits
-from distributed_training.data.remote import RemotePages, open_remote
+from distributed_training.data.reading import TablePages
+from distributed_training.data.remote import open_remote
 
 REPO = "org/fineweb"
 _TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -41,7 +42,7 @@ class HubProcess:
     def __init__(self, folder: Path, table: PageTable, sha: str, endpoint: str) -> None:
         self.folder, self.table, self.sha, self.endpoint = folder, table, sha, endpoint
 
-    def open(self, limits: Limits | None = None) -> RemotePages:
+    def open(self, limits: Limits | None = None) -> TablePages:
         """Not kept on disk: every page that is read is fetched."""
         place = f"hub:{REPO}@{self.sha}"
         return open_remote(self.table, [place], endpoint=self.endpoint, token="hf_test", limits=limits or Limits())

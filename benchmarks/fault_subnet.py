@@ -74,7 +74,8 @@ def create(
     paths = RunPaths(root)
     write_words(root / "text", random.Random(SEED), DOCUMENTS)
     build_pages(paths.pages, root / "text", num_pages=None, page_bytes=PAGE_BYTES, heldout_bytes=4000)
-    manifest = make_manifest("local", MODEL, LocalPages(paths.pages), init_seed=SEED, overrides=OVERRIDES)
+    fields = {**OVERRIDES, "public": {"run_key": bytes(derive_keypair(SEED, "owner").public_key).hex()}}
+    manifest = make_manifest("local", MODEL, LocalPages(paths.pages), init_seed=SEED, overrides=fields)
     paths.manifest.write_bytes(manifest.canonical())
     specs = [_spec(name, uid, port_base) for uid, name in enumerate([*honest, *saboteurs])]
     for spec in specs:

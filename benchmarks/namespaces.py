@@ -228,11 +228,11 @@ def _masquerade(netns: str) -> None:
         table = """add table ip dt
 add chain ip dt post { type nat hook postrouting priority 100; }
 add rule ip dt post oifname "eth0" masquerade
-add chain ip dt fwd { type filter hook forward priority 0; }
-add rule ip dt fwd iifname "eth0" ct state established,related accept
-add rule ip dt fwd iifname "eth0" drop
-add chain ip dt in { type filter hook input priority 0; }
-add rule ip dt in iifname "eth0" drop
+add chain ip dt passing { type filter hook forward priority 0; }
+add rule ip dt passing iifname "eth0" ct state established,related accept
+add rule ip dt passing iifname "eth0" drop
+add chain ip dt incoming { type filter hook input priority 0; }
+add rule ip dt incoming iifname "eth0" drop
 """
         _command("ip", "netns", "exec", netns, "nft", "-f", "-", stdin=table)
     else:

@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AsyncExitStack
 
-from distributed_training.chain.base import Signer
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey
 from distributed_training.chain.local.substrate import local_substrate
-from distributed_training.errors import NotRegisteredError
+from distributed_training.chain.patient import PatientChain
+from distributed_training.chain.standing import costs, standing
+from distributed_training.chain.subnet import SubnetFacts, subnet_facts
+from distributed_training.errors import ChainFault, ConfigError, NotRegisteredError, SubnetMissing
 from distributed_training.preflight import not_registered, own_hotkey
 from distributed_training.protocol.types import Neuron
 from distributed_training.settings.config import NodeConfig
 
+log = logging.getLogger(__name__)
+
+START_PAUSE_S = 6.0  # between two tries, until the chain has said how long a block takes
+
 
 async def connect(config: NodeConfig, stack: AsyncExitStack) -> tuple[BittensorChain, LocalKey, Neuron]:
-    """(chain, hotkey, our neuron). The stack closes it. Raises NotRegisteredError, ConfigError, ChainFault."""
-    signer = own_hotkey(config)
-    chain = await BittensorChain.connect(
+    """(chain, hotkey, our neuron). The stack closes it. A chain that nobody serves is waited for, after one line.
+
+    Raises NotRegisteredError, ConfigError, ChainFault.
+    """
+    signer, chain_of = own_hotkey(config), config.subtensor
+    chain = BittensorChain.over(
         netuid=config.netuid,
-        network=config.subtensor.network,
-        endpoint=config.subtensor.chain_endpoint,
+        network=chain_of.network,
+        endpoint=chain_of.chain_endpoint,
         signer=signer,
-        cache_dir=config.node_dir / "cache",
+        cache_dir=config.chain_cache,
         substrate=None if config.local_chain is None else local_substrate(config.local_chain),
+        fallback=() if config.local_chain else chain_of.fallback,
+        archive=None if config.local_chain else chain_of.archive_endpoint,
     )
     stack.push_async_callback(chain.close)
-    return chain, signer, await _registered(chain, signer, config)
+    patient = PatientChain(chain, START_PAUSE_S)
+    # A newcomer's registration counts as soon as the head knows it.
+    try:
+        roster = await patient.roster((await patient.head()).number)
+    except SubnetMissing as fault:
+        raise ConfigError(
+            f"--netuid {config.netuid}: {fault}; `python -m distributed_training.runs` lists all with runs"
+        ) from None
+    me, facts = roster.by_hotkey(signer.hotkey), await _facts(config, chain)
+    if me is None:
+        raise NotRegisteredError(not_registered(config, None if facts is None else costs(facts)))
+    if facts is not None:
+        log.info("%s", standing(facts, roster, me))
+    return chain, signer, me
 
 
-async def _registered(chain: BittensorChain, signer: Signer, config: NodeConfig) -> Neuron:
-    """Our neuron; a newcomer's registration counts as soon as the head knows it."""
-    neuron = (await chain.roster((await chain.head()).number)).by_hotkey(signer.hotkey)
-    if neuron is None:
-        raise NotRegisteredError(not_registered(config))
-    return neuron
+async def _facts(config: NodeConfig, chain: BittensorChain) -> SubnetFacts | None:
+    """What only its operator wants to know; of a local chain nothing, the money there is play."""
+    if config.local_chain is not None:
+        return None
+    try:
+        return await chain.ask(lambda client: subnet_facts(client, config.netuid))
+    except ChainFault as fault:
+        log.debug("no facts about the subnet: %s", fault)
+        return None

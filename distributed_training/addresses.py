@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from distributed_training.errors import ConfigError
+from distributed_training.paths import typed
 
 DOCUMENTATION = [ipaddress.IPv4Network(text) for text in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")]
 SHARED = ipaddress.IPv4Network("100.64.0.0/10")  # of providers that give no address of one's own
 PUBLIC_NETWORKS = ("finney", "test", "archive")
+FILE = "file:"  # before the path of a local chain
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 PROXY_SCHEMES = ("http", "https", "socks4", "socks5", "socks5h")
 
@@ -58,9 +60,13 @@ def is_documentation(ip: str) -> bool:
 
 
 def chain_node(text: str) -> str:
-    """A chain node's ws:// or wss:// address. Raises ConfigError."""
+    """A chain node's ws:// or wss:// address, or file: and a local chain's path. Raises ConfigError."""
+    if text.startswith(FILE):
+        return f"{FILE}{typed(text.removeprefix(FILE))}"
     if _host(text, ("ws", "wss")) is None:
-        raise ConfigError(f"expected ws://HOST:PORT or wss://HOST:PORT of a chain node, got {text!r}")
+        raise ConfigError(
+            f"expected ws://HOST:PORT or wss://HOST:PORT of a chain node, or file:PATH of a local chain, got {text!r}"
+        )
     return text
 
 

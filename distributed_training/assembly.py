@@ -9,6 +9,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from ipaddress import ip_address
 
 from distributed_training.averaging.budget import peer_budget
 from distributed_training.averaging.butterfly import Butterfly
@@ -18,7 +20,6 @@ from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
 from distributed_training.checkpoints.base import CheckpointStore
 from distributed_training.data.loader import heldout_sequences
-from distributed_training.data.tokens import TOKENIZER_FILE, tokenizer_json
 from distributed_training.engine import Engine
 from distributed_training.errors import ConfigError, HotkeyTaken, NotRegisteredError, first_of
 from distributed_training.journal import Journal
@@ -31,25 +32,24 @@ from distributed_training.protocol.types import Neuron, Role
 from distributed_training.roles.announcing import announce, look_after_hotkey
 from distributed_training.roles.auditing.audit import Auditor
 from distributed_training.roles.auditing.evaluation import Evaluator
-from distributed_training.roles.exporting import Exporter
+from distributed_training.roles.auditing.probe import Prober
+from distributed_training.roles.exporting import Exporter, exporter_of
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.joining.bootstrap import choose_start
 from distributed_training.roles.joining.snapshots import serve_snapshots
 from distributed_training.roles.miner import Miner
 from distributed_training.roles.mining.work import Trainer, Worker
+from distributed_training.roles.outside import Address, KnockService, Witnesses
 from distributed_training.roles.owner import Owner
 from distributed_training.roles.parts import Parts, TrainingThread
-from distributed_training.roles.reach import ReachService, keep_in_touch, watch_port
+from distributed_training.roles.reach import ReachService, keep_in_touch, validators
 from distributed_training.roles.rounds import Rounds
 from distributed_training.roles.service import LogService, MinerService
 from distributed_training.roles.sharing import SharedState, SharedStates
 from distributed_training.roles.validator import Validator
 from distributed_training.settings.config import NodeConfig
 from distributed_training.settings.places import HubRepo
-from distributed_training.training.bounds import MOST_PARAMETERS
-from distributed_training.training.export import StateLayout, tokenizer_files
 from distributed_training.training.flat import to_flat
-from distributed_training.training.model import config_files, saved_constants, saved_form
 from distributed_training.training.outer import initial_state
 
 log = logging.getLogger(__name__)
@@ -122,9 +122,12 @@ async def live(
     try:
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(parts.clock.run(), name="block clock")]
-            await announce(parts, role, reduces, config.announced)
+            who = partial(validators, parts.peers, parts.manifest, parts.peer_key)
+            witnesses = Witnesses(parts.peers.transport, who, config.is_public)
+            address = await _address(role, config, parts, witnesses)
+            await announce(parts, role, reduces, address)
             beside += [
-                tasks.create_task(_stay_in_reach(config, parts), name="reach"),
+                tasks.create_task(_stay_in_reach(config, parts, witnesses, address), name="reach"),
                 tasks.create_task(look_after_hotkey(parts), name="hotkey"),
             ]
             await _follow(role, config, parts, engine, me, make_worker)
@@ -135,13 +138,27 @@ async def live(
         raise
 
 
-async def _stay_in_reach(config: NodeConfig, parts: Parts) -> None:
+async def _address(role: Role, config: NodeConfig, parts: Parts, witnesses: Witnesses) -> Address | None:
+    """Where peers dial this node: as it was told, else as validators see it. None for who need not be dialled. Raises
+    ConfigError."""
+    if config.announced is not None or config.axon.outbound_only or role is Role.OWNER:
+        return config.announced
+    roster = await parts.chain.roster((await parts.chain.head()).number)
+    parts.peers.update(roster)
+    me = roster.by_public_key(parts.signer.public_key)
+    former = None if me is None or me.address is None else me.address[0]
+    return await witnesses.find(config.axon.external_port or config.axon.port, former)
+
+
+async def _stay_in_reach(config: NodeConfig, parts: Parts, witnesses: Witnesses, address: Address | None) -> None:
     """Without an open port: hold connections to the validators. With one: have them see whether it is open."""
-    ReachService(parts.peers, config.announced)
+    ReachService(parts.peers)
+    KnockService(parts.peers, public=config.is_public or (address is not None and ip_address(address[0]).is_global))
     if config.axon.outbound_only:
-        await keep_in_touch(parts.peers, parts.peer_key)
-    elif config.announced is not None:
-        await watch_port(parts.peers, parts.peer_key, config.announced, lambda text: _unreachable(parts, text))
+        await keep_in_touch(parts.peers, parts.manifest, parts.peer_key)
+    elif address is not None:
+        move = None if config.announced is not None else lambda found: parts.chain.serve(*found)
+        await witnesses.watch(address, partial(_unreachable, parts), move)
 
 
 def _unreachable(parts: Parts, text: str) -> None:
@@ -206,10 +223,7 @@ def make_exporter(
     config: NodeConfig, manifest: RunManifest, engine: Engine, losses: Mapping[int, float], repo: str | None
 ) -> Exporter:
     """What writes this run's checkpoints. repo: ORG/NAME for the model card, None for a directory."""
-    tokenizer = tokenizer_json(manifest.data.tokenizer, config.run_dir / TOKENIZER_FILE)
-    files = config_files(engine.model, manifest.model.config) | tokenizer_files(tokenizer, manifest.data.eos_id)
-    form = saved_form(manifest.model, MOST_PARAMETERS)
-    return Exporter(manifest, StateLayout(form), files, saved_constants(engine.model), losses, repo)
+    return exporter_of(config.run_dir, manifest, engine.model, losses, repo)
 
 
 def _role(
@@ -246,16 +260,9 @@ def _role(
         repo = config.checkpoints.repo_id if isinstance(config.checkpoints, HubRepo) else None
         return Owner(parts, follower, evaluator, make_exporter(config, manifest, engine, evaluator.losses, repo))
     probe_s = bulk_timeout_s(manifest.timing, parts.clock.block_s)
+    prober = Prober(manifest, parts.peers, parts.clock, parts.signer.public_key, probe_s)
     auditor = Auditor(
-        manifest,
-        parts.peers,
-        parts.training,
-        engine.loop,
-        engine.source,
-        engine.tokenizer,
-        parts.signer.public_key,
-        probe_s,
-        parts.metrics,
+        manifest, prober, parts.training, engine.loop, engine.source, engine.tokenizer, probe_s, parts.metrics
     )
     logs = LogService(manifest, parts.peers, parts.clock, len(engine.loop.groups))
     last_round = None if config.rounds is None else config.rounds - 1

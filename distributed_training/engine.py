@@ -12,6 +12,7 @@ from distributed_training.data.tokenised import TokenisedPages
 from distributed_training.data.tokens import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import RunManifest
+from distributed_training.recipes.start import take_start
 from distributed_training.settings.config import NodeConfig
 from distributed_training.training.inner import InnerLoop
 from distributed_training.training.model import run_model
@@ -46,12 +47,13 @@ def load_engine(config: NodeConfig, manifest: RunManifest, source: PinnedPages) 
         )
     check_trust(source.missing_digests, manifest.data.page_trust)
     model = run_model(manifest.model)
-    device = _device(config.device)
+    take_start(model, manifest, config.run_dir)
+    device = chosen_device(config.device)
     return Engine(model, InnerLoop(model, manifest, device), TokenisedPages(source, tokenizer), tokenizer)
 
 
-def _device(name: str) -> str:
-    """Raises ConfigError for one that this machine has not got."""
+def chosen_device(name: str) -> str:
+    """What `--device NAME` means here. Raises ConfigError for one that this machine has not got."""
     kind = name.partition(":")[0]
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(kind, True):

@@ -100,19 +100,41 @@ class DataUnavailable(LocalFault):
 
 
 class ChainFault(LocalFault):
-    """The chain could not be reached or answered something we cannot read."""
+    """The chain could not be reached or answered something we cannot read.
+
+    passes: the same call may work a block later.
+    """
+
+    passes = False
+
+
+class SubnetMissing(ChainFault):
+    """There is no such subnet, or none any more."""
 
 
 class ChainUnreachable(ChainFault):
-    """Nobody answered: an outage, which ends. The same call may work later."""
+    """Nobody answered: an outage, which ends. What was to be written may have been."""
+
+    passes = True
+
+
+class StatePruned(ChainFault):
+    """The chain node has dropped the state of a block that old. The message says which flag mends it."""
+
+
+class ChainReplaced(LocalFault):
+    """What answers is not the chain that this node knows: a block that was final has another hash."""
 
 
 class ChainRefused(ChainFault):
-    """The chain refused a write; `code` is the SDK's error code value (`rate_limited`, `not_registered`...)."""
+    """The chain refused a write; `code` is the SDK's error code value (`rate_limited`, `not_registered`...).
 
-    def __init__(self, message: str, code: str) -> None:
+    It passes where the pool is busy, an earlier write of ours is in the way, or a rate limit ends.
+    """
+
+    def __init__(self, message: str, code: str, *, passes: bool = False) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.passes = code, passes
 
 
 class PeerFault(DistributedTrainingError):

@@ -31,6 +31,7 @@ MIGRATIONS = (
     CREATE TABLE own (round INTEGER PRIMARY KEY, doc TEXT NOT NULL);
     CREATE TABLE trusted (round INTEGER PRIMARY KEY, root TEXT NOT NULL);
     """,
+    "CREATE TABLE finals (block INTEGER PRIMARY KEY, hash BLOB NOT NULL, roster BLOB NOT NULL);",
 )
 
 
@@ -74,9 +75,6 @@ class Journal:
         """How a round went on this node; a second call replaces the first."""
         self._write(("INSERT OR REPLACE INTO rounds VALUES (?, ?)", (round, _dump(doc))))
 
-    def load_round(self, round: int) -> Any | None:
-        return self._one("SELECT doc FROM rounds WHERE round = ?", (round,))
-
     def last_round(self) -> tuple[int, Any] | None:
         """The highest round saved and its document."""
         rows = self._rows("SELECT round, doc FROM rounds ORDER BY round DESC LIMIT 1", ())
@@ -95,6 +93,21 @@ class Journal:
 
     def is_trusted(self, round: int, root: bytes) -> bool:
         return bool(self._rows("SELECT 1 FROM trusted WHERE round = ? AND root = ?", (round, root.hex())))
+
+    def save_final(self, block: int, hash_: bytes, roster: bytes, *, oldest: int) -> None:
+        """What a final block said; a roster that is known stays. Blocks from 2 to `oldest` are forgotten."""
+        keep = "INSERT INTO finals VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET roster = max(roster, excluded.roster)"
+        self._write((keep, (block, hash_, roster)), ("DELETE FROM finals WHERE block < ? AND block > 1", (oldest,)))
+
+    def load_final(self, block: int) -> tuple[bytes, bytes] | None:
+        """(hash, roster, empty where only the hash is known)."""
+        rows = self._rows("SELECT hash, roster FROM finals WHERE block = ?", (block,))
+        return rows[0] if rows else None
+
+    def final_hashes(self) -> dict[int, bytes]:
+        """Of the oldest and the newest block."""
+        ends = "(SELECT min(block) FROM finals UNION SELECT max(block) FROM finals)"
+        return dict(self._rows(f"SELECT block, hash FROM finals WHERE block IN {ends}", ()))
 
     def load_observations(self, round: int) -> dict[str, Any]:
         """hotkey -> document, of one round."""

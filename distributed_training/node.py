@@ -7,27 +7,37 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from distributed_training.access import connect
 from distributed_training.assembly import Adapters, MakeWorker, honest_worker, live, make_parts
+from distributed_training.averaging.needs import needs, needs_lines
 from distributed_training.chain.base import Chain
 from distributed_training.chain.keys import LocalKey, verify
 from distributed_training.chain.patient import PatientChain
 from distributed_training.chain.sole import SoleChain
 from distributed_training.checkpoints.base import CheckpointStore
 from distributed_training.data.reading import TablePages
-from distributed_training.engine import load_engine
+from distributed_training.data.tokens import TOKENIZER_FILE
+from distributed_training.engine import chosen_device, load_engine
 from distributed_training.errors import ConfigError, HotkeyTaken, LocalFault, said
+from distributed_training.finding.find import Finder
+from distributed_training.finding.serving import FileService, run_files
 from distributed_training.journal import Journal, claim_folder
+from distributed_training.journalled import JournalledChain
 from distributed_training.metrics.base import JsonlSink, Metrics
+from distributed_training.network.base import Transport
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.libp2p import Libp2pTransport
 from distributed_training.operator.dry_run import print_weights
-from distributed_training.preflight import node_lock, run_manifest
+from distributed_training.preflight import node_lock
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.protocol.types import Role
+from distributed_training.protocol.types import Role, SubnetParams
+from distributed_training.recipes.build import model_size
 from distributed_training.roles.miner import ExactStepsMissed
 from distributed_training.roles.pages import share_pages
 from distributed_training.roles.parts import TrainingThread
@@ -37,6 +47,7 @@ from distributed_training.settings.logs import bind, setup_logging
 from distributed_training.shutdown import run_until_stopped
 from distributed_training.sources import open_checkpoints, open_pages, repo_opener
 from distributed_training.stillness import say_after_a_pause
+from distributed_training.training.speed import flop_per_s
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +75,7 @@ def main(
         torch.set_num_threads(config.threads)
     if config.dry_run:
         return asyncio.run(print_weights(config))
-    with node_lock(config):
-        return _exit_code(run_until_stopped(_live(role, config, make_worker, wrap)))
+    return _exit_code(run_until_stopped(_live(role, config, make_worker, wrap)))
 
 
 def _exit_code(result: BaseException | None) -> int:
@@ -91,30 +101,68 @@ def _exit_code(result: BaseException | None) -> int:
 async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: WrapAdapters) -> None:
     """Everything a node opens is closed here, in reverse order."""
     async with AsyncExitStack() as stack:
-        manifest = run_manifest(config)
-        require_address(role, config)
+        require_address(config)
         client, signer, me = await connect(config, stack)
-        chain = PatientChain(client, (await client.params()).block_s)  # from here on an outage is waited for
-        pages = await asyncio.to_thread(_pages, config)
+        params = await client.params()
+        config, manifest = await _find(config, PatientChain(client, params.block_s), params, signer)
+        stack.enter_context(node_lock(config))
+        pages = await asyncio.to_thread(_pages, config, manifest)
         engine = load_engine(config, manifest, pages)
         claim_folder(config.node_dir, manifest.sha256)
         metrics = Metrics([JsonlSink(config.node_dir / "events.jsonl")], role=role.name.lower(), uid=me.uid)
         stack.callback(metrics.close)
+        client.tell_news(lambda news: metrics.emit("fault", round=None, what="runtime", detail=news))
         journal = Journal(config.node_dir / "journal.sqlite")
         stack.callback(journal.close)
+        # From here on an outage is waited for.
+        chain = await JournalledChain.begin(client, params.block_s, journal, manifest.timing)
         stores = await asyncio.to_thread(_stores, role, config, manifest)
         adapters = wrap(await _adapters(config, manifest, chain, signer, stores, stack))
         training = TrainingThread()
         stack.callback(training.close)
         parts = await make_parts(config, manifest, adapters, journal, metrics, training)
-        share_pages(parts.peers, pages)
+        share_pages(parts.peers, pages, manifest.tag, manifest.public.run_key)
+        FileService(parts.peers, run_files(manifest, pages.table.path, config.run_dir / TOKENIZER_FILE))
         await adapters.transport.start()
         stack.callback(asyncio.create_task(say_after_a_pause(), name="stillness").cancel)
         await live(role, config, parts, engine, me, make_worker)
 
 
-def _pages(config: NodeConfig) -> TablePages:
-    return open_pages(config.pages, config.run_dir, mirrors=config.data.mirrors, cache_gib=config.data.cache_gib)
+async def _find(
+    config: NodeConfig, chain: Chain, params: SubnetParams, signer: LocalKey
+) -> tuple[NodeConfig, RunManifest]:
+    """The run, in its directory. Peers are asked under a peer key of this moment: nobody knows us yet."""
+    async with AsyncExitStack() as stack:
+        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="join-")))
+        stranger = Libp2pTransport(scratch / "identity.key", port=None, hints=False)
+        stack.push_async_callback(stranger.stop)
+
+        async def open_transport() -> Transport:
+            await stranger.start()
+            return stranger
+
+        roster = await chain.roster((await chain.head()).number)
+        show = partial(_show, config, params.block_s)
+        finder = Finder(config, roster, params.owner_hotkey, signer.public_key, open_transport, show, scratch)
+        return await finder.run()
+
+
+def _show(config: NodeConfig, block_s: float, manifest: RunManifest) -> None:
+    """What the run asks of this machine, before it is asked."""
+    num_coords = model_size(manifest.model.config)
+    for line in needs_lines(manifest, needs(manifest, num_coords, block_s), flop_per_s(chosen_device(config.device))):
+        log.info("%s", line)
+
+
+def _pages(config: NodeConfig, manifest: RunManifest) -> TablePages:
+    return open_pages(
+        config.pages,
+        config.run_dir,
+        mirrors=config.data.mirrors,
+        cache_gib=config.data.cache_gib,
+        public=manifest.public.pages if config.by_default("pages") else "",
+        peers_give=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,21 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-from distributed_training.addresses import check_hub, is_documentation
-from distributed_training.chain.keys import LocalKey, load_hotkey, registration_command
+from distributed_training.addresses import FILE, check_hub, is_documentation
+from distributed_training.chain.keys import (
+    LocalKey,
+    coldkey_warning,
+    load_hotkey,
+    local_registration,
+    registration_command,
+)
 from distributed_training.errors import ConfigError, NotRegisteredError
 from distributed_training.locks import Lock
 from distributed_training.network.ports import free_port
-from distributed_training.paths import existing_file, existing_folder, is_missing, typed, usable_folder
+from distributed_training.paths import existing_file, existing_folder, is_missing, usable_folder
 from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.protocol.types import Role
-from distributed_training.settings.config import WALLETS, NodeConfig, load_config, require_address
+from distributed_training.settings.config import NodeConfig, load_config, require_address
 from distributed_training.settings.places import HubRepo
 
 ONE_PROCESS = "one node per hotkey: stop that one first, or give this one a hotkey of its own (--wallet.hotkey)"
@@ -29,12 +35,17 @@ def prepare(role: Role, argv: Sequence[str]) -> NodeConfig:
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     _check_folders(role, config)
-    require_address(role, config)
+    require_address(config)
     if config.announced is not None and is_documentation(config.announced[0]):
         print(f"warning: {config.announced[0]} is an example's address: no peer will reach it", file=sys.stderr)
     own_hotkey(config)
+    if config.local_chain is None and (warning := coldkey_warning(config.wallet.path, config.wallet.name)) is not None:
+        print(f"warning: {warning}", file=sys.stderr)
+    if config.dry_run and config.run_is_open:
+        raise ConfigError("--dry-run reads what a running validator keeps: name its run directory with --run-dir")
     if not config.dry_run:
-        node_lock(config).release()  # another node of this hotkey explains a port that is in use
+        if not config.run_is_open:
+            node_lock(config).release()  # another node of this hotkey explains a port that is in use
         if not config.axon.outbound_only:
             asyncio.run(free_port(config.axon.ip, config.axon.port))
     return config
@@ -57,7 +68,7 @@ def own_hotkey(config: NodeConfig) -> LocalKey:
     """Read once in a process: who is asked for a password is asked once. Raises ConfigError, NotRegisteredError."""
     wallet = config.wallet
     if config.local_chain is not None and is_missing(wallet.path / wallet.name / "hotkeys" / wallet.hotkey):
-        keys = config.run_dir / "wallets"
+        keys = config.local_chain.parent / "wallets"
         if wallet.path != keys:
             raise ConfigError(f"--wallet.path {wallet.path}: no such hotkey; the keys of a local chain are in {keys}")
         raise NotRegisteredError(not_registered(config))
@@ -67,26 +78,18 @@ def own_hotkey(config: NodeConfig) -> LocalKey:
 _read = cache(load_hotkey)
 
 
-def not_registered(config: NodeConfig) -> str:
-    """With the command that registers this hotkey."""
-    wallet, chain = config.wallet, config.subtensor
-    network = chain.chain_endpoint or (None if chain.network == "finney" else chain.network)
-    command = registration_command(
-        config.netuid,
-        wallet.name,
-        wallet.hotkey,
-        config.run_dir if config.local_chain is not None else None,
-        network=network,
-        wallets=None if wallet.path == _default_wallets() else wallet.path,
-    )
-    return f"hotkey {wallet.hotkey!r} is not registered on subnet {config.netuid}; register it with: {command}"
-
-
-def _default_wallets() -> Path | None:
-    try:
-        return typed(WALLETS)
-    except ConfigError:
-        return None
+def not_registered(config: NodeConfig, price: str | None = None) -> str:
+    """With the command that registers this hotkey, and what that costs where it is known."""
+    wallet, chain, what = config.wallet, config.subtensor, f"hotkey {config.wallet.hotkey!r} is not registered on"
+    if config.local_chain is not None:
+        command = local_registration(wallet.name, wallet.hotkey, config.local_chain.parent)
+        return f"{what} subnet {config.netuid}; register it with: {command}"
+    where, address, folder = "", None, wallet.path
+    if is_missing(wallet.path / wallet.name / "coldkey"):
+        where, address, folder = ", on the machine that has the coldkey,", own_hotkey(config).hotkey, None
+    network, cost = chain.chain_endpoint or chain.network, "" if price is None else f" (a place costs {price})"
+    command = registration_command(network, config.netuid, wallet.name, wallet.hotkey, address=address, wallets=folder)
+    return f"{what} subnet {config.netuid} of {network}{cost}; register it{where} with: {command}"
 
 
 def _check_folders(role: Role, config: NodeConfig) -> None:
@@ -94,9 +97,10 @@ def _check_folders(role: Role, config: NodeConfig) -> None:
     _named("--run-dir", usable_folder, config.run_dir)
     _named("--run-dir", usable_folder, config.node_dir)
     if config.local_chain is not None and is_missing(config.local_chain):
-        raise ConfigError(f"--run-dir {config.run_dir}: no local run is there (scripts/demo.sh makes one)")
-    run_manifest(config)
-    if isinstance(config.pages, Path):
+        raise ConfigError(_no_local_chain(config))
+    if not (config.run_is_open or (config.by_default("manifest") and is_missing(config.manifest))):  # else it is found
+        _check_manifest(config)
+    if isinstance(config.pages, Path) and not (config.by_default("pages") and is_missing(config.pages)):
         if is_missing(config.pages):
             raise ConfigError(f"--pages: expected a folder with pages.bin, {config.pages} does not exist")
         _named("--pages", existing_folder if config.pages.is_dir() else existing_file, config.pages)
@@ -104,6 +108,20 @@ def _check_folders(role: Role, config: NodeConfig) -> None:
         _named("--checkpoints", usable_folder, config.checkpoints)
     if any(isinstance(place, HubRepo) for place in (config.pages, config.checkpoints, config.hub.repo)):
         check_hub(os.environ)
+
+
+def _check_manifest(config: NodeConfig) -> None:
+    try:
+        run_manifest(config)
+    except ConfigError as error:
+        mend = "; move that file away and the run is found on chain" if config.by_default("manifest") else ""
+        raise ConfigError(f"{error}{mend}") from None
+
+
+def _no_local_chain(config: NodeConfig) -> str:
+    if (endpoint := config.subtensor.chain_endpoint) is not None and endpoint.startswith(FILE):
+        return f"--subtensor.chain_endpoint {endpoint}: no local chain is there"
+    return f"--run-dir {config.run_dir}: no local run is there (scripts/demo.sh makes one)"
 
 
 def _named(flag: str, check: Callable[[Path], Path], path: Path) -> None:

@@ -15,10 +15,10 @@ from distributed_training.checkpoints.hub import HubCheckpoints
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.data import remote
 from distributed_training.data.reading import TablePages
-from distributed_training.errors import LocalFault
+from distributed_training.errors import ConfigError, LocalFault
 from distributed_training.hub import HubMissing, Repo, ask, prepare_client
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.settings.places import HubRepo
+from distributed_training.settings.places import PREFIX, HubRepo, parse_repo
 
 log = logging.getLogger(__name__)
 
@@ -30,17 +30,25 @@ FETCHED_DIR = "fetched"  # in the node's own directory: the checkpoint that was 
 
 
 def open_pages(
-    place: Path | HubRepo, run_dir: Path | None, *, mirrors: Sequence[str] = (), cache_gib: float = CACHE_GIB
+    place: Path | HubRepo,
+    run_dir: Path | None,
+    *,
+    mirrors: Sequence[str] = (),
+    cache_gib: float = CACHE_GIB,
+    public: str = "",
+    peers_give: bool = False,
 ) -> TablePages:
     """The pages of a folder with pages.bin, or of a data set that has one; see `remote.open_pages`.
 
-    What is fetched is kept below `run_dir`, nowhere if that is None. Raises ConfigError for what a person has to put
-    right, HubFault when the Hub does not answer now.
+    What is fetched is kept below `run_dir`, nowhere if that is None. `public`: a last place, as a run manifest says it.
+    Raises ConfigError for what a person has to put right, HubFault when the Hub does not answer now.
     """
     prepare_client()
     where = f"hub:{place.repo_id}@{_commit(place)}" if isinstance(place, HubRepo) else str(place)
     cache_dir = None if run_dir is None else run_dir / CACHE_DIR
-    return remote.open_pages(where, mirrors, cache_dir=cache_dir, cache_bytes=int(cache_gib * (1 << 30)))
+    places = [*mirrors, *_pinned(public)]
+    limit = int(cache_gib * (1 << 30))
+    return remote.open_pages(where, places, cache_dir=cache_dir, cache_bytes=limit, peers_give=peers_give)
 
 
 def open_checkpoints(
@@ -70,6 +78,18 @@ def repo_opener(node_dir: Path, manifest: RunManifest) -> Callable[[str], Checkp
     """For repositories that others name: ORG/NAME -> the store there, or ConfigError. Asks nobody yet."""
     run = run_name(manifest.name, manifest.sha256)
     return lambda repo_id: HubCheckpoints(repo_id, run, node_dir / OTHERS_DIR)
+
+
+def _pinned(public: str) -> list[str]:
+    """The place at a commit, or nothing if there is none or it cannot be asked now: pages may come from elsewhere."""
+    if not public.startswith(PREFIX):
+        return [public] if public else []
+    repo = parse_repo(public)
+    try:
+        return [f"{PREFIX}{repo.repo_id}@{_commit(repo)}"]
+    except (LocalFault, ConfigError) as error:
+        log.warning("the run's place of pages: %s", error)
+        return []
 
 
 def _commit(place: HubRepo) -> str:

@@ -31,6 +31,8 @@ from distributed_training.settings.flags import nearest
 BENCHMARKS = {
     "faults": "kill, freeze, slow, cut, lie at every point of a round, on real processes: no hang, all identical",
     "churn": "thirty rounds on real processes, a node killed or added in every one",
+    "weather": "rounds over a chain node behind a proxy that drops, delays, refuses and cuts in mid-submission",
+    "requests": "what a node asks of the chain in a block, by kind; the goal is 2 beside the roster's",
     "sync": "fetching a 124 M-parameter state from one and from several donors over shaped links",
     "nat": "whole rounds with a miner behind NAT and no port open, in network namespaces",
     "data": "reading pages: tokens per second, bytes, requests, waiting; local, over the wire, over a bad line",

@@ -216,7 +216,8 @@ def report(args: argparse.Namespace, result: Result, tokenizer: Path | None) -> 
 def next_command(args: argparse.Namespace, tokenizer: Path | None) -> str:
     """What makes a run of these pages."""
     flags = (("--pages", args.out), ("--tokenizer", tokenizer or args.tokenizer), ("--eos", args.eos))
-    rest = ("--set", "netuid=N", "--set", "timing.first_block=BLOCK", "--out", "runs/NAME/manifest.json")
+    where = ("--netuid", "N", "--in", "2h", "--subtensor.network", "finney")
+    rest = (*where, "--wallet.name", "W", "--wallet.hotkey", "H", "--out", "runs/NAME/manifest.json")
     return command(python(), "scripts/create_run.py", "--recipe", "gpt2-124m", *flags, *rest)
 
 

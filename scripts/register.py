@@ -14,7 +14,7 @@ Give a newcomer a place on the local subnet of a run directory (made by scripts/
 
 It makes the wallet key NAME if the run has none (derived from the run's seed: worthless on a real network), puts
 play money on its coldkey, buys a registration and prints the uid. Run it again and nothing more happens.
-On a real network you use `btcli tx burned-register` with real money instead.
+On a real network you use `btcli tx burned-register` with real money instead: a node that is not registered says how.
 """
 EPILOG = """\
 example:

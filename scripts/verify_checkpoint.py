@@ -69,31 +69,20 @@ def verify(options: argparse.Namespace) -> int:
 async def _ask_chain(
     options: argparse.Namespace, file: Path | None, ref: CheckpointRef, opened: Opened
 ) -> tuple[Finding, Finding, Finding]:
-    from distributed_training.chain.client import BittensorChain
-    from distributed_training.chain.keys import LocalKey, derive_keypair
-    from distributed_training.chain.local.substrate import local_substrate
+    from distributed_training.addresses import FILE
+    from distributed_training.operator.asking import asked
     from distributed_training.operator.published import cache
     from distributed_training.operator.verify import verify_on_chain
 
     netuid = opened.manifest.netuid if options.netuid is None else options.netuid
     if netuid != opened.manifest.netuid:
         raise ConfigError(f"--netuid {netuid}: this checkpoint is of a run on subnet {opened.manifest.netuid}")
-    network = options.chain or "local"
+    endpoint = f"{FILE}{file}" if options.chain is None else options.chain if "://" in options.chain else None
     try:
-        chain = await BittensorChain.connect(
-            netuid=netuid,
-            network=network,
-            endpoint=network if "://" in network else None,
-            signer=LocalKey(derive_keypair(0, "reader")),  # reads need no key; the client wants one
-            cache_dir=cache(options) / "chain",
-            substrate=local_substrate(file) if options.chain is None and file is not None else None,
-        )
+        async with asked(options.chain or "local", endpoint, netuid, cache(options)) as chain:
+            return await verify_on_chain(chain, ref, opened)
     except ConfigError as error:
         raise ConfigError(str(error).replace("--subtensor.network", "--chain")) from None
-    try:
-        return await verify_on_chain(chain, ref, opened)
-    finally:
-        await chain.close()
 
 
 def _show(*findings: Finding) -> None:

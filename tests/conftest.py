@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 # Whoever runs the tests may be deaf to some signals (nohup, a shell's background); what tests start is not.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -15,3 +17,9 @@ os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 # Uploads go through LFS, which the hub of the tests speaks, and not through xet, which it does not.
 os.environ["HF_HUB_DISABLE_XET"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Of the chain's contract tests, which also run against a subtensor development node."""
+    parser.addoption("--chain", default="local", help="local, or the ws:// address of a subtensor development node")
+    parser.addoption("--sudo-uri", default="//Alice", help="that node's sudo key, which makes a subnet and pays for it")

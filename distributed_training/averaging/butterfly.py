@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 
 from distributed_training.averaging import gather, scatter
-from distributed_training.averaging.collect import Collector, Holders
-from distributed_training.averaging.combine import SliceOutput
+from distributed_training.averaging.collect import Collector
 from distributed_training.averaging.gather import Patience, Slices
 from distributed_training.averaging.inbox import Inbox
 from distributed_training.averaging.plan import RoundPlan
@@ -29,7 +27,7 @@ from distributed_training.network.base import Stream
 from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.clock import bulk_timeout_s, stall_timeout_s
-from distributed_training.protocol.rules.membership import Claim, backup_of
+from distributed_training.protocol.rules.membership import backup_of
 from distributed_training.protocol.types import SliceSpec
 
 log = logging.getLogger(__name__)
@@ -53,7 +51,7 @@ class Butterfly:
         patience = Patience(CONTROL_TIMEOUT_S, self._stall_s, bulk_timeout_s(manifest.timing, clock.block_s))
         self._works = WorkBook(manifest, verify, store)
         self.slices = Slices(manifest, peers, store, self._works, verify, patience)
-        self._collector = Collector(self.slices, peers, chain, clock, signer.public_key)
+        self.collector = Collector(self.slices, peers, chain, clock, signer.public_key)
         self._reduction: Reduction | None = None
         self._opened = asyncio.Condition()
         peers.transport.serve(scatter.METHOD, self._on_scatter)
@@ -112,7 +110,7 @@ class Butterfly:
 
     async def _open(self, plan: RoundPlan, spec: SliceSpec, own: OwnWork) -> Reduction:
         decide_block = plan.round.output_block - max(1, self._manifest.timing.reduce_margin // 2)
-        touch = Touch(plan, spec, decide_block, self.slices, self._collector, self._clock)
+        touch = Touch(plan, spec, decide_block, self.slices, self.collector, self._clock)
         reduction = Reduction(
             plan, spec, self._manifest, self.slices, self._signer, lambda: self._left_s(plan), touch
         )  # fmt: skip
@@ -173,19 +171,3 @@ class Butterfly:
         target, left_s = plan.candidate(reducer), max(0.05, self._left_s(plan))
         assert target is not None, "reducers are candidates"
         return await scatter.send_slice(self._peers, target, spec, plan, own, self._stall_s, left_s)
-
-    # --- gather -----------------------------------------------------------------------------------
-
-    async def gather(self, plan: RoundPlan, until_block: int) -> dict[int, SliceOutput]:
-        """Every slice of s+X that could be had by `until_block`."""
-        return await self._collector.gather(plan, until_block)
-
-    async def wanted(self, plan: RoundPlan, block: int) -> dict[int, Claim]:
-        """What the chain says of each slice's output as of a finalised block."""
-        return await self._collector.wanted(plan, block)
-
-    async def fetch(
-        self, plan: RoundPlan, wanted: Mapping[int, Claim], timeout_s: float, holders: Holders | None = None
-    ) -> dict[int, SliceOutput]:
-        """Slices from our own store, else from holders, the reducer, then anybody. What came in time."""
-        return await self._collector.fetch(plan, wanted, timeout_s, holders)

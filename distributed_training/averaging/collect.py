@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Holders = Mapping[int, tuple[bytes, ...]]  # slice -> public keys of validators that said they hold it
+Early = tuple[int, Callable[[Mapping[int, SliceOutput]], Awaitable[None]]]  # a block, and who looks at it
 Fetched = asyncio.Task[SliceOutput | None]
 
 
@@ -37,10 +38,11 @@ class Collector:
     async def wanted(self, plan: RoundPlan, block: int) -> dict[int, Claim]:
         """What the chain says of each slice's output as of a finalised block."""
         roster = await self._chain.roster(block)
-        return membership.output_claims(plan.round.index, plan.slices, plan.roster, roster)
+        return membership.output_claims(plan.round, plan.slices, plan.roster, roster)
 
-    async def gather(self, plan: RoundPlan, until_block: int) -> dict[int, SliceOutput]:
+    async def gather(self, plan: RoundPlan, until_block: int, early: Early | None = None) -> dict[int, SliceOutput]:
         """Fetch slices as their hashes appear on the finalised chain, until all of s+X are held or `until_block`.
+        early: if some lack at that block, what is there is shown, while the others still may come.
 
         What a backup has reduced is asked for when s+X is final: until then the reducer itself may still come.
         """
@@ -56,7 +58,12 @@ class Collector:
                 for j, claim in wanted.items():
                     if (j, claim) not in tasks and (last or not claim.by_backup):
                         tasks[j, claim] = self._start(plan, j, claim, ())
-            return await _results({j: tasks[j, c] for j, c in wanted.items()}, self._clock.seconds_until(until_block))
+            last_ones = {j: tasks[j, c] for j, c in wanted.items()}
+            if early is not None:
+                found = await _results(last_ones, self._clock.seconds_until(early[0]))
+                if len(found) < len(last_ones):
+                    await early[1](found)
+            return await _results(last_ones, self._clock.seconds_until(until_block))
         finally:
             await _cancel(tasks.values())
 

@@ -23,7 +23,7 @@ from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.averaging.works import WorkBook
 from distributed_training.chain.base import Verify
 from distributed_training.errors import PeerFault, WireError
-from distributed_training.network.base import Stream, deadline
+from distributed_training.network.base import Stream, closing, deadline
 from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import NO_BACKUP, Candidate, OutputRecord
@@ -124,14 +124,13 @@ class Slices:
         self, peer_key: bytes, plan: RoundPlan, slice_index: int, reducer: bytes, output_hash: bytes
     ) -> SliceOutput:
         """One slice from a peer: everything checked, kept. Raises PeerFault, WireError, NetworkFault."""
-        async with deadline(self._patience.bulk_s, f"slice {slice_index}"):
-            stream = await self._open(peer_key, plan, output_hash)
-            try:
-                signed_record = await self._read_record(stream, plan, slice_index)
-                record = self._checked(signed_record, plan, slice_index, reducer, output_hash)
-                chunks = await self._read_parts(stream, plan, record)
-            finally:
-                await stream.close()
+        async with (
+            deadline(self._patience.bulk_s, f"slice {slice_index}"),
+            closing(self._open(peer_key, plan, output_hash)) as stream,
+        ):
+            signed_record = await self._read_record(stream, plan, slice_index)
+            record = self._checked(signed_record, plan, slice_index, reducer, output_hash)
+            chunks = await self._read_parts(stream, plan, record)
         output = self._assemble(plan, record, reducer, chunks)
         self.keep(plan, record, output_hash, StoredOutput(signed_record, chunks))
         return output
@@ -140,22 +139,17 @@ class Slices:
         self, peer_key: bytes, plan: RoundPlan, slice_index: int, reducer: bytes, output_hash: bytes
     ) -> OutputRecord:
         """Only the record of a slice. Raises as `fetch`."""
-        async with deadline(self._patience.bulk_s, f"record of slice {slice_index}"):
-            stream = await self._open(peer_key, plan, output_hash)
-            try:
-                signed_record = await self._read_record(stream, plan, slice_index)
-            finally:
-                await stream.close()
+        async with (
+            deadline(self._patience.bulk_s, f"record of slice {slice_index}"),
+            closing(self._open(peer_key, plan, output_hash)) as stream,
+        ):
+            signed_record = await self._read_record(stream, plan, slice_index)
         return self._checked(signed_record, plan, slice_index, reducer, output_hash)
 
     async def ping(self, peer_key: bytes, plan: RoundPlan) -> None:
         """Ask for a slice that there is not: does the peer answer at all? Raises NetworkFault, PeerFault."""
-        async with deadline(self._patience.stall_s, "ping"):
-            stream = await self._open(peer_key, plan, NO_BACKUP)
-            try:
-                await stream.read(len(NO_BACKUP), self._patience.stall_s)
-            finally:
-                await stream.close()
+        async with deadline(self._patience.stall_s, "ping"), closing(self._open(peer_key, plan, NO_BACKUP)) as stream:
+            await stream.read(len(NO_BACKUP), self._patience.stall_s)
 
     def load(self, plan: RoundPlan, slice_index: int, reducer: bytes, output_hash: bytes) -> SliceOutput | None:
         """A slice from our own kept bytes, checked like a foreign one; None when absent. Raises WireError: damaged."""

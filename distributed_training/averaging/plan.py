@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from distributed_training.averaging.codecs.base import Layout
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules import membership
-from distributed_training.protocol.types import Candidate, Carry, Roster, Round, SliceSpec
+from distributed_training.protocol.rules.voters import voters
+from distributed_training.protocol.types import Candidate, Carry, Neuron, Roster, Round, SliceSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class RoundPlan:
     tau: float
     carry: Carry
     layout: Layout
+    voters: tuple[Neuron, ...]  # whose stake decides, and who may ask about the round; as of s-B
     candidates: tuple[Candidate, ...]  # sorted by public key
     slices: tuple[SliceSpec, ...]
 
@@ -60,6 +62,7 @@ def make_plan(
         tau=carry.tau,
         carry=carry,
         layout=layout,
+        voters=voters(manifest, roster),
         candidates=members,
         slices=membership.slices(ordered, layout.num_chunks, manifest.average),
     )

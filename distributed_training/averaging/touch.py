@@ -81,12 +81,12 @@ class Touch:
         Ourselves where no validator can be dialled: who knows.
         """
         own = self._own.reducer
+        wanted = {n.public_key for n in self._plan.voters}.union(missed) - {own}
         asked = {
             n.public_key: n.commitment.peer_key
             for n in self._plan.roster.neurons
-            if n.commitment is not None and n.reachable_at is not None and n.public_key != own
-            and (n.may_validate or n.public_key in missed)
-        }  # fmt: skip
+            if n.commitment is not None and n.reachable_at is not None and n.public_key in wanted
+        }
         tasks = {key: asyncio.create_task(self._answers(asked[key]), name="ask") for key in asked}
         try:
             await asyncio.gather(*tasks.values())

@@ -36,12 +36,15 @@ class Verify(Protocol):
 class Chain(Protocol):
     """Reads are of past blocks, which never change; all are idempotent and may be retried and cancelled.
 
-    Writes return when included in a block and raise ChainRefused with the SDK's code otherwise. A cancelled write
-    may or may not have happened. Everything raises ChainUnreachable when nobody answers, ChainFault for an answer that
-    makes no sense.
+    Writes return when included in a block and raise ChainRefused with the SDK's code otherwise. A cancelled write, or
+    one that raised ChainUnreachable, may or may not have happened: look before you repeat it. Everything raises
+    ChainUnreachable when nobody answers, StatePruned for a block whose state the node has dropped, ChainFault for an
+    answer that makes no sense, ChainReplaced when it is another chain that answers.
     """
 
-    async def head(self) -> Head: ...
+    async def head(self) -> Head:
+        """The newest block seen, and the newest final one; neither ever falls."""
+        ...
 
     async def block_hash(self, number: int) -> bytes:
         """32 bytes. Asking for a future block raises ChainFault."""
@@ -57,8 +60,8 @@ class Chain(Protocol):
         """Validator uid -> {uid: share}, rows normalised to 1, as of `block`."""
         ...
 
-    async def commit(self, fields: Sequence[Field]) -> int:
-        """Replace our commitment; returns the block it was included in."""
+    async def commit(self, fields: Sequence[Field], until: int | None = None) -> int:
+        """Replace our commitment; returns the block it was included in. After block `until` it is worth nothing."""
         ...
 
     async def serve(self, ip: str, port: int) -> None:

@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
+import logging
 import os
-import re
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import bittensor as bt
+from bittensor.settings import default_archive_endpoints
 
+from distributed_training.chain.answers import guarded, included
 from distributed_training.chain.base import Head
+from distributed_training.chain.fields import check_fields, encode_field, parse_address, parse_fields
+from distributed_training.chain.heads import Heads
 from distributed_training.chain.keys import LocalKey, hotkey_public_key
-from distributed_training.errors import ChainFault, ChainRefused, ChainUnreachable, ConfigError, named, said
+from distributed_training.chain.line import READ_TIMEOUT_S, Line, Link
+from distributed_training.chain.spending import NodePolicy
+from distributed_training.chain.weights import WeightCalls
+from distributed_training.errors import (
+    ChainFault,
+    ChainRefused,
+    ChainUnreachable,
+    ConfigError,
+    StatePruned,
+    SubnetMissing,
+)
+from distributed_training.protocol.commitments import decode_commitment
 from distributed_training.protocol.types import BlockRef, Field, Neuron, Roster, SubnetParams
-from distributed_training.protocol.wire import decode_commitment
 
 T = TypeVar("T")
-READ_TIMEOUT_S = 60.0
-WRITE_TIMEOUT_S = 180.0
-MAX_FIELDS = 3
-MAX_RAW_BYTES = 128
-HANDSHAKE_REFUSED = "rejected the WebSocket handshake"
-RAW_KIND = re.compile(r"Raw(0|[1-9][0-9]{0,2})")
-PORT = re.compile(r"[1-9][0-9]{0,4}")
-HEX = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
+WRITE_BLOCKS = 8  # that a write may take where nobody says until when
+MOST_ERA_BLOCKS = 64
+LEAST_WRITE_S = 30.0
+LOOK_BLOCKS = 100
+RECENT_BLOCKS = 256  # that every node of a chain has, or will have soon
+TESTED_SPECS = {293, 318, 461, 462}  # of the chain's runtime: 293 was run, of the others the descriptions are tested
+NO_BLOCK = "no block at height"
+
+log = logging.getLogger(__name__)
 
 
 class BittensorChain:
-    """See chain.base.Chain for the contract. Make it with `connect`, end it with `close`."""
+    """See chain.base.Chain for the contract. Opens at its first call, or with `connect`; end it with `close`."""
 
-    def __init__(self, client: bt.Client, netuid: int, signer: LocalKey) -> None:
-        self._client = client
-        self._netuid = netuid
-        self._signer = signer
+    def __init__(self, line: Line, netuid: int, signer: LocalKey, archive: Line | None = None) -> None:
+        self._line, self._netuid, self._signer, self._archive = line, netuid, signer, archive
+        self._weights = WeightCalls(netuid, signer.keypair)
+        self._heads: Heads | None = None
+        self._look_at = 1
+        self._spec, self._news = 0, ""
+        self._tell: Callable[[str], None] = lambda news: None
 
     @classmethod
-    async def connect(
+    def over(
         cls,
         *,
         netuid: int,
@@ -47,54 +63,130 @@ class BittensorChain:
         signer: LocalKey,
         cache_dir: Path,
         substrate: bt.Substrate | None = None,
+        fallback: Sequence[str] = (),
+        archive: str | None = None,
     ) -> BittensorChain:
-        """Open the connection. `endpoint` (ws://...) wins over `network`; `substrate` wins over both.
+        """`endpoint` (ws://...) wins over `network`; `substrate` wins over both. Nothing is opened yet.
 
-        The SDK keeps its caches in `cache_dir` instead of the user's home. ConfigError for a network name it does not
-        know, ChainUnreachable when nobody answers.
+        fallback: endpoints of the same chain for when one breaks; archive: for what ordinary nodes have dropped. The
+        SDK keeps its caches in `cache_dir` instead of the user's home. ConfigError for a network name it does not know.
         """
         os.environ.setdefault("BTCLI_TOKEN_SYMBOLS_CACHE", str(cache_dir / "token_symbols.json"))
         os.environ.setdefault("BITTENSOR_RUNTIME_CACHE_DIR", str(cache_dir / "runtime"))
-        try:
-            subtensor = bt.Subtensor("local" if substrate else endpoint or network, substrate=substrate)
-        except ValueError as error:
-            raise ConfigError(f"--subtensor.network {endpoint or network!r}: {error}") from error
+        first = "local" if substrate else endpoint or network
+        old = [archive] if archive is not None else default_archive_endpoints(first)
+        return cls(Line([first, *fallback], substrate, NodePolicy(netuid)), netuid, signer, Line(old) if old else None)
 
-        async def connected() -> bt.Client:
-            return await subtensor
+    @classmethod
+    async def connect(cls, **options: Any) -> BittensorChain:
+        """`over` these options, opened. ChainUnreachable when nobody answers."""
+        chain = cls.over(**options)
+        await chain._opened()
+        return chain
 
-        return cls(await guarded(connected(), READ_TIMEOUT_S), netuid, signer)
+    async def ask(self, read: Callable[[bt.Client], Awaitable[T]], timeout_s: float = READ_TIMEOUT_S) -> T:
+        """What only people ask (subnet.py), over the SDK's client of the present connection."""
+        return await self._line.ask(read, timeout_s)
 
     async def close(self) -> None:
-        await guarded(self._client.close(), READ_TIMEOUT_S)
+        for part in (self._heads, self._line, self._archive):
+            if part is not None:
+                await part.close()
 
     async def head(self) -> Head:
-        number, finalized = await guarded(
-            asyncio.gather(self._client.block(), self._client.finalized_block()), READ_TIMEOUT_S
-        )
-        return Head(number, min(number, finalized))
+        head = await (await self._opened()).head()
+        if head.finalized >= self._look_at:
+            await self._look(head.finalized)
+            self._look_at = head.finalized + LOOK_BLOCKS
+        return head
+
+    async def _look(self, final: int) -> None:
+        """Which chain is this, and do we know its rules? Two hashes tell it from another one, or itself begun anew."""
+
+        async def read(link: Link) -> tuple[dict[int, bytes | None], int]:
+            known = (1, min(final, await link.finalized_block()))  # another node may have said what is final
+            return {number: await link.hash_of(number) for number in known}, await link.spec_version()
+
+        hashes, spec = await self._line.ask(read)
+        self._line.known = {number: known for number, known in hashes.items() if known is not None}
+        if spec > max(TESTED_SPECS) and spec != self._spec:
+            self._news = (
+                f"the chain runs runtime {spec}, this release was tested with {max(TESTED_SPECS)}: what it reads or "
+                "writes may fail; look for a newer release"
+            )
+            log.warning("%s", self._news)
+            self._tell(self._news)
+        self._spec = spec
+
+    def tell_news(self, tell: Callable[[str], None]) -> None:
+        """What is said of the chain's runtime goes here too, beside the log."""
+        self._tell = tell
+        if self._news:
+            tell(self._news)
+
+    async def _opened(self) -> Heads:
+        if self._heads is None:
+            block_s = await self._line.ask(lambda link: link.block_time())
+            self._heads = self._heads or Heads(self._line, block_s)  # another caller's is there, and followed
+        return self._heads
 
     async def block_hash(self, number: int) -> bytes:
         if number < 0:
             raise ChainFault(f"there is no block {number}")
-        info = await guarded(self._client.block_info(number), READ_TIMEOUT_S)
-        if info is None or info.hash is None:
-            raise ChainFault(f"block {number} does not exist yet")
-        return bytes.fromhex(info.hash.removeprefix("0x"))
+
+        async def read(link: Link) -> bytes:
+            found = await link.hash_of(number)
+            if found is None:
+                raise ChainFault(f"{NO_BLOCK} {number}")
+            return found
+
+        return await self._read(number, read)
+
+    async def _read(self, block: int, read: Callable[[Link], Awaitable[T]]) -> T:
+        """A read of a past block: from an archive node what ours has dropped."""
+
+        async def there(link: Link) -> T:
+            try:
+                return await guarded(read(link), READ_TIMEOUT_S)
+            except ChainFault as fault:
+                behind = -1 if self._heads is None else self._heads.number - block
+                if NO_BLOCK in str(fault) and 0 <= behind < RECENT_BLOCKS:
+                    raise ChainUnreachable(f"it does not have block {block} yet") from fault
+                raise
+
+        try:
+            return await self._line.ask(there)
+        except StatePruned as fault:
+            if self._archive is None:
+                raise StatePruned(
+                    f"the chain node no longer has the state of block {block} (nodes keep 256 blocks); name one that "
+                    f"has: --subtensor.archive_endpoint wss://..."
+                ) from fault
+        known = await self.block_hash(block)
+
+        async def kept(link: Link) -> T:
+            if await link.hash_of(block) != known:
+                raise ChainFault(
+                    f"--subtensor.archive_endpoint: block {block} there is not the block {block} of our chain node; "
+                    "it serves another chain, or lies"
+                )
+            return await read(link)
+
+        return await self._archive.ask(kept)
 
     async def roster(self, block: int) -> Roster:
-        number_hash, graph = await asyncio.gather(self.block_hash(block), self._metagraph(block))
+        number_hash, graph = await self.block_hash(block), await self._metagraph(block)
         neurons = tuple(self._neuron(neuron) for neuron in graph.neurons)
         return Roster(BlockRef(block, number_hash), neurons)
 
     async def _metagraph(self, block: int) -> bt.Metagraph:
-        async def read() -> bt.Metagraph | None:
-            snapshot = await self._client.at(block)
+        async def read(link: Link) -> bt.Metagraph | None:
+            snapshot = await link.at(block)
             return await snapshot.subnets.metagraph(self._netuid)
 
-        graph = await guarded(read(), READ_TIMEOUT_S)
+        graph = await self._read(block, read)
         if graph is None:
-            raise ChainFault(f"subnet {self._netuid} does not exist on this chain at block {block}")
+            raise SubnetMissing(f"subnet {self._netuid} does not exist on this chain at block {block}")
         return graph
 
     def _neuron(self, neuron: Any) -> Neuron:
@@ -119,145 +211,53 @@ class BittensorChain:
         )
 
     async def params(self) -> SubnetParams:
-        async def read() -> tuple[bt.Metagraph | None, int, float]:
-            graph = await self._client.subnets.metagraph(self._netuid, commitments=False)
-            limit = await self._client.hyperparameters.weights_rate_limit(netuid=self._netuid)
-            return graph, limit, await self._client.block_time()
-
-        graph, limit, block_s = await guarded(read(), READ_TIMEOUT_S)
-        if graph is None:
+        params = await self._line.ask(self._weights.params)
+        if params is None:
             raise ConfigError(f"--netuid {self._netuid}: no such subnet on this chain")
-        return SubnetParams(self._netuid, graph.tempo, limit, block_s, graph.owner_hotkey, graph.owner_coldkey)
+        return params
 
     async def weights(self, block: int) -> dict[int, dict[int, float]]:
-        async def read() -> dict[int, dict[int, float]]:
-            snapshot = await self._client.at(block)
+        async def read(link: Link) -> dict[int, dict[int, float]]:
+            snapshot = await link.at(block)
             return await snapshot.weights.weights(self._netuid)
 
-        return await guarded(read(), READ_TIMEOUT_S)
+        return await self._read(block, read)
 
-    async def commit(self, fields: Sequence[Field]) -> int:
+    async def commit(self, fields: Sequence[Field], until: int | None = None) -> int:
         check_fields(fields)
         info = {"fields": [encode_field(field) for field in fields]}
         call = bt.calls.Commitments.set_commitment(netuid=self._netuid, info=info)
-        return await self._included(
-            self._client.submit_call(call, self._signer.keypair, signer="hotkey", wait_for_finalization=False)
+        return await self._written(
+            lambda link, period: link.submit_call(
+                call, self._signer.keypair, signer="hotkey", period=period, wait_for_finalization=False
+            ),
+            until,
         )
 
     async def serve(self, ip: str, port: int) -> None:
         """Publish `ip` (a literal address; the chain refuses 127.0.0.1 itself, other loopback ones pass) and `port`."""
-        head = await self.head()
-        graph = await self._metagraph(head.number)
+        graph = await self._metagraph((await self.head()).number)
         present = graph.by_hotkey(self._signer.hotkey)
         if present is None or parse_address(present.axon) != (ip, port):
-            await self._included(
-                self._client.execute(
-                    bt.ServeAxon(self._netuid, ip, port), self._signer.keypair, wait_for_finalization=False
-                )
-            )
+            intent = bt.ServeAxon(self._netuid, ip, port)
+            how: dict[str, Any] = {"wait_for_finalization": False}
+            await self._written(lambda link, period: link.execute(intent, self._signer.keypair, period=period, **how))
 
     async def set_weights(self, weights: Mapping[int, float], version_key: int) -> int:
         if not any(weight > 0 for weight in weights.values()):
             raise ChainRefused("all weights are zero; nothing to set", "invalid_argument")
-        intent = bt.SetWeights(self._netuid, weights=dict(sorted(weights.items())), version_key=version_key)
-        return await self._included(self._client.execute(intent, self._signer.keypair, wait_for_finalization=False))
+        return await self._written(lambda link, period: self._weights.submit(link, weights, version_key, period=period))
 
-    async def _included(self, submission: Awaitable[bt.ExtrinsicResult]) -> int:
-        """The block a write got into. The SDK raises what it finds out itself and returns what the chain says."""
+    async def _written(
+        self, submit: Callable[[Link, int], Awaitable[bt.ExtrinsicResult]], until: int | None = None
+    ) -> int:
+        """The block a write got into. It is valid, and waited for, not much longer than it is worth anything."""
+        heads = await self._opened()
+        head = await heads.head()
+        left = WRITE_BLOCKS if until is None else min(max(1, until - head.number), MOST_ERA_BLOCKS)
+        period = max(4, 1 << (left + head.number - head.finalized).bit_length())  # the SDK's starts at the final block
+        limit_s = max(LEAST_WRITE_S, (left + 2) * heads.block_s)
         try:
-            result = await guarded(submission, WRITE_TIMEOUT_S)
-        except ChainUnreachable:
-            raise
-        except ChainFault as fault:
-            cause = fault.__cause__
-            if isinstance(cause, bt.ChainError):
-                raise ChainRefused(str(fault), cause.code.value) from fault
-            raise
-        if not result.success:
-            code = result.error.code.value if result.error else "unknown"
-            raise ChainRefused(result.message, code)
-        if result.extrinsic_id is None:
-            raise ChainFault("the write was sent, but the chain did not say in which block it is")
-        return int(result.extrinsic_id.split("-")[0])
-
-
-async def guarded(work: Awaitable[T], timeout_s: float) -> T:
-    """Await an SDK call and turn whatever it raises into our errors.
-
-    The SDK lets private exceptions and plain ValueErrors through when a runtime differs from what it expects, so this
-    boundary catches all of them.
-    """
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await work
-    except (ChainFault, ConfigError):
-        raise
-    except TimeoutError as error:
-        raise ChainUnreachable(f"the chain did not answer within {timeout_s:.0f} s") from error
-    except (bt.RpcConnectionError, OSError) as error:
-        raise ChainUnreachable(named(error)) from error
-    except bt.ChainError as error:
-        # A proxy whose node is down answers the handshake with HTTP 502; the SDK calls that an error of the chain.
-        fault = ChainUnreachable if HANDSHAKE_REFUSED in str(error) else ChainFault
-        raise fault(said(error)) from error
-    except Exception as error:
-        raise ChainFault(named(error)) from error
-
-
-def check_fields(fields: Sequence[Field]) -> None:
-    """Sizes the chain's codec can encode; it would refuse others without saying why."""
-    sizes = all(len(f.data) == 32 if f.kind == "Sha256" else len(f.data) <= MAX_RAW_BYTES for f in fields)
-    if len(fields) > MAX_FIELDS or not sizes or any(f.kind not in ("Raw", "Sha256") for f in fields):
-        raise ChainRefused(
-            f"a commitment has at most {MAX_FIELDS} fields: Raw of up to {MAX_RAW_BYTES} bytes or Sha256 of 32",
-            "invalid_argument",
-        )
-
-
-def encode_field(field: Field) -> dict[str, str]:
-    kind = f"Raw{len(field.data)}" if field.kind == "Raw" else field.kind
-    return {kind: "0x" + field.data.hex()}
-
-
-def parse_fields(stored: Sequence[Any]) -> tuple[Field, ...] | None:
-    """On-chain commitment fields as decoded by the SDK; None if one is of a kind we do not write."""
-    fields = [parse_field(entry) for entry in stored]
-    return None if None in fields else tuple(field for field in fields if field is not None)
-
-
-def parse_field(entry: Any) -> Field | None:
-    if not isinstance(entry, dict) or len(entry) != 1:
-        return None
-    ((kind, value),) = entry.items()
-    raw = RAW_KIND.fullmatch(str(kind))
-    size = 32 if kind == "Sha256" else int(raw[1]) if raw else None
-    data = None if size is None or size > MAX_RAW_BYTES else payload_bytes(value, size)
-    if data is None:
-        return None
-    return Field("Sha256" if kind == "Sha256" else "Raw", data)
-
-
-def payload_bytes(value: Any, size: int) -> bytes | None:
-    """`size` bytes from hex text, bytes or a list of byte values; None for anything else. Bounded before it is read."""
-    if isinstance(value, str):
-        return bytes.fromhex(value[2:]) if len(value) == 2 + 2 * size and HEX.fullmatch(value) else None
-    if not isinstance(value, bytes | bytearray | list | tuple) or len(value) != size:
-        return None
-    try:
-        return bytes(value)
-    except (ValueError, TypeError):
-        return None
-
-
-def parse_address(axon: str | None) -> tuple[str, int] | None:
-    """The SDK's "ip:port" or "[ip]:port" -> (ip, port); None when nothing is served or it makes no sense."""
-    if axon is None:
-        return None
-    host, _, port = axon.rpartition(":")
-    if PORT.fullmatch(port) is None or "%" in host:  # a scope names an interface of somebody's machine
-        return None
-    try:
-        ip, number = str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))), int(port)
-    except ValueError:
-        return None
-    return (ip, number) if number < 65536 else None
+            return await self._line.ask(lambda link: included(submit(link, period), limit_s), limit_s + READ_TIMEOUT_S)
+        finally:
+            heads.doubt()  # whatever came of it, the next look is not older

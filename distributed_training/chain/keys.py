@@ -117,7 +117,7 @@ def load_hotkey(path: Path, wallet: str, hotkey: str) -> LocalKey:
     keyfile = path / wallet / "hotkeys" / hotkey
     try:
         if is_missing(keyfile):
-            raise ConfigError(f"no hotkey at {keyfile}; create it with: {_way_out(path, wallet, hotkey)}")
+            raise ConfigError(f"no hotkey at {keyfile}; {_way_out(path, wallet, hotkey)}")
         data = existing_file(keyfile).read_bytes()
         if core.keyfile_data_is_encrypted(data):
             data = _decrypted(data, keyfile)
@@ -129,17 +129,47 @@ def load_hotkey(path: Path, wallet: str, hotkey: str) -> LocalKey:
     return _able_to_sign(keypair, keyfile)
 
 
+def load_public_key(path: Path, wallet: str, hotkey: str) -> bytes:
+    """The hotkey's public key, 32 bytes: of `HOTKEYpub.txt`, else of a hotkey file that is not encrypted. No private
+    part is needed. Raises ConfigError."""
+    folder = path / wallet / "hotkeys"
+    file = next((f for f in (folder / f"{hotkey}pub.txt", folder / hotkey) if not is_missing(f)), None)
+    if file is None:
+        raise ConfigError(f"no hotkey at {folder / hotkey}, nor {hotkey}pub.txt beside it: the public part is enough")
+    try:
+        return bytes(core.deserialize_keypair_from_keyfile_data(existing_file(file).read_bytes()).public_key)
+    except (core.KeyfileError, ValueError, OSError) as error:
+        raise ConfigError(f"cannot read the public key at {file}: {said(error)}") from None
+
+
+def coldkey_warning(path: Path, wallet: str) -> str | None:
+    """What to say where the private coldkey of `wallet` lies on this machine, which needs the hotkey only."""
+    keyfile = path / wallet / "coldkey"
+    try:
+        if is_missing(keyfile):
+            return None
+        sealed = core.keyfile_data_is_encrypted(existing_file(keyfile).read_bytes())
+        state = "ENCRYPTED, so only as safe as its password" if sealed else "NOT ENCRYPTED"
+    except (ConfigError, OSError):
+        state = "in a file that this user may not read"
+    return (
+        f"THE PRIVATE COLDKEY OF WALLET {wallet!r} LIES ON THIS MACHINE, {state}: whoever gets in here and opens "
+        f"{keyfile} takes its money and its stake. A node needs the hotkey only (btcli: coldkeypub.txt too): keep the "
+        "coldkey on a machine that runs no node, and delete it here once you have its mnemonic"
+    )
+
+
 def _able_to_sign(keypair: Any, keyfile: Path) -> LocalKey:
     if keypair.crypto_type != CRYPTO_SR25519:
-        raise ConfigError(f"the hotkey at {keyfile} is not sr25519; expected one made by `btcli wallet create`")
+        raise ConfigError(f"the hotkey at {keyfile} is not sr25519, the default of `btcli wallet new-hotkey`")
     key = LocalKey(keypair)
     try:
         signature = key.sign(b"")
     except ValueError:
         raise ConfigError(
             f"the hotkey at {keyfile} has only its public part, which signs nothing; expected the whole key file, not "
-            f"the {keyfile.name}pub.txt beside it: copy it from where it was made, or restore it with "
-            "`btcli wallet regen-hotkey`"
+            f"the {keyfile.name}pub.txt beside it: copy it from where it was made, or restore it with: "
+            f"{wallet_command('regen-hotkey', keyfile.parents[2], keyfile.parents[1].name, keyfile.name)}"
         ) from None
     if not verify(key.public_key, b"", signature):
         raise ConfigError(f"the hotkey at {keyfile} is damaged: its private part does not belong to {key.hotkey}")
@@ -180,30 +210,29 @@ def _password(keyfile: Path) -> tuple[str, str]:
 
 
 def _way_out(path: Path, wallet: str, hotkey: str) -> str:
-    """Of a missing hotkey. A coldkey that is there is not made anew."""
-    if is_missing(path / wallet / "coldkeypub.txt"):
-        return creation_command(path, wallet, hotkey)
-    return command("btcli", "wallet", "new-hotkey", ("-w", wallet), ("-H", hotkey), ("--wallet-path", path))
+    """Of a missing hotkey. `create` where either half of a coldkey is would leave halves of two coldkeys there."""
+    fresh = all(is_missing(path / wallet / half) for half in ("coldkey", "coldkeypub.txt"))
+    verb, what = ("create", "a whole wallet") if fresh else ("new-hotkey", "it")
+    new, old = (wallet_command(name, path, wallet, hotkey) for name in (verb, "regen-hotkey"))
+    return f"bring it here from elsewhere, without its coldkey, with: {old}; or make {what} with: {new}"
 
 
-def creation_command(path: Path, wallet: str, hotkey: str) -> str:
-    return command("btcli", "wallet", "create", ("-w", wallet), ("-H", hotkey), ("--wallet-path", path))
+def wallet_command(verb: str, path: Path, wallet: str, hotkey: str) -> str:
+    return command("btcli", "wallet", verb, ("-w", wallet), ("-H", hotkey), ("--wallet-path", path))
+
+
+def local_registration(wallet: str, hotkey: str, run_dir: Path) -> str:
+    """The one command that registers this hotkey on the local chain of `run_dir`."""
+    name = None if wallet == LOCAL_WALLET else wallet
+    flags = (("--run-dir", run_dir), ("--wallet.hotkey", hotkey), ("--wallet.name", name))
+    return command(python(), "scripts/register.py", *flags)
 
 
 def registration_command(
-    netuid: int,
-    wallet: str,
-    hotkey: str,
-    run_dir: Path | None,
-    *,
-    network: str | None = None,
-    wallets: Path | None = None,
+    network: str, netuid: int, wallet: str, hotkey: str, *, address: str | None = None, wallets: Path | None = None
 ) -> str:
-    """The one command that registers this hotkey; `run_dir` is given on the local chain only. `network` and `wallets`
-    where they are not btcli's own defaults."""
-    if run_dir is not None:
-        name = None if wallet == LOCAL_WALLET else wallet
-        flags = (("--run-dir", run_dir), ("--wallet.hotkey", hotkey), ("--wallet.name", name))
-        return command(python(), "scripts/register.py", *flags)
-    places = (("--network", network), ("--wallet-path", wallets))
-    return command("btcli", "tx", "burned-register", ("--netuid", netuid), ("-w", wallet), ("-H", hotkey), *places)
+    """The one command that pays for this hotkey's place on `network`: a name or a chain node's ws://... Named always,
+    whatever btcli's own default is. `address`: of the hotkey, for a machine that has the coldkey and not its file."""
+    key = ("-H", hotkey) if address is None else ("--hotkey", address)
+    flags = (("--network", network), ("--netuid", netuid), ("-w", wallet), key, ("--wallet-path", wallets))
+    return command("btcli", "tx", "burned-register", *flags)

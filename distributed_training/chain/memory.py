@@ -1,6 +1,6 @@
 """The chain of simulations and tests: one ledger in this process, on the event loop's clock.
 
-The rules are those of the local chain (`local_calls`, `local_epoch`); what differs is where rows live and who cuts the
+The rules are those of the local chain (`local/calls`, `local/epoch`); what differs is where rows live and who cuts the
 blocks. No signatures: a client is given the hotkey it writes for.
 """
 
@@ -16,16 +16,26 @@ from typing import Any
 import bittensor as bt
 
 from distributed_training.chain.base import Head
-from distributed_training.chain.client import check_fields, encode_field, parse_fields
+from distributed_training.chain.fields import check_fields, encode_field, parse_fields
 from distributed_training.chain.keys import hotkey_public_key
-from distributed_training.chain.local.calls import CALLS, RefusedError
-from distributed_training.chain.local.epoch import RAO, EpochRow, NeuronRow, neurons, read_epoch, run_due_epochs
-from distributed_training.chain.local.genesis import GenesisNeuron, write_genesis
-from distributed_training.chain.local.store import FINALITY_BLOCKS, ChainParams, block_hash
+from distributed_training.chain.local.calls import CALLS
+from distributed_training.chain.local.epoch import run_due_epochs
+from distributed_training.chain.local.genesis import GenesisNeuron, put_params, write_genesis
+from distributed_training.chain.local.state import (
+    RAO,
+    EpochRow,
+    NeuronRow,
+    RefusedError,
+    neurons,
+    next_epoch_block,
+    read_epoch,
+)
+from distributed_training.chain.local.store import FINALITY_BLOCKS, ChainParams, block_hash, in_force
+from distributed_training.chain.local.weights import COMMIT_REVEAL_VERSION
 from distributed_training.errors import ChainFault, ChainRefused
+from distributed_training.protocol.commitments import decode_commitment
 from distributed_training.protocol.rules.yuma import U16_MAX
 from distributed_training.protocol.types import BlockRef, Commitment, Field, Neuron, Roster, SubnetParams
-from distributed_training.protocol.wire import decode_commitment
 
 POLL_S = 0.2  # of a write that waits while the clock is not started
 _Series = tuple[list[int], list[Any]]  # blocks in ascending order, and the value from each on
@@ -106,7 +116,7 @@ class Ledger:
         rows = self._rows.as_of(self.head() + 1)
         run_due_epochs(rows, self.params)
         try:
-            CALLS[module, function](rows, self.params, hotkey, dict(args))
+            CALLS[module, function](rows, in_force(rows, self.params), hotkey, dict(args))
         except RefusedError as refusal:
             raise ChainRefused(str(refusal), bt.ChainError(str(refusal), refusal.name).code.value) from None
         return rows.block
@@ -115,6 +125,15 @@ class Ledger:
         """Add money to a coldkey out of nothing, in the next block."""
         rows = self._rows.as_of(self.head() + 1)
         rows.put("balance", coldkey, rows.get("balance", coldkey, 0) + round(tao * RAO))
+
+    def change(self, **changes: Any) -> None:
+        """Change fields of ChainParams from the next block on."""
+        rows = self._rows.as_of(self.head() + 1)
+        run_due_epochs(rows, self.params)
+        put_params(rows, self.params, changes)
+
+    def params_at(self, block: int) -> ChainParams:
+        return in_force(self.rows(block), self.params)
 
     def roster(self, block: int) -> Roster:
         """The same object for everybody who asks: past blocks never change."""
@@ -166,8 +185,21 @@ class MemoryChain:
 
     async def params(self) -> SubnetParams:
         await self._line()
-        p = self._ledger.params
-        return SubnetParams(p.netuid, p.tempo, p.weights_rate_limit, p.block_s, p.owner_hotkey, p.owner_coldkey)
+        p = self._ledger.params_at(self._ledger.head())
+        return SubnetParams(
+            netuid=p.netuid,
+            tempo=p.tempo,
+            weights_rate_limit=p.weights_rate_limit,
+            block_s=p.block_s,
+            owner_hotkey=p.owner_hotkey,
+            owner_coldkey=p.owner_coldkey,
+            min_allowed_weights=p.min_allowed_weights,
+            max_weight_limit=p.max_weights_limit,
+            commit_reveal=p.commit_reveal,
+            reveal_period=p.reveal_period,
+            version_key=p.version_key,
+            next_epoch_block=next_epoch_block(self._ledger.rows(self._ledger.head()), p.tempo),
+        )
 
     async def weights(self, block: int) -> dict[int, dict[int, float]]:
         await self._line()
@@ -177,7 +209,7 @@ class MemoryChain:
             int(uid): {target: value / totals[uid] for target, value in pairs} for uid, pairs in stored.items() if pairs
         }
 
-    async def commit(self, fields: Sequence[Field]) -> int:
+    async def commit(self, fields: Sequence[Field], until: int | None = None) -> int:
         check_fields(fields)
         return await self._write(
             "Commitments", "set_commitment", {"info": {"fields": [encode_field(field) for field in fields]}}
@@ -199,7 +231,10 @@ class MemoryChain:
         scaled = {uid: round(weight / best * U16_MAX) for uid, weight in sorted(weights.items())}
         kept = {uid: value for uid, value in scaled.items() if value > 0}
         args = {"dests": list(kept), "weights": list(kept.values()), "version_key": version_key}
-        return await self._write("SubtensorModule", "set_mechanism_weights", args)
+        if not self._ledger.params_at(self._ledger.head()).commit_reveal:
+            return await self._write("SubtensorModule", "set_mechanism_weights", args)
+        sealed = {"commit": "0x", "reveal_round": 0, "opening": args, "commit_reveal_version": COMMIT_REVEAL_VERSION}
+        return await self._write("SubtensorModule", "commit_timelocked_mechanism_weights", sealed)
 
     async def _write(self, module: str, function: str, args: dict[str, Any]) -> int:
         await self._line()

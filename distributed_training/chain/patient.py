@@ -42,8 +42,8 @@ class PatientChain:
     async def weights(self, block: int) -> dict[int, dict[int, float]]:
         return await self._patiently(lambda: self._chain.weights(block))
 
-    async def commit(self, fields: Sequence[Field]) -> int:
-        return await self._chain.commit(fields)
+    async def commit(self, fields: Sequence[Field], until: int | None = None) -> int:
+        return await self._chain.commit(fields, until)
 
     async def serve(self, ip: str, port: int) -> None:
         await self._chain.serve(ip, port)

@@ -7,12 +7,12 @@ goes on, the other stops at its next look, before it writes anything more.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from distributed_training.chain.base import Chain, Head, Signer
+from distributed_training.chain.base import Chain, Signer
 from distributed_training.errors import HotkeyTaken, NotRegisteredError
-from distributed_training.protocol.types import Field, Neuron, Roster, SubnetParams
-from distributed_training.protocol.wire import decode_commitment
+from distributed_training.protocol.commitments import decode_commitment
+from distributed_training.protocol.types import Field, Neuron, Roster
 
 KEPT = 16  # newest commitments of ours: a write that nobody answered may appear later
 
@@ -26,6 +26,8 @@ class SoleChain:
 
     def __init__(self, chain: Chain, roster: Roster, me: Neuron, peer_key: bytes, grace_blocks: int) -> None:
         self._chain, self._me, self._peer_key = chain, me, peer_key
+        self.head, self.block_hash, self.params = chain.head, chain.block_hash, chain.params
+        self.weights, self.set_weights = chain.weights, chain.set_weights
         self._since = roster.block.number  # what was before our newest write, or before we began, is history
         self._grace_until = self._since + grace_blocks
         self._commitments = deque([me.commitment], maxlen=KEPT)
@@ -42,36 +44,21 @@ class SoleChain:
             raise NotRegisteredError(f"hotkey {signer.hotkey} is not registered (block {roster.block.number})")
         return cls(chain, roster, me, peer_key, grace_blocks)
 
-    async def head(self) -> Head:
-        return await self._chain.head()
-
-    async def block_hash(self, number: int) -> bytes:
-        return await self._chain.block_hash(number)
-
     async def roster(self, block: int) -> Roster:
         roster = await self._chain.roster(block)
         if block >= self._since:
             self._check(roster)
         return roster
 
-    async def params(self) -> SubnetParams:
-        return await self._chain.params()
-
-    async def weights(self, block: int) -> dict[int, dict[int, float]]:
-        return await self._chain.weights(block)
-
-    async def commit(self, fields: Sequence[Field]) -> int:
+    async def commit(self, fields: Sequence[Field], until: int | None = None) -> int:
         self._commitments.append(decode_commitment(fields))
-        block = await self._chain.commit(fields)
+        block = await self._chain.commit(fields, until)
         self._ours, self._since = True, max(self._since, block)
         return block
 
     async def serve(self, ip: str, port: int) -> None:
         self._addresses.add((ip, port))
         await self._chain.serve(ip, port)
-
-    async def set_weights(self, weights: Mapping[int, float], version_key: int) -> int:
-        return await self._chain.set_weights(weights, version_key)
 
     def _check(self, roster: Roster) -> None:
         me = roster.by_public_key(self._me.public_key)

@@ -35,8 +35,8 @@ class PageTable:
     The file must not be changed in place while it is open; replacing it is harmless.
     """
 
-    def __init__(self, header: PageHeader, columns: PageColumns, sha256: str) -> None:
-        self.header, self.columns, self.sha256 = header, columns, sha256
+    def __init__(self, header: PageHeader, columns: PageColumns, sha256: str, path: Path) -> None:
+        self.header, self.columns, self.sha256, self.path = header, columns, sha256, path
 
     @property
     def num_pages(self) -> int:
@@ -52,6 +52,15 @@ class PageTable:
         if not 0 <= index < self.num_pages:
             raise IndexError(f"page {index} of {self.num_pages}")
         return PageEntry(*(int(getattr(self.columns, name)[index]) for name in PageEntry._fields))
+
+    @property
+    def num_pieces(self) -> int:
+        """Pages, and the pieces of the held-out set after them."""
+        return self.num_pages + len(self.header.heldout)
+
+    def piece(self, index: int) -> PageEntry:
+        """A page, or a piece of the held-out set. Raises IndexError outside [0, num_pieces)."""
+        return self.entry(index) if index < self.num_pages else self.header.heldout[index - self.num_pages].entry
 
     def digest(self, index: int) -> bytes | None:
         """What the documents of a page must hash to; None: nobody has said."""
@@ -93,8 +102,18 @@ def open_page_table(path: Path) -> PageTable:
             f"cannot read {path}: {error.strerror}; scripts/build_pages.py makes it; for the Hub write hub:ORG/NAME"
         ) from None
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return PageTable(header, columns, sha256)
+        raise ConfigError(f"{path}: {error}; move it away, and a node of a run finds it anew") from None
+    return PageTable(header, columns, sha256, path)
+
+
+def most_bytes(num_pages: int) -> int:
+    """Of a `pages.bin` with so many pages: all of them with a digest, and the longest header."""
+    return (
+        _PREFIX.size
+        + _MAX_HEADER
+        + 8
+        + sum(prod(shape) * _dtype(name).itemsize for name, shape in _shapes(num_pages, num_pages).items())
+    )
 
 
 def encode_page_table(header: PageHeader, columns: PageColumns) -> bytes:

@@ -29,7 +29,7 @@ class TablePages:
     A page without a digest is taken only from places that vouch for its file.
 
     When no place gives a page that has a digest, `last_resort(index)` may yield chunks that could be it: of peers, for
-    example. It may be set later.
+    example. It may be set later. The pieces of the held-out set follow the pages: piece i is asked for as page n + i.
     """
 
     def __init__(
@@ -67,18 +67,12 @@ class TablePages:
         """Raises DataUnavailable (see the seam); IndexError for an index outside [0, num_pages)."""
         entry, expected = self.table.entry(index), self.table.digest(index)
         what = f"page {index} in {self.table.header.files[entry.file].name}"
-        try:
-            documents, digest = self._obtain(str(index), entry, expected, what)
-        except DataUnavailable as nowhere:
-            if self.last_resort is None or expected is None:
-                raise
-            documents, digest = self._resort(index, entry, expected, what, nowhere)
-        return Page(index, documents, digest)
+        return Page(index, *self._read(index, entry, expected, what))
 
     def kept(self, index: int) -> bytes | None:
         """The compressed chunk of a page if it is on this machine's disk, for others: they check it themselves."""
-        chunk = None if self._cache is None else self._cache.get(str(index))
-        entry = self.table.entry(index)
+        chunk = None if self._cache is None else self._cache.get(self._key(index))
+        entry = self.table.piece(index)
         for place in self._places:
             if chunk is None and isinstance(place, Directory):
                 with suppress(DataUnavailable):
@@ -89,8 +83,20 @@ class TablePages:
         documents: list[str] = []
         for number, piece in enumerate(self.table.header.heldout):
             what = f"held-out set in {self.table.header.files[piece.file].name}"
-            documents += self._obtain(f"{HELDOUT}{number}", piece.entry, bytes.fromhex(piece.digest), what)[0]
+            documents += self._read(self.num_pages + number, piece.entry, bytes.fromhex(piece.digest), what)[0]
         return tuple(documents)
+
+    def _key(self, index: int) -> str:
+        """In the cache."""
+        return str(index) if index < self.num_pages else f"{HELDOUT}{index - self.num_pages}"
+
+    def _read(self, index: int, entry: PageEntry, expected: bytes | None, what: str) -> tuple[Documents, bytes]:
+        try:
+            return self._obtain(self._key(index), entry, expected, what)
+        except DataUnavailable as nowhere:
+            if self.last_resort is None or expected is None:
+                raise
+            return self._resort(index, entry, expected, what, nowhere)
 
     def _obtain(self, key: str, entry: PageEntry, expected: bytes | None, what: str) -> tuple[Documents, bytes]:
         kept = self._cache.get(key) if self._cache is not None else None
@@ -154,7 +160,7 @@ class TablePages:
             except DataUnavailable:
                 continue
             self._count("last resort")
-            self._keep(str(index), data)
+            self._keep(self._key(index), data)
             return found
         raise DataUnavailable(f"{nowhere}; the last resort gave {tried} chunks, none of them it")
 

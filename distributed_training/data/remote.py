@@ -24,16 +24,13 @@ CHECK_S = 15.0  # for a place to answer at the start of a node
 log = structlog.stdlib.get_logger("distributed_training.data")
 
 
-class RemotePages(TablePages):
-    """The PageSource over any places, with a cache on disk; see `open_remote`."""
-
-
 def open_pages(
     where: str,
     mirrors: Sequence[str] = (),
     *,
     cache_dir: Path | None = None,
     cache_bytes: int,
+    peers_give: bool = False,
     endpoint: str | None = None,
     token: str | None = None,
 ) -> TablePages:
@@ -41,8 +38,9 @@ def open_pages(
     beside the pages.
 
     Files are looked for in the directory if it holds any of them, on the mirrors (see `open_remote`), and on the Hub.
-    What comes over a network is kept in `cache_dir`, if there is one, up to `cache_bytes`. Raises ConfigError; HubFault
-    when the manifest itself is on a Hub that does not answer.
+    What comes over a network is kept in `cache_dir`, if there is one, up to `cache_bytes`. `peers_give`: there need be
+    no place, because pages with a digest are asked of peers. Raises ConfigError; HubFault when the manifest itself is
+    on a Hub that does not answer.
     """
     if where.startswith(HUB):
         dataset = parse_dataset(where)
@@ -58,6 +56,8 @@ def open_pages(
         if beside and not mirrors and table.header.dataset is None:
             return TablePages(table, [Directory(path)])
     cache = None if cache_dir is None else ChunkCache(cache_dir, table.sha256, cache_bytes)
+    if not places and table.header.dataset is None and peers_give and not table.missing_digests:
+        return TablePages(table, (), cache)
     return open_remote(table, places, cache=cache, endpoint=endpoint, token=token)
 
 
@@ -70,7 +70,7 @@ def open_remote(
     endpoint: str | None = None,
     token: str | None = None,
     limits: Limits | None = None,
-) -> RemotePages:
+) -> TablePages:
     """Pages of `table` from `places`, in order, and then from the data set that the table names.
 
     A place is `hub:ORG/NAME@COMMIT`, an http(s) URL, or a directory. Raises ConfigError for one that cannot be, when
@@ -83,7 +83,7 @@ def open_remote(
         raise ConfigError("the page manifest names no data set: say where its files are, a URL, a directory or hub:...")
     first = table.header.files[table.entry(0).file].name
     _check(made, first, can_do_without=cache is not None and not cache.empty())
-    return RemotePages(table, made, cache, last_resort)
+    return TablePages(table, made, cache, last_resort)
 
 
 def _check(places: Sequence[Place], file_name: str, *, can_do_without: bool) -> None:

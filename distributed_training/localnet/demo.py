@@ -32,7 +32,7 @@ from distributed_training.localnet.run.create import Run, open_or_create
 from distributed_training.localnet.run.faults import Killer, Start, restarted
 from distributed_training.localnet.run.hub import DemoHub, start_hub
 from distributed_training.localnet.run.newcomers import Disturber, Newcomer, Newcomers, Together
-from distributed_training.localnet.run.processes import NodeProcesses, check_ports, node_command
+from distributed_training.localnet.run.processes import NodeProcesses, check_ports, joining_command, node_command
 from distributed_training.localnet.run.stop import POLL_S, Interrupted, StopRequest, stop_on_signals
 from distributed_training.localnet.show.display import Display
 from distributed_training.locks import Lock
@@ -97,7 +97,7 @@ def _run(run: Run, options: Options, display: Display, stop: StopRequest, lock: 
         if len(events.view.applied()) <= options.rounds:  # else only the comparison was not finished
             rounds = rounds_to_run(run, options.rounds, events.view)
             watch = replace(make_watch(run, rounds, processes, events, display, stop, hub), comparison=comparison)
-            train(watch if hub is None else with_newcomer(watch, options.rounds))
+            train(with_newcomer(watch, options, hub) if options.hub or options.newcomer else watch)
         summary = finish(run, options, events, comparison, helpers, display, stop.check, hub)
         return display.result(summary, run.paths)
 
@@ -130,19 +130,29 @@ def make_watch(
     return Watch(run, rounds, processes, events, display, stop, killer, starts, command)
 
 
-def with_newcomer(watch: Watch, rounds: int) -> Watch:
-    """A validator with a fresh hotkey comes in the middle; it weighs nothing, so that the run's end stays the same."""
-    run = watch.run
-    last, validator = run.specs[-1], next(s for s in run.specs if s.role is Role.VALIDATOR)
-    spec = replace(validator, name=NEWCOMER, uid=last.uid + 1, port=last.port + 1)
-    waiting = [Newcomer(spec, max(2, rounds // 2))]
-    if run.paths.node(NEWCOMER).exists():  # an earlier part of the run had it already
+def with_newcomer(watch: Watch, options: Options, hub: DemoHub | None) -> Watch:
+    """A node with a fresh hotkey comes in the middle and finds the run by itself: a miner, or with a Hub a validator,
+    which weighs nothing, so that the run's end stays the same."""
+    run, role = watch.run, Role.MINER if hub is None else Role.VALIDATOR
+    last, like = run.specs[-1], next(s for s in run.specs if s.role is role)
+    steps = options.steps_at_speed_1 if role is Role.MINER else None
+    spec = replace(like, name=NEWCOMER, uid=last.uid + 1, port=last.port + 1, steps=steps, exact_steps=False)
+    waiting = [Newcomer(spec, 1 if hub is None else max(2, options.rounds // 2))]
+
+    def command(spec: NodeSpec) -> list[str]:
+        told = joining_command(spec, run.paths, watch.rounds, run.manifest.netuid)
+        return told if hub is None else [*told, *hub.flags(spec)]
+
+    home = run.paths.node(NEWCOMER)
+    if home.is_symlink():  # an earlier part of the run had it already
         waiting = []
         watch.events.add(spec)
-        watch.starts[NEWCOMER] = Start(watch.command(spec), run.paths.node(NEWCOMER) / "log.txt")
-    newcomers = Newcomers(
-        waiting, run.paths, watch.processes, watch.events, watch.starts, watch.command, watch.display.say
-    )
+        watch.starts[NEWCOMER] = Start(command(spec), home / "log.txt")
+    else:
+        there = run.paths.joined / home.relative_to(run.paths.root)
+        there.mkdir(parents=True, exist_ok=True)
+        home.symlink_to(there)
+    newcomers = Newcomers(waiting, run.paths, watch.processes, watch.events, watch.starts, command, watch.display.say)
     return replace(watch, killer=Together(watch.killer, newcomers))
 
 

@@ -75,6 +75,7 @@ def finish(
         offline=read_json(run.paths.root / offline.RESULT) if rounds else None,
         faults=fault_rows(run, view, events.notes, max(rounds, default=-1)),
         watch=watch_rows(read_json(run.paths.root / watcher.RESULT), rounds),
+        newcomer=newcomer_facts(view),
         hub=None if hub is None else hub_facts(run, view, hub, processes.exit_codes().get(VERIFY)),
     )
     write_summary(run.paths.summary, summary)
@@ -115,21 +116,31 @@ def newest_commit(view: RunView) -> str | None:
     return None if newest is None else str(newest["path"]).rpartition("/")[2]
 
 
+def newcomer_facts(view: RunView) -> dict[str, Any] | None:
+    """How the node fared that joined in the middle, by itself; None where none was ever ready."""
+    node = view.nodes.get(NEWCOMER)
+    if node is None or not node.readies:
+        return None
+    included = {
+        index for other in view.nodes.values() for index, e in other.rounds.items() if node.uid in e["included"]
+    }
+    return {
+        "role": node.role,
+        "uid": node.uid,
+        "source": node.readies[0].get("source"),
+        "start_round": node.first_round,
+        "rounds": sorted(node.rounds),
+        "included": sorted(included),
+        "exit_code": node.exit_code,
+    }
+
+
 def hub_facts(run: Run, view: RunView, hub: DemoHub, verify_code: int | None) -> dict[str, Any]:
     """What the summary says of a run with --hub; None where nothing was measured."""
-    node, stats = view.nodes.get(NEWCOMER), hub.stats() or {}
-    joined = None if node is None or not node.readies else node
+    stats = hub.stats() or {}
     return {
         "pages": hub.pages,
         "checkpoints": hub.checkpoints,
-        "newcomer": None
-        if joined is None
-        else {
-            "source": joined.readies[0].get("source"),
-            "start_round": joined.first_round,
-            "rounds": sorted(joined.rounds),
-            "exit_code": joined.exit_code,
-        },
         "verify_exit_code": verify_code,
         "published": read_json(run.paths.root / published.RESULT),
         "miner_copies": [

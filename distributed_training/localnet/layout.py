@@ -12,7 +12,7 @@ from distributed_training.protocol.types import Role
 
 WALLET = "local"
 SPARE_HOTKEY = "extra"  # a wallet without a registration: for trying how a node joins
-NEWCOMER = "newcomer"  # the node that comes in the middle of a run with --hub
+NEWCOMER = "newcomer"  # the node that comes in the middle of a run with --hub or --newcomer
 ONE_DEMO = "one demo per run directory: wait for it or stop it, or give this one another --run-dir"
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -66,6 +66,11 @@ class RunPaths:
     @property
     def report(self) -> Path:
         return self.root / "report.png"
+
+    @property
+    def joined(self) -> Path:
+        """The run directory of the newcomer, who gets nothing from this one."""
+        return self.root / "joined"
 
     def node(self, name: str) -> Path:
         return self.root / "nodes" / name

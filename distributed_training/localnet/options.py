@@ -19,6 +19,7 @@ MIN_BLOCK_S, MAX_BLOCK_S = 0.25, 12.0
 BLOCK_SECONDS = real(MIN_BLOCK_S, MAX_BLOCK_S, "seconds")  # also of the benchmarks' --block-seconds
 PORT_BASE = whole(1024, 65000, "a port")
 MAX_MINERS = 12
+MIN_ROUNDS_NEWCOMER = 6
 MAX_VALIDATORS = 3
 ADVERSARIES_DIR = Path(__file__).resolve().parents[2] / "adversaries"
 
@@ -38,6 +39,7 @@ examples:
   bash scripts/demo.sh --kill miner@train --kill miner@average --kill validator@average --kill owner@train --rounds 8
   bash scripts/demo.sh --model my_config.json --text ~/my_texts
   bash scripts/demo.sh --hub auto                   pages and checkpoints over a Hugging Face Hub
+  bash scripts/demo.sh --newcomer --rounds 6        one more miner joins by the subnet's number alone
   bash scripts/demo.sh --seed 7 --steps 20          repeatable: the same final state root every time
 
 what it leaves in the run directory:
@@ -77,6 +79,7 @@ class Options:
     kills: tuple[KillRequest, ...] = ()
     block_s: float | None = None  # None: what this machine can do (run/pace.py)
     hub: bool = False  # pages and checkpoints over a Hub of the run's own
+    newcomer: bool = False  # a miner joins in the middle, from an empty directory
 
     @property
     def steps_at_speed_1(self) -> int:
@@ -102,6 +105,7 @@ class Options:
             "tokenizer": self.tokenizer,
             "kill": [str(kill) for kill in self.kills] or None,
             "hub": "auto" if self.hub else None,
+            "newcomer": self.newcomer,
             "block_s": self.block_s,
         }
 
@@ -125,12 +129,21 @@ def parse_options(argv: Sequence[str], *, adversaries_dir: Path = ADVERSARIES_DI
         pages=_pages(args),
         tokenizer=args.tokenizer,
         run_dir=run_dir.absolute(),
-        port_base=_port_base(args.port_base, 1 + args.validators + miners + (args.hub is not None)),
+        port_base=_port_base(args.port_base, 1 + args.validators + miners + (args.hub is not None or args.newcomer)),
         plain=args.plain,
         kills=_kills(args, miners),
         block_s=args.block_seconds,
         hub=args.hub is not None,
+        newcomer=_newcomer(args),
     )
+
+
+def _newcomer(args: argparse.Namespace) -> bool:
+    if args.newcomer and (args.steps is not None or args.hub is not None):
+        raise ConfigError("argument --newcomer: not with --steps (it changes the end), nor with --hub (it has one)")
+    if args.newcomer and args.rounds < MIN_ROUNDS_NEWCOMER:
+        raise ConfigError(f"argument --newcomer: it needs {MIN_ROUNDS_NEWCOMER} rounds to join and be paid: --rounds N")
+    return args.newcomer
 
 
 def _kills(args: argparse.Namespace, miners: int) -> tuple[KillRequest, ...]:
@@ -179,15 +192,17 @@ def _parser() -> Parser:
     )
     _add_kill(parser)
     add("--adversary", metavar="NAME[:COUNT]", help="the last COUNT miners (default 1) run adversaries/NAME.py")
-    add("--model", metavar="FILE", type=file_or_folder, help="config.json of a causal model, as published")
-    add("--text", metavar="DIR", type=file_or_folder, help="folder of text, or a file; default: Python's own library")
-    add("--tokenizer", metavar="NAME|FILE", help="gpt2, bytes or a tokenizer.json; default: what fits the model")
-    add("--pages", metavar="DIR", type=folder, help="pages that scripts/build_pages.py made, of FineWeb for instance")
+    _add_inputs(parser)
     add(
         "--hub",
         choices=["auto"],
         help="start a Hugging Face Hub on this machine: all nodes read pages and checkpoints over it, a validator "
         "joins in the middle from it alone, and the end is checked with plain transformers",
+    )
+    add(
+        "--newcomer",
+        action="store_true",
+        help="a miner joins in the middle as a stranger would: from an empty directory, told the subnet and no more",
     )
     add("--run-dir", metavar="DIR", type=new_folder, help="default runs/DATE-TIME; a run that is there is resumed")
     add("--port-base", metavar="N", type=PORT_BASE, default=9100, help="first port; default 9100")
@@ -199,6 +214,14 @@ def _parser() -> Parser:
     )
     add("--plain", action="store_true", help="one line per event instead of the live table")
     return parser
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", metavar="FILE", type=file_or_folder, help="config.json of a causal model, as published")
+    add("--text", metavar="DIR", type=file_or_folder, help="folder of text, or a file; default: Python's own library")
+    add("--tokenizer", metavar="NAME|FILE", help="gpt2, bytes or a tokenizer.json; default: what fits the model")
+    add("--pages", metavar="DIR", type=folder, help="pages that scripts/build_pages.py made, of FineWeb for instance")
 
 
 def _add_kill(parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,11 @@ class Stream(Protocol):
     @property
     def peer_key(self) -> bytes: ...
 
+    @property
+    def source(self) -> str | None:
+        """The IPv4 address that a stream which the peer opened comes from. None: unknown, or we opened it."""
+        ...
+
     async def read(self, max_bytes: int, timeout_s: float) -> bytes: ...
 
     async def write(self, frame: bytes, timeout_s: float) -> None: ...
@@ -37,12 +42,11 @@ class Stream(Protocol):
 
 @dataclass(slots=True)
 class Traffic:
-    """Payload bytes in frames, and frames, since the transport started, both roles together."""
+    """Payload bytes in frames, and frames sent, since the transport started, both roles together."""
 
     sent: int = 0
     received: int = 0
     frames_sent: int = 0
-    frames_received: int = 0
 
 
 StreamHandler = Callable[[Stream], Awaitable[None]]
@@ -106,3 +110,13 @@ async def deadline(timeout_s: float, what: str) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise DeadlineMissed(f"{what}: not done within {timeout_s:.1f} s") from None
+
+
+@asynccontextmanager
+async def closing(opening: Awaitable[Stream]) -> AsyncIterator[Stream]:
+    """The stream that is being opened, closed at the end of the block however that ends."""
+    stream = await opening
+    try:
+        yield stream
+    finally:
+        await stream.close()

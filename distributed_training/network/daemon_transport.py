@@ -29,7 +29,7 @@ RESTART_DELAY_S = 1.0
 DIAL_S = 5.0  # two lost first packets; who does not answer by then must not hold up who does
 DISCONNECT_S = 2.0
 
-StreamCallback = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+StreamCallback = Callable[[bytes, str | None, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class Daemon(Protocol):
     """A program that holds the connections. Every call raises NetworkFault when it fails; all are cancel-safe."""
 
     async def start(self, port: int | None, on_stream: StreamCallback) -> None:
-        """Listen, unless `port` is None; call `on_stream` with the proven peer key of every incoming stream.
+        """Listen, unless `port` is None; call `on_stream` with the proven peer key and the IPv4 source of every
+        incoming stream.
 
         Raises LocalFault.
         """
@@ -195,7 +196,9 @@ class DaemonTransport:
         except TimeoutError as error:
             raise DeadlineMissed(f"no handshake with {address[0]}:{address[1]} within {DIAL_S:g} s") from error
 
-    async def _accept(self, peer_key: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(
+        self, peer_key: bytes, source: str | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         async def method() -> str:
             # Method names are not payload: they go past the traffic counters.
             opening = FrameStream(peer_key, reader, writer, writer.transport.abort, Traffic())
@@ -204,6 +207,7 @@ class DaemonTransport:
             return name
 
         stream = FrameStream(peer_key, reader, writer, writer.transport.abort, self._traffic)
+        stream.source = source
         await self._serving.answer(stream, method)
 
     async def _launch(self) -> None:

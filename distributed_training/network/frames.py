@@ -44,6 +44,7 @@ class FrameStream:
         self._abort = abort
         self._traffic = traffic
         self._closed = False
+        self.source: str | None = None
         self.spoken = False  # the peer has sent a whole frame
         self.meter: Callable[[int], None] | None = None  # told the size of each frame first; may refuse it
 
@@ -62,7 +63,6 @@ class FrameStream:
             frame = await self._reader.readexactly(size)
         self.spoken = True
         self._traffic.received += size
-        self._traffic.frames_received += 1
         return frame
 
     async def _header(self) -> bytes:

@@ -109,7 +109,7 @@ class P2pDaemon:
                 peer_key = key_of(info.peer_id.to_bytes())
             except WireError:
                 return writer.transport.abort()
-            return await on_stream(peer_key, reader, writer)
+            return await on_stream(peer_key, info.addr.get("ip4"), reader, writer)
 
         try:
             self._p2p = await self._spawn(port)

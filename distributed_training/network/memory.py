@@ -117,11 +117,15 @@ class MemorySwitch:
 class MemoryTransport:
     """`network.base.Transport` on a MemorySwitch. The switch vouches for the peer keys.
 
-    `listens` False: behind NAT, reached only by peers that it has opened a stream to.
+    `listens` False: behind NAT, reached only by peers that it has opened a stream to. `source`: the address that its
+    streams come from, as others see it.
     """
 
-    def __init__(self, switch: MemorySwitch, identity: PeerIdentity | bytes, *, listens: bool = True) -> None:
+    def __init__(
+        self, switch: MemorySwitch, identity: PeerIdentity | bytes, *, listens: bool = True, source: str = "127.0.0.2"
+    ) -> None:
         self._switch = switch
+        self.source = source
         self._listens = listens
         self._dialled: set[bytes] = set()
         self._peer_key = identity if isinstance(identity, bytes) else identity.public_key
@@ -173,15 +177,16 @@ class MemoryTransport:
             raise NetworkFault(f"{peer_key.hex()[:12]} has no open port and is not connected to us")
         self._dialled.add(peer_key)
         there, back = wire.pipe(self._peer_key, peer_key), wire.pipe(peer_key, self._peer_key)
-        peer._accept(self._peer_key, method, reader=there.reader, end=_End(back, there))
+        peer._accept(self._peer_key, method, reader=there.reader, end=_End(back, there), source=self.source)
         end = _End(there, back)
         return self._serving.track(FrameStream(peer_key, back.reader, end, end.close, self._traffic))
 
-    def _accept(self, peer_key: bytes, method: str, *, reader: asyncio.StreamReader, end: _End) -> None:
+    def _accept(self, peer_key: bytes, method: str, *, reader: asyncio.StreamReader, end: _End, source: str) -> None:
         async def named() -> str:
             return method
 
         stream = FrameStream(peer_key, reader, end, end.close, self._traffic)
+        stream.source = source
         # In this node's context, as in a process of its own: log lines then bear its name, not the asker's.
         task = asyncio.create_task(
             self._serving.answer(stream, named), name=f"serve {method}", context=self._context.copy()

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from distributed_training.errors import PeerFault
 from distributed_training.network.base import Stream, Transport
 from distributed_training.network.budgets import Budget
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.rules.voters import validates
 from distributed_training.protocol.types import Neuron, Roster
 from distributed_training.protocol.wire import binding_message, decode_request, encode_request
 
@@ -64,6 +66,15 @@ class PeerBook:
         claim = None if neuron.commitment is None else neuron.commitment.peer_key
         proven = claim is not None and (neuron.public_key, neuron.registered_block, claim) in self._proven
         return proven, neuron.stake, -neuron.registered_block
+
+    def validators(self, manifest: RunManifest) -> tuple[Neuron, ...]:
+        """Who validates the run, by the newest roster."""
+        block = self._roster.block.number if self._roster else 0
+        return tuple(n for n in self.neurons if validates(n, manifest, block))
+
+    def knows(self, peer_key: bytes) -> bool:
+        """Does the newest roster name it? Everybody else is a stranger."""
+        return any(n.commitment is not None and n.commitment.peer_key == peer_key for n in self.neurons)
 
     @property
     def neurons(self) -> tuple[Neuron, ...]:

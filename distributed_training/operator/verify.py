@@ -3,14 +3,13 @@
 files      everything has the sha256 and size in training_state.json, and nothing else is there
 run        its manifest has the sha256 that training_state.json names; tokeniser, config, shapes are the manifest's
 numbers    parameters, outer momentum, applied count and carry have the state root in training_state.json
-chain      the owner's commitment names this manifest, and this training_state.json; validators with more than half
-           of the stake committed this state root for this round
+chain      the subnet's owner, or most of its validators' stake, is in this run; its run key named this
+           training_state.json; validators with more than half of the stake committed this state root for this round
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -20,9 +19,11 @@ from distributed_training.checkpoints.base import CheckpointRef, CheckpointStore
 from distributed_training.checkpoints.checking import read_bounded
 from distributed_training.checkpoints.description import Description
 from distributed_training.errors import ChainFault, ConfigError, WireError
+from distributed_training.finding.choice import seen_runs, standing
 from distributed_training.protocol.manifest import RunManifest, parse_manifest
 from distributed_training.protocol.rules.membership import majority_root
-from distributed_training.protocol.types import Commitment, Role
+from distributed_training.protocol.rules.voters import voters
+from distributed_training.protocol.types import Commitment, Neuron, Role, Roster
 from distributed_training.protocol.wire import decode_carry
 from distributed_training.roles.joining.published import (
     CONFIG_FILE,
@@ -100,27 +101,30 @@ def verify_numbers(opened: Opened) -> list[Finding]:
 
 
 async def verify_on_chain(chain: Chain, ref: CheckpointRef, opened: Opened) -> tuple[Finding, Finding, Finding]:
-    """Is it the owner's run; the owner's word for this checkpoint; the validators'. Raises ChainFault when the chain is
-    away."""
+    """Is it the subnet's run; the run key's word for this checkpoint; the validators'. Raises ChainFault when the chain
+    is away."""
     manifest, index = opened.manifest, opened.described.round
     head = (await chain.head()).finalized
-    owner = (await chain.params()).owner_hotkey
+    owner, key = (await chain.params()).owner_hotkey, bytes.fromhex(manifest.public.run_key)
+    today = await chain.roster(head)
     round_ = manifest.round(index)
     # Today's commitment names the newest checkpoint; that of an older one stood there before the next was published.
     blocks = [b for b in (round_.output_block, round_.map_block, round_.end_block) if b < head]
-    said = [await _owner_says(chain, owner, head)]
-    said += [await _tried(lambda block=block: _owner_says(chain, owner, block)) for block in blocks]
+    said = [_says(today.by_public_key(key))]
+    said += [await _key_said(chain, key, block) for block in blocks]
     if any(c is not None and (c.second_round, c.second) == (index, ref.digest) for c in said):
-        owners = Finding(Verdict.PROVEN, f"the owner put this training_state.json on chain for round {index}")
+        owners = Finding(Verdict.PROVEN, f"the run key put this training_state.json on chain for round {index}")
     else:
         newest = said[0].second_round if said[0] is not None else None
-        text = f"no commitment of the owner that can be read names it (the newest checkpoint on chain: round {newest})"
+        text = (
+            f"no commitment of the run key that can be read names it (the newest checkpoint on chain: round {newest})"
+        )
         owners = Finding(Verdict.OPEN, text)
-    return _run_on_chain(said[0], manifest), owners, await _majority(chain, opened, head)
+    return subnets_run(today, owner, manifest), owners, await _majority(chain, opened, head)
 
 
 def chain_proves(run: Finding, owners: Finding, majority: Finding) -> bool:
-    """It is the owner's run, and one of the two vouches for the state while the other does not deny it."""
+    """It is the subnet's run, and one of the two vouches for the state while the other does not deny it."""
     words = {owners.verdict, majority.verdict}
     return run.verdict is Verdict.PROVEN and Verdict.PROVEN in words and Verdict.FAILED not in words
 
@@ -142,13 +146,18 @@ def _own_manifest(store: CheckpointStore, ref: CheckpointRef, described: Descrip
         raise WireError(str(error)) from None
 
 
-def _run_on_chain(said: Commitment | None, manifest: RunManifest) -> Finding:
+def subnets_run(today: Roster, owner: str, manifest: RunManifest) -> Finding:
+    """By the subnet owner's word or, since owners change without their will, by where its validators are."""
+    said = _says(today.by_hotkey(owner))
+    if said is not None and said.first == manifest.digest:
+        return Finding(Verdict.PROVEN, f"the owner of subnet {manifest.netuid} put this run manifest on chain")
+    first = next(iter(seen_runs(today, owner)), None)
+    if first is not None and first.stake > 0 and first.tag == manifest.tag and standing(manifest, today) is None:
+        return Finding(Verdict.PROVEN, f"most validator stake of subnet {manifest.netuid} is in this run")
     if said is None or said.first is None:
-        return Finding(Verdict.FAILED, "the owner of the subnet has no run on chain")
-    if said.first != manifest.digest:
-        text = f"the owner's run has manifest {said.first.hex()[:16]}, this checkpoint is of {manifest.sha256[:16]}"
-        return Finding(Verdict.FAILED, text)
-    return Finding(Verdict.PROVEN, f"the owner of subnet {manifest.netuid} put this run manifest on chain")
+        return Finding(Verdict.FAILED, "the owner of the subnet has no run on chain, and no validator is in this one")
+    text = f"the owner's run has manifest {said.first.hex()[:16]}, this checkpoint is of {manifest.sha256[:16]}"
+    return Finding(Verdict.FAILED, text)
 
 
 async def _majority(chain: Chain, opened: Opened, head: int) -> Finding:
@@ -162,7 +171,7 @@ async def _majority(chain: Chain, opened: Opened, head: int) -> Finding:
         return Finding(
             Verdict.OPEN, f"what validators said in round {index} cannot be read from this chain node: {fault}"
         )
-    root = majority_root(index, roster, at_map)
+    root = majority_root(round_, voters(manifest, roster), at_map)
     if root is None:
         return Finding(Verdict.OPEN, f"no state root has the majority of the stake in round {index}")
     if root.hex() != opened.described.state_root:
@@ -174,16 +183,15 @@ async def _majority(chain: Chain, opened: Opened, head: int) -> Finding:
     )
 
 
-async def _owner_says(chain: Chain, owner: str, block: int) -> Commitment | None:
-    neuron = (await chain.roster(block)).by_hotkey(owner)
+def _says(neuron: Neuron | None) -> Commitment | None:
     said = None if neuron is None else neuron.commitment
     return said if said is not None and said.role is Role.OWNER else None
 
 
-async def _tried(read: Callable[[], Awaitable[Commitment | None]]) -> Commitment | None:
+async def _key_said(chain: Chain, key: bytes, block: int) -> Commitment | None:
     """None also for a block that this chain node does not keep any more."""
     try:
-        return await read()
+        return _says((await chain.roster(block)).by_public_key(key))
     except ChainFault:
         return None
 

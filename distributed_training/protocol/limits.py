@@ -8,6 +8,15 @@ from functools import reduce
 from typing import Any
 
 _DIGESTS = ("model.initial_root", "model.constants_sha256", "data.tokenizer_sha256", "data.pages_sha256")
+_HUB = r"hub:[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
+_TEXTS = {
+    "public.run_key": (r"([0-9a-f]{64})?", "64 hex digits or nothing"),
+    "public.checkpoints": (rf"({_HUB})?", "hub:ORG/NAME or nothing"),
+    "public.pages": (
+        rf"({_HUB}(@[\w.-]{{1,100}})?|https://[!-~]{{1,500}})?",
+        "hub:ORG/NAME[@REVISION], https://... or nothing",
+    ),
+}
 _POSITIVE = (1e-300, 1e300)
 _SHARE = (0, 1)
 _DECAY = (0, 0.9999)  # 1 would never forget
@@ -15,7 +24,7 @@ _COUNT = (1, 1 << 20)
 _BLOCKS = (0, 1 << 20)
 # Closed ranges. Upper ends are widths of fields in records (wire.py) or what a node can be asked to hold.
 _RANGES: dict[str, tuple[float, float]] = {
-    "netuid": (0, 0xFFFF),
+    "netuid": (1, 0xFFFF),
     "max_uids": (1, 4096),
     "version_key": (0, (1 << 64) - 1),
     "data.eos_id": (0, (1 << 24) - 1),
@@ -43,6 +52,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "average.gate_factor": (1, 2),
     "average.min_counted": (1, 256),
     "average.min_map_share": _SHARE,
+    "average.min_voter_share": _SHARE,
     "average.max_reducers": (1, 256),  # a slice map has 256 bits
     "timing.first_block": (0, (1 << 32) - 1),
     "timing.finality": _BLOCKS,
@@ -68,6 +78,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "scoring.goodput_probes": (1, 1024),
     "scoring.bandwidth_share": _SHARE,
     "scoring.cutoff": _SHARE,
+    "scoring.burn_share": _SHARE,
     "keep.work_rounds": _COUNT,
     "keep.output_rounds": _COUNT,
     "keep.snapshot_every": _COUNT,
@@ -88,6 +99,11 @@ def field_problems(manifest: object) -> list[str]:
         if not low <= value(path) <= high
     ]
     problems += [f"{path}: not 64 hex digits" for path in _DIGESTS if not re.fullmatch("[0-9a-f]{64}", value(path))]
+    problems += [
+        f"{path}: expected {what}, not {value(path)!r}"
+        for path, (pattern, what) in _TEXTS.items()
+        if not re.fullmatch(pattern, value(path), re.ASCII)
+    ]
     config = value("model.config")
     if not isinstance(config.get("model_type"), str):
         problems.append("model.config: must name model_type")

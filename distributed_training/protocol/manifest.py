@@ -19,11 +19,20 @@ from distributed_training.errors import ConfigError, expected
 from distributed_training.protocol.limits import field_problems
 from distributed_training.protocol.types import Round
 
+QUOTA_BYTES = 3100
 _EOS_IDS = {"bytes": 256, "gpt2": 50256}
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class PublicSection(_Section):
+    """Who speaks for the run and where its files are; whoever owns the subnet later, these stay."""
+
+    run_key: str  # hex public key of the hotkey whose OWNER commitments name the checkpoints; "": nobody's do
+    checkpoints: str  # hub:ORG/NAME, or "": from peers alone
+    pages: str  # hub:ORG/NAME[@REVISION] or https://..., or "": from peers or by hand
 
 
 class ModelSection(_Section):
@@ -73,7 +82,8 @@ class AverageSection(_Section):
     tau_factor: float
     gate_factor: float
     min_counted: int  # Q: fewer counted slices discard the round
-    min_map_share: float
+    min_map_share: float  # of the voters' stake that must commit a slice map, or the round is discarded
+    min_voter_share: float  # of all permit stake that the voters must hold, or nobody decides
     max_reducers: int
 
 
@@ -118,6 +128,7 @@ class ScoringSection(_Section):
     goodput_probes: int  # last probes kept
     bandwidth_share: float  # at most this much of the weight
     cutoff: float  # below this share of the best weight: 0
+    burn_share: float  # of all weight, to the subnet owner's uid; the chain cuts the subnet's emission by as much
 
 
 class KeepSection(_Section):
@@ -134,6 +145,7 @@ class RunManifest(_Section):
     netuid: int
     max_uids: int
     version_key: int
+    public: PublicSection
     model: ModelSection
     data: DataSection
     inner: InnerSection
@@ -172,12 +184,18 @@ class RunManifest(_Section):
     def sha256(self) -> str:
         return self.digest.hex()
 
+    @property
+    def tag(self) -> bytes:
+        """What commitments say of the run: the first 8 bytes of the digest."""
+        return self.digest[:8]
+
     def round(self, index: int) -> Round:
         """The blocks of round `index` >= 0."""
         t = self.timing
         start = t.first_block + index * t.length
         return Round(
             index=index,
+            run=self.tag,
             roster_block=start - t.roster_lead,
             start_block=start,
             train_end_block=start + t.commit - t.commit_margin,
@@ -231,16 +249,17 @@ def _relation_problems(manifest: RunManifest) -> list[str]:
     return [message for ok, message in rules if not ok]
 
 
-def quota_problem(manifest: RunManifest, tempo: int) -> str | None:
-    """Three writes a round (work, output, output again as a backup) must fit the chain's commitment quota of 3,100
-    bytes per hotkey and epoch."""
-    bytes_per_write = max(100, 42 + 32 + 32)
+def quota_problem(manifest: RunManifest, tempo: int, allowed: int | None = None) -> str | None:
+    """Three writes a round (work, output, output again as a backup) must fit the bytes that the chain allows a hotkey
+    in an epoch; None: its default."""
+    allowed = QUOTA_BYTES if allowed is None else allowed
+    bytes_per_write = max(100, 50 + 32 + 32)
     rounds_per_epoch = -(-tempo // manifest.timing.length) + 1
     needed = 3 * bytes_per_write * rounds_per_epoch
-    if needed > 3100:
+    if needed > allowed:
         return (
             f"timing.length {manifest.timing.length} needs {needed} commitment bytes per epoch of {tempo} blocks; "
-            "the chain allows 3100"
+            f"the chain allows {allowed}"
         )
     return None
 

@@ -20,16 +20,6 @@ class Role(IntEnum):
     OWNER = 2
 
 
-class Phase(Enum):
-    """Where a block falls inside its round (protocol section 3)."""
-
-    TRAIN = "train"
-    COMMIT = "commit"
-    AVERAGE = "average"
-    MAP = "map"
-    SETTLE = "settle"
-
-
 @dataclass(frozen=True, slots=True)
 class BlockRef:
     number: int
@@ -41,6 +31,7 @@ class Round:
     """The blocks of one round; offsets come from the manifest (protocol section 3)."""
 
     index: int
+    run: bytes  # RunManifest.tag: commitments of any other run say nothing about the round
     roster_block: int  # s - B: roster and assignment beacon
     start_block: int  # s
     train_end_block: int  # s + D - M: the last block in which training goes on
@@ -70,10 +61,12 @@ class Commitment:
     role: Role
     reduces: bool
     peer_key: bytes
+    run: bytes  # RunManifest.tag: which run it speaks of, 8 bytes
     first_round: int | None
     first: bytes | None
     second_round: int | None
     second: bytes | None
+    place: str = ""  # an owner's: where manifest, page manifest and tokenizer lie, hub:ORG/NAME; "": not said
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +113,7 @@ class Roster:
 
 @dataclass(frozen=True, slots=True)
 class SubnetParams:
-    """What the chain says about the subnet; read once at start."""
+    """What the chain says about the subnet now. The defaults are the chain's own, for runtimes that lack an item."""
 
     netuid: int
     tempo: int
@@ -128,6 +121,12 @@ class SubnetParams:
     block_s: float
     owner_hotkey: str
     owner_coldkey: str
+    min_allowed_weights: int = 1
+    max_weight_limit: int = 65535  # u16: the largest share of a row; 65535: no limit
+    commit_reveal: bool = False  # weights are committed and shown `reveal_period` epochs later
+    reveal_period: int = 1
+    version_key: int = 0  # weights of an older version are refused; 0: any version
+    next_epoch_block: int | None = None  # None: the subnet has no epochs, or nobody says
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,7 @@ from distributed_training.errors import WireError
 from distributed_training.protocol.types import (
     Carry,
     CarryRound,
-    Commitment,
-    Field,
     OutputRecord,
-    Role,
     Signed,
     StepRecord,
     WorkRecord,
@@ -32,10 +29,7 @@ SIGNATURE_BYTES = 64
 MAX_CHUNKS = 1 << 20
 MAX_SENDERS = 4096
 MAX_CARRY_ROUNDS = 8
-NO_ROUND = 0xFFFFFFFF
 
-_COMMITMENT = struct.Struct("<BB32sII")
-_COMMITMENT_VERSION = 1
 _WORK = struct.Struct("<4s32sIH32s32sIQ32s32s32sBI")
 _WORK_TAG = b"DTW1"
 _OUTPUT = struct.Struct("<4s32sIH32s32s32sHI")
@@ -115,61 +109,6 @@ def decode_request(data: bytes) -> tuple[bytes, bytes, bytes]:
     reader = _Reader(data, "request")
     public_key, binding = reader.unpack(_REQUEST)
     return public_key, binding, data[_REQUEST.size :]
-
-
-# --- on-chain commitments (protocol section 2) ---------------------------------------------------
-
-
-def encode_commitment(commitment: Commitment) -> tuple[Field, ...]:
-    """One Raw field of 42 bytes, then `first` and `second`. `second` without `first` cannot be said."""
-    c = commitment
-    if (c.first is None) != (c.first_round is None) or (c.second is None) != (c.second_round is None):
-        raise ValueError("a commitment's round and its field come together")
-    if c.first is None and c.second is not None:
-        raise ValueError("a commitment cannot hold a second field without the first")
-    head = _COMMITMENT.pack(
-        _COMMITMENT_VERSION,
-        int(c.role) | (4 if c.reduces else 0),
-        c.peer_key,
-        NO_ROUND if c.first_round is None else c.first_round,
-        NO_ROUND if c.second_round is None else c.second_round,
-    )
-    fields = [Field("Raw", head)]
-    if c.first is not None:
-        fields.append(Field("Sha256", c.first))
-    if c.second is not None:
-        fields.append(Field(_second_kind(c.role), c.second))
-    return tuple(fields)
-
-
-def decode_commitment(fields: Sequence[Field]) -> Commitment | None:
-    """Strict: anything that `encode_commitment` would not write is None. Never raises on foreign bytes."""
-    if not 1 <= len(fields) <= 3 or fields[0].kind != "Raw" or len(fields[0].data) != _COMMITMENT.size:
-        return None
-    version, flags, peer_key, first_round, second_round = _COMMITMENT.unpack(fields[0].data)
-    if version != _COMMITMENT_VERSION or flags & ~7 or flags & 3 not in set(Role):
-        return None
-    rest = fields[1:]
-    expected = (first_round != NO_ROUND) + (second_round != NO_ROUND)
-    if len(rest) != expected or (first_round == NO_ROUND and second_round != NO_ROUND):
-        return None
-    role = Role(flags & 3)
-    kinds = ("Sha256", _second_kind(role))
-    if any(field.kind != kind or len(field.data) != 32 for field, kind in zip(rest, kinds, strict=False)):
-        return None
-    return Commitment(
-        role=role,
-        reduces=bool(flags & 4),
-        peer_key=peer_key,
-        first_round=None if first_round == NO_ROUND else first_round,
-        first=rest[0].data if rest else None,
-        second_round=None if second_round == NO_ROUND else second_round,
-        second=rest[1].data if len(rest) > 1 else None,
-    )
-
-
-def _second_kind(role: Role) -> str:
-    return "Raw" if role is Role.VALIDATOR else "Sha256"
 
 
 # --- work record and step log (protocol section 5) -----------------------------------------------

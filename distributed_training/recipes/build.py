@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,7 +22,7 @@ from distributed_training.data.tokens import Tokenizer, TokenizerKind, load_toke
 from distributed_training.errors import ConfigError, expected
 from distributed_training.protocol.manifest import RunManifest, quota_problem
 from distributed_training.recipes.reading import Recipe, read_recipe
-from distributed_training.settings.flags import merge
+from distributed_training.settings.flags import merge, nearest, options
 from distributed_training.training.bounds import MOST_PARAMETERS
 from distributed_training.training.flat import to_flat
 from distributed_training.training.model import (
@@ -33,6 +34,7 @@ from distributed_training.training.model import (
     vocab_size,
 )
 from distributed_training.training.outer import initial_state, state_root
+from distributed_training.training.pretrained import load_pretrained
 from distributed_training.training.trial import try_out
 
 GPT2_VOCABULARY = 50257
@@ -53,13 +55,14 @@ def make_manifest(
     tokenizer: Tokenizer | None = None,
     overrides: Mapping[str, Any] | None = None,
     expected_reducers: int = 4,
+    block_s: float | None = None,
     tried: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> RunManifest:
     """The manifest of a run over `pages`. Raises ConfigError for whatever cannot be run, in one line.
 
-    `tokenizer` None: the one that `choose_tokenizer` takes. `tried`: what `try_model` gave for the same choices; None:
-    it is asked, with `say`.
+    `tokenizer` None: the one that `choose_tokenizer` takes. `block_s` None: the recipe's. `tried`: what `try_model`
+    gave for the same choices; None: it is asked, with `say`.
     """
     draft = draft_manifest(recipe_name, model, tokenizer, overrides or {}, pages)
     tokenizer = tokenizer or load_tokenizer(draft.data.tokenizer)
@@ -68,7 +71,7 @@ def make_manifest(
     heldout_sequences(pages, tokenizer, draft.data.sequence_length, draft.data.heldout_sequences)
     fields["model"] |= tried or try_model(model, draft, init_seed, say)
     if "goodput_required" not in (overrides or {}).get("scoring", {}):
-        size, block_s = model_size(draft.model.config), read_recipe(recipe_name).block_s
+        size, block_s = model_size(draft.model.config), block_s or read_recipe(recipe_name).block_s
         fields["scoring"]["goodput_required"] = goodput(draft, size, expected_reducers, block_s)
     return validated(fields)
 
@@ -108,17 +111,24 @@ def draft_manifest(
 
 
 def try_model(
-    config: Mapping[str, Any], draft: RunManifest, init_seed: int, say: Callable[[str], None] = lambda line: None
+    config: Mapping[str, Any],
+    draft: RunManifest,
+    init_seed: int,
+    say: Callable[[str], None] = lambda line: None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """What the manifest's `model` says of the model of `config`, which is built and tried at the draft's length.
 
-    `say` gets a line for each thing to know of it. For a large model that takes minutes and, by estimate, memory for
-    three times its parameters. Raises ConfigError for one that cannot be trained (training.trial).
+    `start`: a folder with the numbers of round 0, see load_pretrained. `say` gets a line for each thing to know of the
+    model. For a large one that takes minutes and, by estimate, memory for three times its parameters. Raises
+    ConfigError for one that cannot be trained (training.trial).
     """
     for note in read_config(dict(config)).notes:
         say(f"model: {note}")
     model = build_model(draft.model.config, init_seed)
     for note in try_out(model, vocab_size(draft.model.config), draft.data.sequence_length):
+        say(f"model: {note}")
+    for note in () if start is None else load_pretrained(model, start):
         say(f"model: {note}")
     root = state_root(initial_state(to_flat(model), draft.average), draft.average.chunk_coords)
     return {
@@ -130,11 +140,15 @@ def try_model(
 
 
 def _refuse_what_follows(overrides: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raises ConfigError for a field that cannot be chosen, because it follows from model, tokeniser and pages; and for
-    a section that is none."""
+    """Raises ConfigError for a field that cannot be chosen, because it follows from model, tokeniser and pages; for a
+    section that is none; and for a name that nothing has."""
     for name, value in overrides.items():
         if isinstance(recipe.sections.get(name), dict) and not isinstance(value, dict):
             raise ConfigError(f"run manifest: {name}: expected a section with fields, not {value!r}")
+        known = [option.key for option in options(RunManifest)]
+        for key in (f"{name}.{field}" for field in value) if isinstance(value, dict) else (name,):
+            if key not in known and not key.startswith("model."):
+                raise ConfigError(f"run manifest: {key}: there is no such name here{nearest(key, known)}")
     data = overrides.get("data", {})
     wrong = [f"data.{key}" for key in _FOLLOWS if key in data] + ["model"] * ("model" in overrides)
     if wrong:

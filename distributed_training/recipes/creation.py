@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,10 +23,16 @@ from distributed_training.recipes.build import (
     choose_tokenizer,
     draft_manifest,
     make_manifest,
+    model_size,
     try_model,
 )
+from distributed_training.recipes.naming import default_name, name_problem
 from distributed_training.recipes.reading import read_recipe
+from distributed_training.recipes.subnet_fit import check_start, check_subnet
 from distributed_training.settings.flags import merge
+
+if TYPE_CHECKING:
+    from distributed_training.chain.subnet import SubnetFacts  # alone: it loads bittensor
 
 Say = Callable[[str], None]
 FEW_STEPS = 8  # a smaller batch is taken before a uid does fewer steps a round than this
@@ -45,11 +51,19 @@ class Choices:
     steps: int | None = None  # inner steps a round of the fastest miner; None: the nominal ones
     tempo: int | None = None  # blocks of the chain's epoch; None: the recipe's
     expected_reducers: int = 4
+    facts: SubnetFacts | None = None  # of the subnet where it will be, if a chain was asked
+    start: Path | None = None  # a folder with the numbers that the run begins with; None: seeded ones
 
 
 class NamedTokenizer(NamedTuple):
     tokenizer: Tokenizer
     file: Path | None  # its tokenizer.json, which every node needs; None: it is shipped
+
+
+class Created(NamedTuple):
+    manifest: RunManifest
+    parameters: int
+    steps: int  # a round that the pages allow to each uid
 
 
 class Supply(NamedTuple):
@@ -72,26 +86,47 @@ def find_tokenizer(named: str | None, eos: str | None, pages: Path | None, model
     return NamedTokenizer(chosen, tokens.tokenizer_path(named) if named and chosen.kind == "file" else None)
 
 
-def create_manifest(choices: Choices, open_pages: Callable[[], TablePages], say: Say) -> RunManifest:
+def create_manifest(choices: Choices, open_pages: Callable[[], TablePages], say: Say) -> Created:
     """The manifest of the run that was chosen, over the pages that `open_pages` builds or finds; each line of `say` is
     something that the person may not expect. Raises ConfigError, in one line, and DataUnavailable."""
     draft = draft_manifest(choices.recipe, choices.model, choices.tokenizer, choices.overrides)
-    check_timing(draft, choices.tempo or read_recipe(choices.recipe).tempo)
+    if choices.facts is None:
+        check_timing(draft, choices.tempo or read_recipe(choices.recipe).tempo)
+    else:
+        check_start(draft, choices.facts)
+        check_subnet(draft, choices.facts)
+    size = model_size(draft.model.config)
+    overrides = {**choices.overrides, "name": _name(draft, choices, size, say)}
     if (loss := tokens.loss_of_text(choices.tokenizer)) is not None:
         say(f"note: {loss}")
-    tried = try_model(choices.model, draft, choices.seed, say)
+    tried = try_model(choices.model, draft, choices.seed, say, choices.start)
     pages = open_pages()
     has = supply(pages, choices.tokenizer, draft.max_uids)
-    return make_manifest(
+    manifest = make_manifest(
         choices.recipe,
         choices.model,
         pages,
         init_seed=choices.seed,
         tokenizer=choices.tokenizer,
-        overrides=merge(fitted(draft, choices, has, say), choices.overrides),
+        overrides=merge(fitted(draft, choices, has, say), overrides),
         expected_reducers=choices.expected_reducers,
+        block_s=None if choices.facts is None else choices.facts.block_s,
         tried=tried,
     )
+    return Created(manifest, size, has.each_uid // manifest.tokens_per_step)
+
+
+def _name(draft: RunManifest, choices: Choices, size: int, say: Say) -> str:
+    """The chosen one; the recipe's, unless that is another model's. Raises ConfigError for a chosen one that is."""
+    model_type = draft.model.config["model_type"]
+    problem = name_problem(draft.name, model_type, size)
+    if problem is None:
+        return draft.name
+    if "name" in choices.overrides:
+        raise ConfigError(f"{problem}; choose a name that fits it")
+    name = default_name(model_type, size)
+    say(f"note: the run is called {name}, because the recipe's {problem}")
+    return name
 
 
 def supply(pages: TablePages, tokenizer: Tokenizer, max_uids: int) -> Supply:

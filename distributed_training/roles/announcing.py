@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
-from distributed_training.errors import ChainFault, ChainUnreachable
+from distributed_training.errors import ChainFault
+from distributed_training.protocol.commitments import encode_commitment, place_of
 from distributed_training.protocol.rules.clock import quiet_from
 from distributed_training.protocol.types import Commitment, Neuron, Role
-from distributed_training.protocol.wire import encode_commitment
 from distributed_training.roles.auditing.permit import permit_lacks
 from distributed_training.roles.parts import Parts
 
@@ -29,16 +30,28 @@ async def announce(parts: Parts, role: Role, reduces: bool, address: tuple[str, 
     if me is not None and present is not None and present.role is not role:
         was, block = present.role.name.lower(), me.commitment_block
         log.warning("this hotkey was a %s until block %s, from now on it is a %s", was, block, role.name.lower())
-    if role is Role.OWNER and parts.signer.hotkey != (owner := parts.params.owner_hotkey):
-        log.warning("this hotkey does not own the subnet (%s does): nobody looks for what it publishes", owner)
+    if role is Role.OWNER and parts.signer.public_key.hex() != (speaker := parts.manifest.public.run_key):
+        who = f"the hotkey with the public key {speaker} does" if speaker else "its manifest names no run_key"
+        log.warning("this hotkey does not speak for the run (%s): nobody looks for what it publishes", who)
     if me is not None and role is Role.VALIDATOR and (lacks := permit_lacks(roster, me)) is not None:
         log.warning("%s; it goes on as soon as it has one", lacks)
     if address is not None:
         await _heard(parts, lambda: parts.chain.serve(*address))
-    said = None if present is None else (present.peer_key, present.role, present.reduces)
-    if said != (parts.peer_key, role, reduces):
-        empty = Commitment(role, reduces, parts.peer_key, None, None, None, None)
-        await _heard(parts, lambda: parts.chain.commit(encode_commitment(empty)))
+    manifest = parts.manifest
+    said = None if present is None else (present.peer_key, present.role, present.reduces, present.run)
+    if said != (parts.peer_key, role, reduces, manifest.tag):
+        words = Commitment(role, reduces, parts.peer_key, manifest.tag, None, None, None, None)
+        if role is Role.OWNER:  # who joins looks for the run before there is a checkpoint
+            place = place_of(manifest.public.checkpoints)
+            words = replace(words, first_round=0, first=manifest.digest, place=place)
+
+        async def say() -> None:
+            seen = await parts.chain.roster((await parts.chain.head()).number)
+            me = seen.by_public_key(parts.signer.public_key)
+            if me is None or me.commitment != words:  # a try that nobody answered may have been heard
+                await parts.chain.commit(encode_commitment(words))
+
+        await _heard(parts, say)
 
 
 async def _take_over(parts: Parts, me: Neuron, present: Commitment, head: int) -> None:
@@ -65,7 +78,9 @@ async def _heard(parts: Parts, write: Callable[[], Awaitable[object]]) -> None:
         try:
             await write()
             return
-        except ChainUnreachable as error:
+        except ChainFault as error:
+            if not error.passes:
+                raise
             log.warning("not announced yet: %s", error)
             await asyncio.sleep(parts.clock.block_s)
 

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from distributed_training.checkpoints.card import model_card
 from distributed_training.checkpoints.checking import facts_of
 from distributed_training.checkpoints.description import STATE_FILE, Description
+from distributed_training.data.tokens import TOKENIZER_FILE, tokenizer_json
 from distributed_training.errors import LocalFault
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.wire import encode_carry
 from distributed_training.roles.joining.published import MANIFEST_FILE
-from distributed_training.training.export import StateLayout
+from distributed_training.training.bounds import MOST_PARAMETERS
+from distributed_training.training.export import StateLayout, tokenizer_files
+from distributed_training.training.model import config_files, saved_constants, saved_form
 from distributed_training.training.outer import RunState
 
 CARD_FILE = "README.md"
@@ -55,3 +60,14 @@ class Exporter:
             (folder / STATE_FILE).write_bytes(described.encode())
         except OSError as error:
             raise LocalFault(f"cannot write a checkpoint to {folder}: {error.strerror}") from None
+
+
+def exporter_of(
+    run_dir: Path, manifest: RunManifest, model: nn.Module, losses: Mapping[int, float], repo: str | None
+) -> Exporter:
+    """What writes this run's checkpoints. model: the run's, whatever its numbers. repo: ORG/NAME for the model card,
+    None for a directory."""
+    tokenizer = tokenizer_json(manifest.data.tokenizer, run_dir / TOKENIZER_FILE)
+    files = config_files(model, manifest.model.config) | tokenizer_files(tokenizer, manifest.data.eos_id)
+    form = saved_form(manifest.model, MOST_PARAMETERS)
+    return Exporter(manifest, StateLayout(form), files, saved_constants(model), losses, repo)

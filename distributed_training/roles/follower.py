@@ -85,9 +85,9 @@ class Follower:
         await p.clock.final(plan.round.map_block)
         at_map = await p.chain.roster(plan.round.map_block)
         self._check_root(plan, at_map)
-        wanted = await p.butterfly.wanted(plan, plan.round.output_block)
-        maps = membership.slice_maps(plan.round.index, len(plan.slices), plan.roster, at_map)
-        counted = membership.counted_slices(len(plan.slices), wanted, maps, plan.roster, p.manifest.average)
+        wanted = await p.butterfly.collector.wanted(plan, plan.round.output_block)
+        maps = membership.slice_maps(plan.round, len(plan.slices), plan.voters, at_map)
+        counted = membership.counted_slices(len(plan.slices), wanted, maps, plan.voters, p.manifest.average)
         if not counted.slices:
             outputs, outcome = dict(held), discarded(plan, counted.reason)
         else:
@@ -144,7 +144,9 @@ class Follower:
         missing = {j: wanted[j] for j in counted.slices if j not in have}
         give_up_s = p.manifest.keep.max_missing_rounds * p.manifest.timing.length * p.clock.block_s
         async with asyncio.TaskGroup() as tasks:
-            fetching = tasks.create_task(p.butterfly.fetch(plan, missing, give_up_s, counted.holders), name="complete")
+            fetching = tasks.create_task(
+                p.butterfly.collector.fetch(plan, missing, give_up_s, counted.holders), name="complete"
+            )
             while not fetching.done():  # who can be asked changes while we wait
                 await self._meet_peers()
                 await asyncio.wait({fetching}, timeout=2 * p.clock.block_s)
@@ -166,7 +168,7 @@ class Follower:
 
     def _check_root(self, plan: RoundPlan, at_map: Roster) -> None:
         """A root that the majority does not share means that we cannot go on (protocol section 3, healing)."""
-        majority = membership.majority_root(plan.round.index, plan.roster, at_map)
+        majority = membership.majority_root(plan.round, plan.voters, at_map)
         self.trusted = self.trusted or majority == self.root
         if majority is not None and majority != self.root:
             raise StateDiverged(

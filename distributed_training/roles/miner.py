@@ -11,9 +11,9 @@ from distributed_training.averaging.butterfly import OwnWork
 from distributed_training.averaging.codecs.int8 import INT8_CODEC
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, layout_of
-from distributed_training.averaging.retries import Retries
-from distributed_training.errors import LocalFault, NetworkFault, OutOfMemory, PeerFault, named
+from distributed_training.errors import LocalFault, OutOfMemory, named
 from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.rules.membership import said
 from distributed_training.protocol.types import Commitment, Role, Round, Signed, StepRecord, WorkRecord
 from distributed_training.protocol.wire import (
     decode_signed,
@@ -30,7 +30,7 @@ from distributed_training.roles.mining.kept import find_work, keep_work, promise
 from distributed_training.roles.mining.work import Worker, WorkResult
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.report import RoundReport
-from distributed_training.roles.service import HeldWork, MinerService, push_log
+from distributed_training.roles.service import HeldWork, MinerService
 from distributed_training.roles.trouble import commit_by, tell
 
 log = logging.getLogger(__name__)
@@ -83,12 +83,21 @@ class Miner:
                 self._training.close()
                 self._training = None
         plan = await self._follower.plan(start)
+        attending = asyncio.create_task(self._service.attend(plan), name="audit beacon")
+        try:
+            await self._average(plan, own, report, resumed=kept is not None)
+        finally:
+            attending.cancel()
+
+    async def _average(self, plan: RoundPlan, own: OwnWork | None, report: RoundReport, *, resumed: bool) -> None:
+        """Exchange and settle. resumed: chunks may have been lost with the process that had received them."""
+        p = self._p
         report.phase("average")
         async with asyncio.TaskGroup() as tasks:
-            if own is not None and p.clock.head < round_.output_block and self._is_committed(plan, own):
-                tasks.create_task(self._push_logs(plan), name="push logs")
-                tasks.create_task(self._reduce(plan, own, resumed=kept is not None), name="scatter and reduce")
-            gathering = tasks.create_task(p.butterfly.gather(plan, plan.round.map_block), name="gather")
+            if own is not None and p.clock.head < plan.round.output_block and self._is_committed(plan, own):
+                tasks.create_task(self._service.push_logs(plan), name="push logs")
+                tasks.create_task(self._reduce(plan, own, resumed=resumed), name="scatter and reduce")
+            gathering = tasks.create_task(p.butterfly.collector.gather(plan, plan.round.map_block), name="gather")
         report.averaged()
         report.phase("settle")
         settled = await self._follower.settle(plan, gathering.result())
@@ -105,7 +114,7 @@ class Miner:
         """Train until s+D-M, then commit the record's hash. None when this round has to be sat out."""
         p, round_ = self._p, start.round
         me = start.roster.by_public_key(p.signer.public_key)
-        registered = me is not None and me.commitment is not None
+        registered = me is not None and said(me, start.roster, round_.run) is not None
         if self._training is not None and not (registered and self._training.beacon == start.beacon):
             lost = await self._training.drop()
             log.warning("round %d: the chain decided otherwise, %d steps were for nothing", round_.index, lost)
@@ -241,6 +250,7 @@ class Miner:
             role=Role.MINER,
             reduces=self._reduces,
             peer_key=self._p.peer_key,
+            run=self._p.manifest.tag,
             first_round=round_index,
             first=work,
             second_round=None if output is None else round_index,
@@ -250,10 +260,7 @@ class Miner:
     # --- average -----------------------------------------------------------------------------------
 
     async def _reduce(self, plan: RoundPlan, own: OwnWork, *, resumed: bool) -> None:
-        """Send to every reducer, reduce our own slice if we have one, and put its output hash on chain.
-
-        resumed: somebody's chunks may have been lost with the process that had received them.
-        """
+        """Send to every reducer, reduce our own slice if we have one, and put its output hash on chain."""
 
         async def publish(output: bytes, amends: bytes | None) -> bool:
             return await self._publish(plan, output, amends, resumed=resumed)
@@ -276,23 +283,3 @@ class Miner:
         if block is not None and block > plan.round.output_block:
             log.warning("round %d: output committed in block %d, too late", plan.round.index, block)
         return promised == output and block is not None and block <= plan.round.output_block
-
-    async def _push_logs(self, plan: RoundPlan) -> None:
-        validators = [
-            n
-            for n in plan.roster.neurons
-            if n.may_validate and n.commitment is not None and n.commitment.role is Role.VALIDATOR
-        ]
-        await asyncio.gather(*(self._push_log(plan, n.commitment.peer_key) for n in validators if n.commitment))
-
-    async def _push_log(self, plan: RoundPlan, peer_key: bytes) -> None:
-        held = self._service.held(plan.round.index)
-        with Retries(log, f"pushing the log to {peer_key.hex()[:12]}") as retries:
-            while held is not None and (left_s := self._p.clock.seconds_until(plan.round.output_block)) > 0:
-                try:
-                    await push_log(self._p.peers, peer_key, plan.round.index, held.own.signed, held.log, left_s)
-                    retries.worked()
-                    return
-                except (NetworkFault, PeerFault) as error:
-                    retries.failed(error)
-                    await asyncio.sleep(min(left_s, self._p.clock.block_s))

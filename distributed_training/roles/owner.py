@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from distributed_training.checkpoints.base import CheckpointRef
+from distributed_training.protocol.commitments import encode_commitment, place_of
 from distributed_training.protocol.types import Commitment, Role
-from distributed_training.protocol.wire import encode_commitment
 from distributed_training.roles.auditing.evaluation import Evaluator
 from distributed_training.roles.exporting import Exporter
 from distributed_training.roles.follower import Follower
@@ -32,7 +32,7 @@ class Owner:
         report.phase("train")
         plan = await self._follower.plan(start)
         report.phase("average")
-        held = await self._p.butterfly.gather(plan, plan.round.map_block)
+        held = await self._p.butterfly.collector.gather(plan, plan.round.map_block)
         report.averaged()
         report.phase("settle")
         settled = await self._follower.settle(plan, held)
@@ -58,10 +58,12 @@ class Owner:
             role=Role.OWNER,
             reduces=False,
             peer_key=p.peer_key,
+            run=p.manifest.tag,
             first_round=0,
             first=p.manifest.digest,
             second_round=ref.round,
             second=ref.digest,
+            place=place_of(p.manifest.public.checkpoints),
         )
         me = (await p.chain.roster((await p.chain.head()).number)).by_public_key(p.signer.public_key)
         if me is None or me.commitment != commitment:

@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError
 
 from distributed_training.data.reading import TablePages
 from distributed_training.errors import NetworkFault, PeerFault, WireError
-from distributed_training.network.base import Stream, deadline
+from distributed_training.network.base import Stream, closing, deadline
 from distributed_training.network.peers import PeerBook
 
 PAGE_METHOD = "page"
@@ -25,11 +25,15 @@ _REQUEST = struct.Struct("<32sI")  # sha256 of the page manifest, page
 _LENGTH = struct.Struct("<I")  # of the chunk that follows in pieces; 0: not held, or busy
 
 
-def share_pages(peers: PeerBook, pages: TablePages) -> None:
-    """Give peers the pages that are on this machine, and ask them for those that no place gives. In the peers' loop."""
-    PageService(peers, pages.sha256, pages.num_pages, pages.kept)
+def share_pages(peers: PeerBook, pages: TablePages, run: bytes, run_key: str) -> None:
+    """Give peers the pages that are on this machine, and ask them for those that no place gives. In the peers' loop.
+
+    `run`, `run_key`: the manifest's tag, and who speaks for it.
+    """
+    PageService(peers, pages.sha256, pages.table.num_pieces, pages.kept)
     loop = asyncio.get_running_loop()
-    pages.last_resort = PeerPages(peers, loop, pages.sha256, lambda index: pages.table.entry(index).length)
+    length_of: Callable[[int], int] = lambda index: pages.table.piece(index).length  # noqa: E731
+    pages.last_resort = PeerPages(peers, loop, pages.sha256, length_of, run, run_key)
 
 
 class PageService:
@@ -37,7 +41,7 @@ class PageService:
 
     def __init__(self, peers: PeerBook, sha256: str, num_pages: int, kept: Callable[[int], bytes | None]) -> None:
         self._peers, self._sha256, self._num_pages, self._kept = peers, bytes.fromhex(sha256), num_pages, kept
-        self._streams = 0
+        self._places = asyncio.Semaphore(MAX_STREAMS)
         peers.transport.serve(PAGE_METHOD, self._on_page)
 
     async def _on_page(self, stream: Stream) -> None:
@@ -47,18 +51,14 @@ class PageService:
         sha256, index = _REQUEST.unpack(payload)
         if sha256 != self._sha256 or index >= self._num_pages:
             raise PeerFault(f"uid {neuron.uid} asks for a page of another manifest")
-        if self._streams >= MAX_STREAMS:
+        if self._places.locked():
             await stream.write(_LENGTH.pack(0), CONTROL_TIMEOUT_S)
             return
-        self._streams += 1
-        try:
-            async with deadline(PAGE_TIMEOUT_S, f"page {index} to uid {neuron.uid}"):
-                chunk = await asyncio.to_thread(self._kept, index) or b""
-                await stream.write(_LENGTH.pack(len(chunk)), CONTROL_TIMEOUT_S)
-                for start in range(0, len(chunk), PIECE_BYTES):
-                    await stream.write(chunk[start : start + PIECE_BYTES], PAGE_TIMEOUT_S)
-        finally:
-            self._streams -= 1
+        async with self._places, deadline(PAGE_TIMEOUT_S, f"page {index} to uid {neuron.uid}"):
+            chunk = await asyncio.to_thread(self._kept, index) or b""
+            await stream.write(_LENGTH.pack(len(chunk)), CONTROL_TIMEOUT_S)
+            for start in range(0, len(chunk), PIECE_BYTES):
+                await stream.write(chunk[start : start + PIECE_BYTES], PAGE_TIMEOUT_S)
 
 
 class PeerPages:
@@ -70,17 +70,19 @@ class PeerPages:
         loop: asyncio.AbstractEventLoop,
         sha256: str,
         length_of: Callable[[int], int],
+        run: bytes,
+        run_key: str = "",
         timeout_s: float = PAGE_TIMEOUT_S,
     ) -> None:
         """`loop`: the one that `peers` live in. `length_of(page)`: bytes of its chunk, the only length that is read."""
         self._peers, self._loop, self._sha256 = peers, loop, bytes.fromhex(sha256)
         self._length_of, self._timeout_s = length_of, timeout_s
+        self._run, self._run_key = run, run_key
 
     def __call__(self, index: int) -> Iterator[bytes]:
-        """What up to MAX_PEERS peers give, one after the other; another page asks others first. Blocks."""
-        keys = self._keys()
-        for number in range(min(MAX_PEERS, len(keys))):
-            asking = self._ask(keys[(index + number) % len(keys)], index)
+        """What up to MAX_PEERS peers give, one after the other. Blocks."""
+        for key in self._keys(index):
+            asking = self._ask(key, index)
             try:
                 asked = asyncio.run_coroutine_threadsafe(asking, self._loop)
             except RuntimeError:  # the loop has closed: the node ends
@@ -95,24 +97,28 @@ class PeerPages:
             else:
                 yield answer
 
-    def _keys(self) -> list[bytes]:
-        own = self._peers.transport.peer_key
-        claims = [neuron.commitment for neuron in sorted(self._peers.neurons, key=lambda neuron: neuron.uid)]
-        return [claim.peer_key for claim in claims if claim is not None and claim.peer_key != own]
+    def _keys(self, index: int) -> list[bytes]:
+        """Nodes of the run, another page asks others first; last the run key's, which has all pages from the start."""
+        people = sorted(self._peers.neurons, key=lambda neuron: neuron.uid)
+        ours = [(n, n.commitment) for n in people if n.commitment is not None and n.commitment.run == self._run]
+        ours = [(n.public_key.hex(), c.peer_key) for n, c in ours if c.peer_key != self._peers.transport.peer_key]
+        speaker = [peer for key, peer in ours if key == self._run_key]
+        others = [peer for key, peer in ours if key != self._run_key]
+        first = index % max(1, len(others))
+        return [*others[first:], *others[:first]][: MAX_PEERS - len(speaker)] + speaker
 
     async def _ask(self, peer_key: bytes, index: int) -> bytes:
         """Raises NetworkFault, DeadlineMissed, WireError; PeerFault when the peer does not hold the page."""
         expected, request = self._length_of(index), _REQUEST.pack(self._sha256, index)
-        async with deadline(self._timeout_s, f"page {index}"):
-            stream = await self._peers.open(peer_key, PAGE_METHOD, request, CONTROL_TIMEOUT_S)
-            try:
-                answer = await stream.read(_LENGTH.size, CONTROL_TIMEOUT_S)
-                if answer != _LENGTH.pack(expected):
-                    raise PeerFault(f"page {index} is not held")
-                parts = [
-                    await stream.read(min(PIECE_BYTES, expected - start), self._timeout_s)
-                    for start in range(0, expected, PIECE_BYTES)
-                ]
-            finally:
-                await stream.close()
+        async with (
+            deadline(self._timeout_s, f"page {index}"),
+            closing(self._peers.open(peer_key, PAGE_METHOD, request, CONTROL_TIMEOUT_S)) as stream,
+        ):
+            answer = await stream.read(_LENGTH.size, CONTROL_TIMEOUT_S)
+            if answer != _LENGTH.pack(expected):
+                raise PeerFault(f"page {index} is not held")
+            parts = [
+                await stream.read(min(PIECE_BYTES, expected - start), self._timeout_s)
+                for start in range(0, expected, PIECE_BYTES)
+            ]
         return b"".join(parts)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.protocol.types import AverageOutcome, Round, StepRecord
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import attempt
+
+log = logging.getLogger(__name__)
 
 
 class RoundReport:
@@ -74,3 +77,6 @@ class RoundReport:
         kept = {k: v for k, v in fields.items() if k != "seconds"}
         attempt(self._p, self._round.index, "disk", lambda: self._p.journal.save_round(self._round.index, kept))
         self._p.metrics.emit("round", round=self._round.index, **fields)
+        whose = ", with ours" if self._p.signer.public_key in outcome.included else ""
+        how = f"work of {len(outcome.included)} miners{whose}" if outcome.applied else f"discarded, {outcome.reason}"
+        log.info("round %d: %s; state %s", self._round.index, how, root.hex()[:16])

@@ -1,22 +1,24 @@
 """What a node answers to its peers beside the all-reduce: pushed logs, and chunks of committed bytes.
 
 Authorisation comes before work: the peer key must belong to a registered hotkey, and the hotkey must be named by
-the chain for exactly this (a candidate pushes its log; a validator asks for the chunks the beacon drew).
+the chain for exactly this (a candidate pushes its log; a voter of the round asks for the chunks the beacon drew).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from collections import Counter
 from dataclasses import dataclass
 
 from distributed_training.averaging.butterfly import CONTROL_TIMEOUT_S, OwnWork
 from distributed_training.averaging.plan import RoundPlan
+from distributed_training.averaging.retries import Retries
 from distributed_training.chain.base import Chain
 from distributed_training.chain.clock import BlockClock
-from distributed_training.errors import NetworkFault, PeerFault, WireError
-from distributed_training.network.base import Stream, deadline
+from distributed_training.errors import ChainFault, NetworkFault, PeerFault, WireError
+from distributed_training.network.base import Stream, closing, deadline
 from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.audit_plan import audit_beacon, audit_depth, probe_chunks
@@ -24,12 +26,15 @@ from distributed_training.protocol.rules.clock import bulk_timeout_s
 from distributed_training.protocol.types import WorkRecord
 from distributed_training.protocol.wire import decode_signed, record_hash
 
+log = logging.getLogger(__name__)
+
 LOG_METHOD = "log"
 CHUNKS_METHOD = "chunks"
 _ROUND = struct.Struct("<I")
 _ACK = b"ok"
 _KEPT_ROUNDS = 3
 MAX_PROBES = 3  # a validator restarts, or its line breaks; more would be free amplification
+AHEAD_BLOCKS = 2  # so far the asker's clock may be ahead of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,38 +45,79 @@ class HeldWork:
 
 
 class MinerService:
-    """Serves chunks of our own committed bytes to the validators that the beacon names."""
+    """Gives our log to the voters of a round, and serves them the chunks of our bytes that the beacon draws."""
 
     def __init__(self, manifest: RunManifest, peers: PeerBook, chain: Chain, clock: BlockClock) -> None:
         self._manifest, self._peers, self._chain, self._clock = manifest, peers, chain, clock
         self._held: dict[int, HeldWork] = {}
+        self._voters: dict[int, frozenset[bytes]] = {}
+        self._beacons: dict[int, bytes] = {}
         self._answered: Counter[tuple[int, int]] = Counter()  # (round, uid of the validator)
         peers.transport.serve(CHUNKS_METHOD, self._on_chunks)
 
     def hold(self, work: HeldWork) -> None:
         self._held[work.record.round] = work
         for old in sorted(self._held)[:-_KEPT_ROUNDS]:
-            del self._held[old]
+            for kept in (self._held, self._voters, self._beacons):
+                kept.pop(old, None)
         for key in [k for k in self._answered if k[0] not in self._held]:
             del self._answered[key]
 
     def held(self, round_index: int) -> HeldWork | None:
         return self._held.get(round_index)
 
+    async def push_logs(self, plan: RoundPlan) -> None:
+        """Our log to every voter of the round that takes it by s+X."""
+        held = self._held.get(plan.round.index)
+        if held is not None:
+            keys = [n.commitment.peer_key for n in plan.voters if n.commitment is not None]
+            await asyncio.gather(*(self._push_log(plan, held, key) for key in keys))
+
+    async def _push_log(self, plan: RoundPlan, held: HeldWork, peer_key: bytes) -> None:
+        with Retries(log, f"pushing the log to {peer_key.hex()[:12]}") as retries:
+            while (left_s := self._clock.seconds_until(plan.round.output_block)) > 0:
+                try:
+                    await push_log(self._peers, peer_key, plan.round.index, held.own.signed, held.log, left_s)
+                    retries.worked()
+                    return
+                except (NetworkFault, PeerFault) as error:
+                    retries.failed(error)
+                    await asyncio.sleep(min(left_s, self._clock.block_s))
+
+    async def attend(self, plan: RoundPlan) -> None:
+        """From now on voters may ask about the round. Ends when its audit beacon is known: it is fetched as soon as it
+        is final, so that nobody who asks waits for the chain. Cancelled or failed, it is fetched for who asks."""
+        if plan.round.index not in self._held:
+            return
+        self._voters[plan.round.index] = frozenset(n.public_key for n in plan.voters)
+        try:
+            await self._beacon(plan.round.index)
+        except ChainFault as error:
+            log.info("round %d: no audit beacon yet: %s", plan.round.index, error)
+
+    async def _beacon(self, round_index: int) -> bytes:
+        if round_index not in self._beacons:
+            block = self._manifest.round(round_index).audit_block
+            await self._clock.final(block)
+            self._beacons[round_index] = audit_beacon(await self._chain.block_hash(block), round_index)
+        return self._beacons[round_index]
+
     async def _on_chunks(self, stream: Stream) -> None:
         neuron, payload = await self._peers.accept(stream, CONTROL_TIMEOUT_S)
-        held = self._held.get(parse_round(payload))
-        if not neuron.may_validate:
-            raise PeerFault(f"uid {neuron.uid} has no validator permit")
+        index = parse_round(payload)
+        held = self._held.get(index)
         if held is None:
             raise PeerFault("chunks of a round we do not hold")
-        audit_block = self._manifest.round(held.record.round).audit_block
-        if self._clock.finalized < audit_block:
-            raise PeerFault("chunks asked for before the audit beacon")
-        beacon = audit_beacon(await self._chain.block_hash(audit_block), held.record.round)
-        self._answered[held.record.round, neuron.uid] += 1
-        if self._answered[held.record.round, neuron.uid] > MAX_PROBES:
-            raise PeerFault(f"uid {neuron.uid} has had its chunks of round {held.record.round}")
+        if neuron.public_key not in self._voters.get(index, ()):
+            raise PeerFault(f"uid {neuron.uid} is no validator of round {index}")
+        self._answered[index, neuron.uid] += 1
+        if self._answered[index, neuron.uid] > MAX_PROBES:
+            raise PeerFault(f"uid {neuron.uid} has had its chunks of round {index}")
+        try:
+            async with asyncio.timeout(AHEAD_BLOCKS * self._clock.block_s):
+                beacon = await self._beacon(index)
+        except TimeoutError:
+            raise PeerFault("chunks asked for before the audit beacon") from None
         # Who asks gives up after the bulk time: a reader that lets every frame take its longest is not waited for.
         async with deadline(2 * bulk_timeout_s(self._manifest.timing, self._clock.block_s), "chunks"):
             await stream.write(b"".join(held.own.contribution.digests), CONTROL_TIMEOUT_S)
@@ -154,15 +200,14 @@ async def push_log(
     peers: PeerBook, peer_key: bytes, round_index: int, signed_record: bytes, log: bytes, timeout_s: float
 ) -> None:
     """Give a validator our record and log. Raises NetworkFault, DeadlineMissed."""
-    async with deadline(timeout_s, "push log"):
-        stream = await peers.open(peer_key, LOG_METHOD, _ROUND.pack(round_index), timeout_s)
-        try:
-            await stream.write(signed_record, timeout_s)
-            await stream.write(log, timeout_s)
-            if await stream.read(len(_ACK), timeout_s) != _ACK:
-                raise NetworkFault("the validator did not acknowledge the log")
-        finally:
-            await stream.close()
+    async with (
+        deadline(timeout_s, "push log"),
+        closing(peers.open(peer_key, LOG_METHOD, _ROUND.pack(round_index), timeout_s)) as stream,
+    ):
+        await stream.write(signed_record, timeout_s)
+        await stream.write(log, timeout_s)
+        if await stream.read(len(_ACK), timeout_s) != _ACK:
+            raise NetworkFault("the validator did not acknowledge the log")
 
 
 def parse_round(payload: bytes) -> int:

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.checkpoints.base import CheckpointRef, CheckpointStore
 from distributed_training.errors import ConfigError, LocalFault, NetworkFault, PeerFault, WireError
-from distributed_training.network.base import Stream, deadline
+from distributed_training.network.base import Stream, closing, deadline
 from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.types import Candidate
 from distributed_training.roles.exporting import Exporter
@@ -65,8 +65,8 @@ class SharedState:
 
     async def _on_asked(self, stream: Stream) -> None:
         neuron, payload = await self._p.peers.accept(stream, ANSWER_S)
-        if not neuron.may_validate:
-            raise PeerFault(f"uid {neuron.uid} has no validator permit")
+        if neuron not in self._p.peers.validators(self._p.manifest):
+            raise PeerFault(f"uid {neuron.uid} is no validator of this run")
         if len(payload) != _ROUND.size:
             raise WireError("request: malformed round")
         known = _ROUND.unpack(payload)[0] in self.rounds
@@ -75,12 +75,11 @@ class SharedState:
 
 async def ask_shared(peers: PeerBook, peer_key: bytes, round_index: int) -> str | None:
     """Where this miner has published the state of a round; None: nowhere. Raises NetworkFault, PeerFault."""
-    async with deadline(ANSWER_S, "shared"):
-        stream = await peers.open(peer_key, METHOD, _ROUND.pack(round_index), ANSWER_S)
-        try:
-            answer = await stream.read(_MAX_NAME_BYTES, ANSWER_S)
-        finally:
-            await stream.close()
+    async with (
+        deadline(ANSWER_S, "shared"),
+        closing(peers.open(peer_key, METHOD, _ROUND.pack(round_index), ANSWER_S)) as stream,
+    ):
+        answer = await stream.read(_MAX_NAME_BYTES, ANSWER_S)
     name = answer.decode("ascii", "replace")
     if name and not _NAME.fullmatch(name):
         raise WireError(f"shared: {name[:40]!r} is no repository")

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from distributed_training.errors import ChainFault, ChainUnreachable, LocalFault, said
+from distributed_training.errors import ChainFault, ConfigError, LocalFault, said
+from distributed_training.protocol.commitments import encode_commitment
 from distributed_training.protocol.types import Commitment
-from distributed_training.protocol.wire import encode_commitment
 from distributed_training.roles.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,33 @@ async def commit_by(parts: Parts, commitment: Commitment, round_index: int, last
     """Put a commitment on chain by `last_block`. Its block; None if it is not there as far as we know (said).
 
     The chain is asked first: a write that nobody answered, or one before a restart, may have happened. Reads wait for
-    the end of an outage, so after a long one the answer is that it is too late.
+    the end of an outage, so after a long one the answer is that it is too late. What may be taken a block later is
+    tried again, until then; so is what a reorganisation takes back, unless something else was to be committed since.
     """
+
+    async def look_again() -> None:
+        try:
+            me = (await parts.chain.roster(block or 0)).by_public_key(parts.signer.public_key)
+            if me is None or me.commitment != commitment:
+                lost = ChainFault(f"{what}: a reorganisation took it out of block {block}")
+                tell(parts, round_index, "commit", lost)
+                await write()
+        except (LocalFault, ConfigError) as error:
+            log.warning("round %d: no second look at %s: %s", round_index, what, error)
+
+    async def write() -> int | None:
+        nonlocal block
+        block = await _commit(parts, commitment, round_index, last_block, what)
+        if block is not None:
+            parts.clock.once_final(block, look_again)
+        return block
+
+    block: int | None = None
+    parts.clock.forget_final()
+    return await write()
+
+
+async def _commit(parts: Parts, commitment: Commitment, round_index: int, last_block: int, what: str) -> int | None:
     fields, told = encode_commitment(commitment), False
     while True:
         try:
@@ -45,13 +70,14 @@ async def commit_by(parts: Parts, commitment: Commitment, round_index: int, last
             if me is not None and me.commitment == commitment:
                 return me.commitment_block
             if head >= last_block:
-                raise ChainFault(f"{what}: too late in block {head}, it was due in {last_block}")
-            return await parts.chain.commit(fields)
-        except ChainUnreachable as error:
+                tell(parts, round_index, "commit", ChainFault(f"{what}: too late in block {head}, due in {last_block}"))
+                return None
+            return await parts.chain.commit(fields, last_block)
+        except ChainFault as error:
+            if not error.passes:
+                tell(parts, round_index, "commit", error)
+                return None
             if not told:
                 tell(parts, round_index, "chain", error)
             told = True
             await asyncio.sleep(parts.clock.block_s)
-        except ChainFault as error:
-            tell(parts, round_index, "commit", error)
-            return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from functools import partial
 
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.contribution import check_work
@@ -44,7 +45,7 @@ class Validator:
         self._p, self._follower = parts, follower
         self._logs, self.evaluator, self._last_round = logs, evaluator, last_round
         self._examiner, self._shared = Examiner(parts, auditor), shared
-        self._permit = PermitWatch()
+        self._permit = PermitWatch(parts.manifest)
         self._audits: asyncio.Task[None] | None = None
         self._began: int | None = None  # the head when this process began with its first round
 
@@ -53,6 +54,7 @@ class Validator:
         start = await self._follower.prepare()
         self._permit.saw(start.round.index, start.roster, self._p.signer.public_key)
         self._began = self._p.clock.head if self._began is None else self._began
+        self._examiner.weights.begin()
         report = RoundReport(self._p, start.round)
         await self._p.clock.reached(start.round.start_block)
         report.phase("train")
@@ -60,7 +62,10 @@ class Validator:
         listened = self._p.clock.head <= plan.round.output_block
         await self._logs.open_round(plan)
         report.phase("average")
-        held = await self._p.butterfly.gather(plan, plan.round.map_block - 2)
+        early = plan.round.output_block + self._p.manifest.timing.finality + self._p.manifest.timing.transfer
+        held = await self._p.butterfly.collector.gather(
+            plan, plan.round.map_block - 2, (early, partial(self._first_map, plan))
+        )
         report.averaged()
         report.phase("map")
         if await self._may_speak(plan, held):
@@ -120,6 +125,7 @@ class Validator:
             self._audits.cancel()
             await asyncio.gather(self._audits, return_exceptions=True)
             self._audits = None
+        await self._examiner.weights.cancel()
         if self._shared is not None:
             await self._shared.cancel()
 
@@ -130,12 +136,17 @@ class Validator:
 
     async def _may_speak(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> bool:
         """Not if what we lack may be our own trouble: a clear bit of ours speaks against a slice that others hold."""
-        wanted = await self._p.butterfly.wanted(plan, plan.round.output_block)
+        wanted = await self._p.butterfly.collector.wanted(plan, plan.round.output_block)
         if len(held) == len(wanted) or (held and self._was_there(plan)):
             return True
         detail = f"{len(held)} of {len(wanted)} slices reached us in time: no map, so that it speaks against nobody's"
         tell(self._p, plan.round.index, "map", LocalFault(detail))
         return False
+
+    async def _first_map(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> None:
+        """One that stands if the later one is not included in time: a slice that is withheld must not silence us."""
+        if held and self._was_there(plan):
+            await self._commit_map(plan, held)
 
     async def _commit_map(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> None:
         p, round_index = self._p, plan.round.index
@@ -145,6 +156,7 @@ class Validator:
             role=Role.VALIDATOR,
             reduces=False,
             peer_key=p.peer_key,
+            run=p.manifest.tag,
             first_round=round_index,
             first=self._follower.root,
             second_round=round_index,

@@ -62,6 +62,14 @@ def real(low: float, high: float, what: str) -> Callable[[str], float]:
     return convert
 
 
+def duration(text: str) -> float:
+    """An argument's type: `30m`, `2h` or `1d`, in seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected a time such as 30m, 2h or 1d, not {text!r}")
+    return float(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
 def _said(convert: Callable[[str], T]) -> Callable[[str], T]:
     """An argument's type of a function that raises ConfigError: its line is argparse's, which adds the flag."""
 
@@ -82,6 +90,7 @@ new_folder = _said(lambda text: paths.usable_folder(paths.typed(text)))  # or on
 new_file = _said(lambda text: paths.new_file(paths.typed(text)))
 file_name = _said(paths.file_name)
 chain = _said(lambda text: addresses.chain_node(text) if "://" in text else text)  # or a network by its name
+endpoint = _said(addresses.chain_node)
 
 
 def place(text: str) -> HubRepo | Path:
@@ -90,6 +99,16 @@ def place(text: str) -> HubRepo | Path:
         return parse_place(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+
+
+def chain_arguments(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Those of every command that asks a chain and has no node. default: network if none is named; None: no chain."""
+    add = parser.add_argument
+    shown = "no chain is asked" if default is None else default
+    help_ = f"network by name: finney, test, local (default: {shown})"
+    add("--subtensor.network", dest="network", default=default, metavar="NAME", help=help_)
+    help_ = "chain node to ask instead, ws://HOST:PORT, or file:PATH of a local chain"
+    add("--subtensor.chain_endpoint", dest="endpoint", type=endpoint, metavar="URL", help=help_)
 
 
 def checkpoint_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,62 +11,40 @@ import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from distributed_training import addresses
 from distributed_training.errors import ConfigError
-from distributed_training.paths import file_name, typed
 from distributed_training.protocol.types import Role
 from distributed_training.settings import flags
-from distributed_training.settings.places import HubRepo, parse_place, parse_repo
+from distributed_training.settings.kinds import (
+    Address,
+    Device,
+    Endpoint,
+    Endpoints,
+    KeyName,
+    Names,
+    Place,
+    Port,
+    Positive,
+    Repo,
+    RunPrefix,
+    Typed,
+)
 
 Preset = Literal["local", "localnet", "testnet", "mainnet"]
 PRESETS = cast(tuple[str, ...], get_args(Preset))
 DEFAULT_PRESET = "mainnet"
 WALLETS = "~/.bittensor/wallets"
+RUN_PLACE = "{run}"  # in the default run directory, until it is known which run is followed
 RUN_DIR_PATHS = {
     "manifest": "{run_dir}/manifest.json",
     "pages": "{run_dir}/pages",
     "checkpoints": "{run_dir}/checkpoints",
 }
-
-
-def _device(value: str) -> str:
-    kind, _, index = value.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (":" in value and not (kind == "cuda" and index.isdigit())):
-        raise ValueError("expected auto, cpu, mps, cuda or cuda:N")
-    return value
-
-
-def _path(value: object) -> object:
-    return typed(value) if isinstance(value, str | Path) else value
-
-
-def _place(value: object) -> object:
-    return parse_place(value) if isinstance(value, str) else value
-
-
-def _repo(value: object) -> object:
-    return parse_repo(value) if isinstance(value, str) else value
-
-
-def _names(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-Address = Annotated[str, AfterValidator(addresses.ipv4)]
-Endpoint = Annotated[str, AfterValidator(addresses.chain_node)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Device = Annotated[str, AfterValidator(_device)]
-KeyName = Annotated[str, AfterValidator(file_name)]
-Positive = Annotated[int, Field(ge=1)]
-Typed = Annotated[Path, BeforeValidator(_path)]
-Place = Annotated[HubRepo | Path, BeforeValidator(_place)]
-Repo = Annotated[HubRepo, BeforeValidator(_repo)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
 class _Section(BaseModel):
@@ -76,7 +54,16 @@ class _Section(BaseModel):
 class SubtensorSection(_Section):
     network: str = Field(default="finney", min_length=1, description="network by name: finney, test, local")
     chain_endpoint: Endpoint | None = Field(
-        default=None, description="chain node to use instead, e.g. ws://127.0.0.1:9944"
+        default=None,
+        description="chain node to use instead, e.g. ws://127.0.0.1:9944, or file:PATH of a local chain's SQLite file",
+    )
+    fallback: Endpoints = Field(
+        default=(),
+        description="another chain node of the same network, for when the first breaks; may be given several times",
+    )
+    archive_endpoint: Endpoint | None = Field(
+        default=None,
+        description="chain node that keeps old state, for blocks that the others have dropped (after 256 of them)",
     )
 
 
@@ -89,7 +76,7 @@ class WalletSection(_Section):
 class AxonSection(_Section):
     ip: Address = Field(default="0.0.0.0", description="address to listen on")
     port: Port = Field(default=8091, description="TCP port to listen on; a node needs only this one")
-    external_ip: Address | None = Field(default=None, description="address that peers dial, if not the one listened on")
+    external_ip: Address | None = Field(default=None, description="address that peers dial; default: ask validators")
     external_port: Port | None = Field(default=None, description="port that peers dial, if not the one listened on")
     outbound_only: bool = Field(
         default=False,
@@ -142,14 +129,22 @@ class NodeConfig(BaseSettings):
 
     preset: Preset = Field(default=DEFAULT_PRESET, description="which network: local, localnet, testnet, mainnet")
     netuid: int = Field(ge=0, le=65535, description="number of the subnet")
-    run_dir: Typed = Field(description="folder of this run; the node keeps its own files in nodes/HOTKEY there")
-    manifest: Typed = Field(description="run manifest; default RUN_DIR/manifest.json")
+    run: RunPrefix | None = Field(
+        default=None,
+        description="the run to follow, by the first digits of its manifest's sha256; default: the one that most "
+        "validator stake is in",
+    )
+    run_dir: Typed = Field(
+        description="folder of this run, where what is found of it is kept; the node's own files are in nodes/HOTKEY"
+    )
+    manifest: Typed = Field(description="run manifest; default RUN_DIR/manifest.json, found by content if missing")
     pages: Place = Field(
-        description="data pages: a folder with pages.bin, or a data set hub:ORG/NAME[@REVISION]; default RUN_DIR/pages"
+        description="data pages: a folder with pages.bin, or a data set hub:ORG/NAME[@REVISION]; default: "
+        "RUN_DIR/pages, found by content if missing"
     )
     checkpoints: Place = Field(
-        description="checkpoints of the run: a folder, or hub:ORG/NAME on the Hugging Face Hub; default "
-        "RUN_DIR/checkpoints"
+        description="checkpoints of the run: a folder, or hub:ORG/NAME on the Hugging Face Hub; default: where the "
+        "manifest says, else RUN_DIR/checkpoints"
     )
     local_chain: Typed | None = Field(default=None, description="SQLite file of the local chain; None: a real chain")
     device: Device = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N")
@@ -185,10 +180,13 @@ class NodeConfig(BaseSettings):
     @classmethod
     def _paths(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Put what is not given into the run directory; the fields make every path absolute."""
-        run_dir = data.get("run_dir")
-        if run_dir is None:
-            return data
+        run_dir, endpoint = data.get("run_dir"), flags.find(data, "subtensor.chain_endpoint")
         given = {key: value for key, value in data.items() if value is not None}
+        if str(endpoint).startswith(addresses.FILE):
+            given["local_chain"] = str(endpoint).removeprefix(addresses.FILE)
+        if run_dir is None:
+            return given
+        run_dir = given["run_dir"] = str(run_dir).replace("{netuid}", str(data.get("netuid")))
         paths: dict[str, Any] = {**RUN_DIR_PATHS, "wallet": {"path": WALLETS}}
 
         def placed(value: Any) -> Any:
@@ -198,10 +196,32 @@ class NodeConfig(BaseSettings):
         wallet = {key: placed(value) for key, value in dict(merged["wallet"]).items()}
         return {key: placed(value) for key, value in merged.items()} | {"wallet": wallet}
 
+    def by_default(self, name: str) -> bool:
+        """Was the path of `manifest`, `pages` or `checkpoints` not given by hand?"""
+        return getattr(self, name) == Path(RUN_DIR_PATHS[name].replace("{run_dir}", str(self.run_dir)))
+
+    @property
+    def run_is_open(self) -> bool:
+        """Is the run directory that of a run which is still to be found?"""
+        return RUN_PLACE in self.run_dir.parts
+
+    def in_run(self, tag: bytes) -> NodeConfig:
+        """With the paths of this run, where the run directory was open."""
+        names = ("run_dir", "manifest", "pages", "checkpoints")
+        paths = {name: path for name in names if isinstance(path := getattr(self, name), Path)}
+        return self.model_copy(
+            update={name: Path(str(path).replace(RUN_PLACE, tag.hex())) for name, path in paths.items()}
+        )
+
     @property
     def node_dir(self) -> Path:
         """What this one node keeps: identity, journal, events, rounds, state."""
         return self.run_dir / "nodes" / self.wallet.hotkey
+
+    @property
+    def chain_cache(self) -> Path:
+        """What the chain's client keeps: the same for all runs of a subnet."""
+        return self.run_dir.parent / "cache" if self.run_is_open else self.node_dir / "cache"
 
     @property
     def is_public(self) -> bool:
@@ -247,18 +267,11 @@ def load_config(role: Role, argv: Sequence[str]) -> NodeConfig:
     return config
 
 
-def require_address(role: Role, config: NodeConfig) -> None:
-    """Raises ConfigError for a node that peers have to dial and that has told nobody where, or where none of them can.
-    The owner need not be dialled, but what it announces must be an address."""
-    if config.axon.outbound_only:
-        return
+def require_address(config: NodeConfig) -> None:
+    """Raises ConfigError for an address, given to be announced, at which no peer could dial. One that is not given
+    is asked of validators at the start (roles.outside); the owner needs none."""
     if config.announced is None:
-        if role is Role.OWNER:
-            return
-        raise ConfigError(
-            "nobody could reach this node: it listens everywhere, but at which address do peers dial it? Give "
-            "--axon.external_ip; a miner that can open no port starts with --axon.outbound_only"
-        )
+        return
     ip = config.announced[0]
     why = addresses.unreachable(ip, public=config.is_public)
     if why is not None:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
+from distributed_training.addresses import FILE
 from distributed_training.errors import ConfigError, expected
 from distributed_training.protocol.types import Role
 
@@ -29,7 +30,8 @@ ROLE_ONLY = {
     "hub.keep": Role.OWNER,
 }
 BOTH_WAYS = ("train_ahead", "serve_snapshots", "hub.look")  # switches with a --no- form
-METAVARS = {"ip": "IP", "endpoint": "URL", "repo": "ORG/NAME", "mirrors": "PLACE,..."}  # by the last word of a key
+# By the last word of a key.
+METAVARS = {"run": "DIGITS", "ip": "IP", "endpoint": "URL", "repo": "ORG/NAME", "mirrors": "PLACE,..."}
 SCRIPT_VARIABLES = ("DT_VENV", "DT_TORCH", "DT_TORCH_INDEX")  # read by scripts/setup.sh
 GROUPS = {
     "subtensor": "chain",
@@ -148,7 +150,8 @@ def parse(role: Role, known: Sequence[Option], argv: Sequence[str], preset: Mapp
     values: dict[str, Any] = {}
     for key, value in vars(namespace).items():
         section, _, leaf = key.rpartition(".")
-        (values.setdefault(section, {}) if section else values)[leaf] = value
+        said = ",".join(value) if isinstance(value, list) else value
+        (values.setdefault(section, {}) if section else values)[leaf] = said
     return values
 
 
@@ -159,10 +162,11 @@ def without_effect(role: Role, merged: Mapping[str, Any], asked: Mapping[str, An
         for key, only in ROLE_ONLY.items()
         if only != role and find(asked, key) is not None
     ]
-    if find(merged, "local_chain"):
+    endpoint = str(find(merged, "subtensor.chain_endpoint") or "")
+    if find(merged, "local_chain") and not endpoint.startswith(FILE):
         lines += [
             f"--subtensor.{key} has no effect: preset {merged['preset']} uses the chain in its run directory"
-            for key in ("network", "chain_endpoint")
+            for key in ("network", "chain_endpoint", "fallback", "archive_endpoint")
             if find(asked, f"subtensor.{key}") is not None
         ]
     elif find(asked, "subtensor.network") and find(merged, "subtensor.chain_endpoint"):
@@ -182,7 +186,7 @@ def without_effect(role: Role, merged: Mapping[str, Any], asked: Mapping[str, An
 def explain(error: ValidationError, known: Sequence[Option], sources: Mapping[str, Mapping[str, Any]]) -> str:
     """One line for the first problem: which option, from which source, what was expected."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(part for part in first["loc"] if isinstance(part, str))  # a number is a place in a list
     option = next((o for o in known if o.key == key), None)
     if first["type"] == "missing" and option is not None:
         return f"{option.flag} is required here ({option.help}); only the local presets have a default"
@@ -235,7 +239,8 @@ def _build_parser(role: Role, mine: Sequence[Option], preset: Mapping[str, Any])
         default = option.default if default is None else default
         shown = "" if default in (None, ()) else f" (default: {str(default).replace('{run_dir}', 'RUN_DIR')})"
         text = (option.help + shown).replace("%", "%%")
-        groups[title].add_argument(option.flag, dest=option.key, metavar=option.metavar, help=text)
+        many = "append" if "tuple" in option.annotation else "store"
+        groups[title].add_argument(option.flag, dest=option.key, action=many, metavar=option.metavar, help=text)
     return parser
 
 
@@ -246,6 +251,6 @@ every option can be set as an environment variable too: --axon.port as DT_AXON_P
 examples:
   join a subnet that scripts/demo.sh runs on this machine
     python neurons/{name}.py --preset local --run-dir RUN_DIR --wallet.hotkey extra --axon.port 9150
-  a node on the main network
+  a node on the main network, in the run that its validators are in
     python neurons/{name}.py --netuid N --wallet.name cold --wallet.hotkey hot --axon.external_ip 203.0.113.7
 """

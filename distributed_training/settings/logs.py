@@ -1,7 +1,6 @@
 """Structured logging: coloured lines on a terminal, JSON lines otherwise; role, uid and round are bound once.
 
-Everything goes to stderr, and to a file as well if one is given (always JSON lines there). Libraries that use the
-standard `logging` module pass at WARNING and above, in the same form.
+Everything goes to stderr. Libraries that use the standard `logging` module pass at WARNING and above, in the same form.
 """
 
 from __future__ import annotations
@@ -9,33 +8,28 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import structlog
 
-from distributed_training.errors import ConfigError, said
+from distributed_training.errors import said
 from distributed_training.settings.entry import printable
 
 MAX_HEX = 16  # keys and digests are shown by their first 8 bytes
 
 
-def setup_logging(*, debug: bool = False, json_lines: bool = False, file: Path | None = None) -> None:
-    """Configure logging of this process, once and first. Raises ConfigError if `file` cannot be opened."""
+def setup_logging(*, debug: bool = False, json_lines: bool = False) -> None:
+    """Configure logging of this process, once and first."""
     printable(sys.stderr)
     console = logging.StreamHandler(sys.stderr)
     plain = json_lines or not sys.stderr.isatty()
     console.setFormatter(_formatter(_json() if plain else _console()))
-    handlers: list[logging.Handler] = [console]
-    if file is not None:
-        handlers.append(_file_handler(file))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
         old.close()
-    for handler in handlers:
-        handler.addFilter(_told)
-        root.addHandler(handler)
+    console.addFilter(_told)
+    root.addHandler(console)
     root.setLevel(logging.WARNING)
     logging.getLogger("distributed_training").setLevel(logging.DEBUG if debug else logging.INFO)
     structlog.configure(
@@ -43,13 +37,6 @@ def setup_logging(*, debug: bool = False, json_lines: bool = False, file: Path |
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
-    )
-
-
-def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """A logger for one module: `log = get_logger(__name__)`; `log.info("what happened", peer=..., bytes=...)`."""
-    return structlog.stdlib.get_logger(
-        name if name.startswith("distributed_training") else f"distributed_training.{name}"
     )
 
 
@@ -106,13 +93,3 @@ def _formatter(renderer: Any) -> logging.Formatter:
         foreign_pre_chain=_SHARED,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *text_stack, renderer],
     )
-
-
-def _file_handler(path: Path) -> logging.Handler:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise ConfigError(f"cannot write the log file {path}: {error.strerror}") from None
-    handler.setFormatter(_formatter(_json()))
-    return handler

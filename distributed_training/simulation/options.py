@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distributed_training.chain.keys import derive_keypair
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.data.words import write_words
 from distributed_training.errors import ConfigError
@@ -91,6 +92,7 @@ def overrides(options: SimOptions) -> Mapping[str, Any]:
     return {
         "name": "simulation",
         "max_uids": options.names_count + options.spare,
+        "public": {"run_key": bytes(derive_keypair(options.seed, "owner").public_key).hex()},
         "data": {"sequence_length": 16, "batch_size": 2, "heldout_sequences": 8},
         "inner": {
             "nominal_steps": options.steps, "max_steps": 8, "learning_rate": 5e-3, "warmup_steps": 1,

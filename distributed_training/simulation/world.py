@@ -95,6 +95,7 @@ def node_config(root: Path, manifest: RunManifest, name: str, uid: int, options:
         preset="local",
         netuid=manifest.netuid,
         run_dir=root,
+        subtensor={"network": "local"},  # peers are not all over the Internet
         device="cpu",
         wallet={"name": WALLET, "hotkey": name, "path": root / "wallets"},
         axon={"ip": "127.0.0.2", "port": 20_000 + uid},

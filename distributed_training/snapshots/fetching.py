@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault, WireError
-from distributed_training.network.base import Stream
+from distributed_training.network.base import Stream, closing
 from distributed_training.snapshots.header import (
     ABSENT,
     BUSY,
@@ -188,13 +188,10 @@ class _Fetch:
 
     async def _draw(self, donor: bytes) -> None:
         """Until the state is whole, or the donor has had its turn and others wait for theirs."""
-        stream = await self._open(donor, METHOD, ROUND.pack(self._wanted.round), OPEN_TIMEOUT_S)
-        try:
+        async with closing(self._open(donor, METHOD, ROUND.pack(self._wanted.round), OPEN_TIMEOUT_S)) as stream:
             await self._begin(await stream.read(self._wanted.max_header_bytes, HEADER_TIMEOUT_S))
             assert self._pieces is not None
             await self._ask(donor, stream, self._pieces)
-        finally:
-            await stream.close()
 
     async def _ask(self, donor: bytes, stream: Stream, pieces: Pieces) -> None:
         loop, window = asyncio.get_running_loop(), MIN_WINDOW

@@ -20,7 +20,7 @@ _LONGEST = 200
 
 
 @contextmanager
-def in_one_line(what: str, config: Any, length: int | None = None) -> Iterator[None]:
+def in_one_line(what: str, config: Any, length: int | None = None, *, where: str = "model.config") -> Iterator[None]:
     """Raises ConfigError for any other exception: what failed, why, and what in the config could be it:
     sizes of nothing, and for `length` tokens what it says of positions."""
     library = logging.getLogger("transformers")
@@ -36,7 +36,7 @@ def in_one_line(what: str, config: Any, length: int | None = None) -> Iterator[N
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST]}"
         hints = [f"{name} is {value!r:.80}" for name, value in _values(config) if _suspect(name, value, length, error)]
         more = f" ({', '.join(hints[:4])})" if hints else ""
-        raise ConfigError(f"model.config: {what}: {text}{more}") from None
+        raise ConfigError(f"{where}: {what}: {text}{more}") from None
     finally:
         library.setLevel(level)
 

@@ -16,12 +16,13 @@ from distributed_training.chain.base import Chain, Head
 from distributed_training.errors import DeadlineMissed, NetworkFault
 from distributed_training.network.base import Stream, Transport
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
+from distributed_training.protocol.commitments import decode_commitment, encode_commitment
 from distributed_training.protocol.types import Commitment, Field, Role
-from distributed_training.protocol.wire import decode_commitment, encode_commitment, encode_request
+from distributed_training.protocol.wire import encode_request
 
 ROUND = 3
 REQUEST = encode_request(b"h" * 32, b"s" * 64, ROUND.to_bytes(4, "little") + b"\0\0")
-ME, PEER = b"m" * 32, b"p" * 32
+ME, PEER, TAG = b"m" * 32, b"p" * 32, bytes(8)
 CHUNK = b"0123456789"
 
 
@@ -165,7 +166,7 @@ class Notes:
     async def head(self) -> Head:
         return Head(42, 40)
 
-    async def commit(self, fields: Sequence[Field]) -> int:
+    async def commit(self, fields: Sequence[Field], until: int | None = None) -> int:
         self.commitments.append(decode_commitment(fields))
         return 43
 
@@ -176,7 +177,7 @@ def chain_of(scene: Scene, tmp_path: Path) -> tuple[Notes, SaboteurChain]:
 
 
 def miner(second: bytes | None) -> Commitment:
-    return Commitment(Role.MINER, True, ME, ROUND, b"w" * 32, ROUND if second else None, second)
+    return Commitment(Role.MINER, True, ME, TAG, ROUND, b"w" * 32, ROUND if second else None, second)
 
 
 @pytest.mark.parametrize(("point", "known"), [("before-output", 1), ("after-output", 2)])
@@ -198,7 +199,7 @@ async def test_lies_on_chain(tmp_path: Path) -> None:
     await chain.commit(encode_commitment(miner(b"o" * 32)))
     assert inner.commitments == [miner(None), miner(OTHER_BYTES)]
     inner, chain = chain_of(Scene("lie", "before-map"), tmp_path)
-    honest = Commitment(Role.VALIDATOR, False, ME, ROUND, b"r" * 32, ROUND, b"\x07" + bytes(31))
+    honest = Commitment(Role.VALIDATOR, False, ME, TAG, ROUND, b"r" * 32, ROUND, b"\x07" + bytes(31))
     await chain.commit(encode_commitment(honest))
     (told,) = inner.commitments
     assert told is not None and told.second == b"\xff" * 32

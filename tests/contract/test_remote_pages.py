@@ -20,7 +20,8 @@ from distributed_training.data.page_file import PageTable, open_page_table, writ
 from distributed_training.data.pages import Dataset, PageColumns, page_digest
 from distributed_training.data.places.cache import ChunkCache
 from distributed_training.data.places.ranges import Limits
-from distributed_training.data.remote import RemotePages, hub_page_table, open_pages, open_remote
+from distributed_training.data.reading import TablePages
+from distributed_training.data.remote import hub_page_table, open_pages, open_remote
 from distributed_training.errors import ConfigError, DataUnavailable
 
 QUICK = Limits(tries=5, total_s=20.0, pause_s=0.01)
@@ -47,7 +48,7 @@ class Wire:
         self.table = open_page_table(pages / "pages.bin")
         self.local = LocalPages(pages)
 
-    def open(self, cache: ChunkCache | None = None, **options: Any) -> RemotePages:
+    def open(self, cache: ChunkCache | None = None, **options: Any) -> TablePages:
         options = {"endpoint": self.hub.endpoint, "limits": QUICK, "token": "hf_test"} | options
         places = options.pop("places", [f"hub:org/pages@{self.sha}"])
         return open_remote(options.pop("table", self.table), places, cache=cache, **options)

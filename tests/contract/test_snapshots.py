@@ -58,7 +58,7 @@ class Peer:
         return self.identity.public_key
 
     def neuron(self) -> Neuron:
-        claim = Commitment(Role.MINER, True, self.key, None, None, None, None)
+        claim = Commitment(Role.MINER, True, self.key, bytes(8), None, None, None, None)
         return Neuron(
             self.number, str(self.number), bytes([self.number]) * 32, 0.0, False, 1, ("127.0.0.2", 1), claim, 1, 0, 0, 0
         )

@@ -66,6 +66,19 @@ async def eventually(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_who_answers_knows_from_where_it_was_asked(network: Network) -> None:
+    a, b = await network(2)
+
+    async def tell(stream: Stream) -> None:
+        await stream.write((stream.source or "unknown").encode(), WAIT_S)
+
+    b.serve("where", tell)
+    stream = await a.open(b.peer_key, "where", WAIT_S)
+    said = (await stream.read(100, WAIT_S)).decode()
+    assert said == ("127.0.0.1" if isinstance(a, Libp2pTransport) else a.source) and stream.source is None
+    await stream.close()
+
+
 async def test_frames_of_all_sizes_come_back_unchanged(network: Network) -> None:
     a, b = await network(2)
     b.serve("echo", echo)

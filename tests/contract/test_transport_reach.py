@@ -22,6 +22,8 @@ from distributed_training.network.daemon_transport import DIAL_S
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.libp2p import Libp2pTransport
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
+from distributed_training.network.peers import PeerBook
+from distributed_training.roles.outside import KnockService, Witnesses
 
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / "tests" / "integration" / "libp2p_node.py"
@@ -108,6 +110,26 @@ async def test_a_peer_that_restarts_with_its_key_is_found_again(make: Make) -> N
             assert again.peer_key == b.peer_key
             a.learn(again.peer_key, address_of(again))  # on another port, as after a change of its flags
             assert await reaches(a, again)
+
+
+async def test_a_stranger_learns_where_it_is_seen_and_whether_its_port_is_open(make: Make) -> None:
+    first, second, newcomer, hidden = make("a", True), make("b", True), make("newcomer", True), make("hidden", False)
+    async with running(first, second, newcomer, hidden):
+        for validator in (first, second):
+            KnockService(PeerBook(validator, 1, bytes(32), lambda _: b"", lambda *_: False), public=False)
+            newcomer.learn(validator.peer_key, address_of(validator))
+            hidden.learn(validator.peer_key, address_of(validator))
+        seen_at = "127.0.0.1" if isinstance(newcomer, Libp2pTransport) else newcomer.source
+        port = (address_of(newcomer) or ("", 0))[1]
+        assert await Witnesses(newcomer, lambda: [first.peer_key], False).look(port) == [(seen_at, True)]
+        assert await Witnesses(hidden, lambda: [first.peer_key], False).look(port) == [], (
+            "strangers of one address have one turn"
+        )
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            shut = probe.getsockname()[1]
+        is_open = isinstance(hidden, MemoryTransport)  # addresses mean nothing there
+        assert await Witnesses(hidden, lambda: [second.peer_key], False).look(shut) == [(seen_at, is_open)]
 
 
 # --- libp2p alone ----------------------------------------------------------------------------------------

@@ -17,25 +17,23 @@ from tiny_training import manifest as tiny_manifest
 
 from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk, encode_chunk
 from distributed_training.averaging.contribution import split_wire
-from distributed_training.chain.client import encode_field, parse_address, parse_fields
+from distributed_training.chain.fields import encode_field, parse_address, parse_fields
 from distributed_training.errors import ConfigError, WireError
 from distributed_training.network.hints import _DOMAIN as HINT_DOMAIN
 from distributed_training.network.hints import HINT_LIFETIME_S, decode_hint, encode_hint
 from distributed_training.network.identity import PeerIdentity
+from distributed_training.protocol.commitments import decode_commitment, encode_commitment
 from distributed_training.protocol.manifest import parse_manifest
-from distributed_training.protocol.merkle import merkle_proof, merkle_root, verify_proof
 from distributed_training.protocol.rules.membership import decode_slice_map, encode_slice_map
 from distributed_training.protocol.types import Carry, Field, Role
 from distributed_training.protocol.wire import (
     decode_carry,
-    decode_commitment,
     decode_log,
     decode_output,
     decode_request,
     decode_signed,
     decode_work,
     encode_carry,
-    encode_commitment,
     encode_log,
     encode_output,
     encode_request,
@@ -50,8 +48,6 @@ LOG = {"max_steps": 8, "batch_size": 2, "groups": 2, "sketch_size": 3}
 SENDERS = samples.group()
 LAYOUT = SENDERS.plan.layout
 NOW = 1_700_000_000.0
-LEAVES = tuple(samples.key(i, "leaf") for i in range(11))
-ROOT = merkle_root(LEAVES)
 
 
 def numbers(value: Any) -> list[float]:
@@ -137,16 +133,6 @@ def check_slice_map(data: bytes) -> str:
     return ACCEPTED if again == data[1:33] else "bits beyond the slices are ignored"
 
 
-def check_proof(data: bytes) -> str:
-    """8 bytes of index and leaf count, the leaf's digest, the siblings: only a leaf of the tree is believed."""
-    count, index = int.from_bytes(data[:4], "little"), int.from_bytes(data[4:8], "little")
-    leaf, path = data[8:40], [data[i : i + 32] for i in range(40, len(data), 32)]
-    if not verify_proof(ROOT, count, index, leaf, path):
-        return "refused: no proof"
-    assert count == len(LEAVES) and leaf == LEAVES[index] and tuple(path) == merkle_proof(LEAVES, index)
-    return ACCEPTED
-
-
 def check_chunk(data: bytes) -> str:
     """The first byte chooses the chunk: whole ones and the short last one."""
     chunk, body = (data[0] if data else 0) % LAYOUT.num_chunks, data[1:]
@@ -209,10 +195,6 @@ COMMITMENTS = tuple(
 )
 ONE_STEP = encode_log(samples.STEPS[:1])
 RUN_JSON = tiny_manifest(GPT2).canonical()
-PROOFS = tuple(
-    len(LEAVES).to_bytes(4, "little") + i.to_bytes(4, "little") + LEAVES[i] + b"".join(merkle_proof(LEAVES, i))
-    for i in range(len(LEAVES))
-)
 FIELD_OBJECTS = (
     *([encode_field(f) for f in parts] for parts in COMMITMENTS),
     [{"Raw2": [1, 2]}, {"Sha256": tuple(range(32))}],
@@ -255,7 +237,6 @@ DECODERS = (
     Target("chain_fields", tuple(pack_object(o) for o in FIELD_OBJECTS), check_chain_fields, (), 400),
     Target("address", ADDRESSES, check_address),
     Target("slice_map", MAPS, check_slice_map),
-    Target("proof", PROOFS, check_proof),
     Target("chunk", CHUNKS, check_chunk, (WireError,), 100),
     Target("wire", (b"".join(SENDERS.made[samples.key(0)].chunks),), check_wire, (WireError,), 8),
     Target("hint", (b"\0" + HINT, b"\1" + HINT), check_hint, (WireError,)),

@@ -17,7 +17,7 @@ import numpy as np
 import samples
 from fuzz_engine import ACCEPTED, Target, stage
 from fuzz_pack import cut_frames, pack_frames
-from fuzz_world import HOSTILE, MANIFEST, NUMBER, PLAN, SENDERS, SIGNATURE, US, Node, Script, committed, signed
+from fuzz_world import HOSTILE, MANIFEST, NUMBER, PLAN, ROSTER, SENDERS, SIGNATURE, US, Node, Script, committed, signed
 
 from distributed_training.averaging import scatter
 from distributed_training.averaging.butterfly import OwnWork
@@ -29,6 +29,7 @@ from distributed_training.errors import WireError
 from distributed_training.network.base import Traffic
 from distributed_training.network.frames import FrameStream
 from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.wire import (
     decode_output,
     decode_work,
@@ -38,7 +39,7 @@ from distributed_training.protocol.wire import (
     encode_work,
     record_hash,
 )
-from distributed_training.roles.auditing.audit import Auditor
+from distributed_training.roles.auditing.probe import Prober
 from distributed_training.roles.service import HeldWork, LogService, MinerService, drawn_chunks, push_log
 
 # Flags: its hash is on chain; digests, roots and norms fit the chunks; it says who it is; its record is signed.
@@ -229,6 +230,7 @@ def _mining() -> tuple[Node, MinerService]:
     node = Node()
     service = MinerService(MANIFEST, node.peers, node.chain, node.clock)
     service.hold(HeldWork(SENDERS.works[US], OwnWork(SENDERS.made[US], signed(US[0])), LOG))
+    world.run(service.attend(replace(PLAN, voters=voters(MANIFEST, ROSTER))))
     return node, service
 
 
@@ -269,9 +271,8 @@ def check_probe(data: bytes) -> str:
     _, frames = cut(data, None)
     node = ASKER.forget()
     node.door.next = Script(HOSTILE.peer_key, frames)
-    auditor: Any = Auditor.__new__(Auditor)
-    auditor._peers, auditor._public_key, auditor._manifest, auditor._probe_s = node.peers, US, MANIFEST, 5.0
-    probe = world.run(auditor._probe(PLAN, HOSTILE, SENDERS.works[HOSTILE.public_key], bytes(32)))
+    prober = Prober(MANIFEST, node.peers, node.clock, US, 5.0)
+    probe = world.run(prober._ask(PLAN, HOSTILE, SENDERS.works[HOSTILE.public_key], bytes(32)))
     made = SENDERS.made[HOSTILE.public_key].chunks
     assert all(made[c] == chunk for c, chunk in probe.chunks.items())
     assert math.isfinite(probe.goodput_bytes_per_s) and probe.goodput_bytes_per_s >= 0

@@ -17,22 +17,17 @@ from fuzz_pack import cut_frames, cut_object, pack_frames, pack_object
 from fuzz_rpc import HOSTILE, KNOWN, cut, pack
 from fuzz_world import BINDING, MANIFEST, PLAN, ROSTER, Node, Script
 
-from distributed_training.chain.client import encode_field, parse_fields
+from distributed_training.chain.fields import encode_field, parse_fields
 from distributed_training.checkpoints.base import CheckpointRef
 from distributed_training.checkpoints.description import STATE_FILE, Description, FileFacts
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.errors import ConfigError, LocalFault, WireError
+from distributed_training.protocol.commitments import decode_commitment, encode_commitment
 from distributed_training.protocol.rules import membership
 from distributed_training.protocol.rules.fidelity import failing, judge
+from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.types import Role
-from distributed_training.protocol.wire import (
-    decode_commitment,
-    decode_log,
-    encode_carry,
-    encode_commitment,
-    encode_log,
-    encode_request,
-)
+from distributed_training.protocol.wire import decode_log, encode_carry, encode_log, encode_request
 from distributed_training.snapshots.header import METHOD, RANGE, ROUND, Shape, decode_header, encode_header, header_of
 from distributed_training.snapshots.serving import SnapshotService
 from distributed_training.snapshots.statefile import decode_state
@@ -135,12 +130,13 @@ def check_roster(data: bytes) -> str:
         members = membership.candidates(round_, before, now)
         ordered = membership.reducers(members, PLAN.carry, 0, PLAN.beacon, MANIFEST.average)
         specs = membership.slices(ordered, PLAN.layout.num_chunks, MANIFEST.average) if ordered else ()
-        maps = membership.slice_maps(round_.index, len(specs), before, now)
+        people = voters(MANIFEST, before)
+        maps = membership.slice_maps(round_, len(specs), people, now)
         counted = membership.counted_slices(
-            len(specs), {s.index: bytes(32) for s in specs}, maps, before, MANIFEST.average
+            len(specs), {s.index: bytes(32) for s in specs}, maps, people, MANIFEST.average
         )
         assert set(counted.slices) <= {s.index for s in specs}
-        membership.majority_root(round_.index, before, now)
+        membership.majority_root(round_, people, now)
     return ACCEPTED if found == len(ROSTER.neurons) else f"{found} commitments are believed"
 
 

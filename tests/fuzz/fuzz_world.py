@@ -55,6 +55,7 @@ class Script:
 
     def __init__(self, peer_key: bytes, frames: Sequence[bytes]) -> None:
         self.peer_key, self._frames, self._at = peer_key, frames, 0
+        self.source: str | None = "203.0.113.7"
         self.sent: list[bytes] = []
         self.closed = False
 
@@ -142,8 +143,9 @@ class Past:
 
 
 def _roster(plan: RoundPlan) -> Roster:
-    """The plan's miners, and one validator with a permit."""
-    judge = samples.neuron(VALIDATOR, Role.VALIDATOR, stake=1.0)
+    """The plan's miners, and one validator of the run."""
+    said = samples.commitment(VALIDATOR, Role.VALIDATOR, run=MANIFEST.tag)
+    judge = samples.neuron(VALIDATOR, Role.VALIDATOR, stake=1.0, commitment=said)
     return replace(plan.roster, neurons=(*plan.roster.neurons, judge))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fuzz_decoders import DECODERS
 from fuzz_engine import ACCEPTED, CORPUS, Finding, Run, Target, measured, outcome, random_inputs, saved_inputs, warm_up
+from fuzz_files import FILES
 from fuzz_pages import PAGES
 from fuzz_rpc import RPCS
 from fuzz_structures import STRUCTURES
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 SEED = 1
 RUNS = 1000
-TARGETS = (*DECODERS, *PAGES, *RPCS, *STRUCTURES)
+TARGETS = (*DECODERS, *FILES, *PAGES, *RPCS, *STRUCTURES)
 
 # Structured inputs are large and slow to draw, and the fixture that silences logs may stay for all examples.
 UNHEALTHY = (

@@ -2,6 +2,7 @@
 
 nat_node.py IDENTITY outside HOST PORT     listens; whoever asks `call me` is called back, and told what came of it
 nat_node.py IDENTITY inside                listens nowhere; reads "KEY HOST PORT" from stdin, asks to be called
+nat_node.py IDENTITY newcomer 0.0.0.0 PORT reads "KEY HOST PORT" from stdin, asks there at which address it is seen
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from pathlib import Path
 
 from asking import ask
 
-from distributed_training.errors import NetworkFault
+from distributed_training.errors import ConfigError, NetworkFault
 from distributed_training.network.base import Stream
 from distributed_training.network.libp2p import Libp2pTransport
+from distributed_training.network.peers import PeerBook
+from distributed_training.roles.outside import KnockService, Witnesses
 
 WAIT_S = 10.0
 
@@ -41,6 +44,7 @@ async def outside(transport: Libp2pTransport) -> None:
             print(f"not reached: {fault}", flush=True)
 
     transport.serve("call me", call_back)
+    KnockService(PeerBook(transport, 1, bytes(32), lambda _: b"", lambda *_: False), public=False)
     transport.serve("dial me", dial)
     await transport.start()
     print(transport.peer_key.hex(), flush=True)
@@ -65,10 +69,22 @@ async def inside(transport: Libp2pTransport) -> None:
     await asyncio.to_thread(sys.stdin.readline)
 
 
-async def main(identity: Path, where: str, host: str = "", port: str = "0") -> None:
-    transport = Libp2pTransport(identity, host, int(port) if where == "outside" else None, hints=False)
+async def newcomer(transport: Libp2pTransport) -> None:
+    await transport.start()
+    assert transport.address is None, "it listens everywhere"
+    print("up", flush=True)
+    key, host, port = (await asyncio.to_thread(sys.stdin.readline)).split()
+    transport.learn(bytes.fromhex(key), (host, int(port)))
     try:
-        await (outside if where == "outside" else inside)(transport)
+        print(*await Witnesses(transport, lambda: [bytes.fromhex(key)], public=False).find(int(port), None), flush=True)
+    except ConfigError as error:
+        print(error, flush=True)
+
+
+async def main(identity: Path, where: str, host: str = "", port: str = "0") -> None:
+    transport = Libp2pTransport(identity, host, None if where == "inside" else int(port), hints=False)
+    try:
+        await {"outside": outside, "inside": inside, "newcomer": newcomer}[where](transport)
     finally:
         await transport.stop()
 

@@ -18,16 +18,11 @@ from distributed_training.averaging.contribution import Contribution, encode_con
 from distributed_training.averaging.plan import RoundPlan, layout_of
 from distributed_training.errors import NetworkFault, PeerFault
 from distributed_training.network.base import Transport
+from distributed_training.protocol.commitments import encode_commitment
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.types import Commitment, Role, Signed, WorkRecord
-from distributed_training.protocol.wire import (
-    encode_commitment,
-    encode_signed,
-    encode_work,
-    record_hash,
-    signing_message,
-)
+from distributed_training.protocol.wire import encode_signed, encode_work, record_hash, signing_message
 from distributed_training.roles.follower import Follower
 from distributed_training.training.flat import num_parameters, to_flat
 from distributed_training.training.model import run_model
@@ -40,7 +35,7 @@ async def make_puppet(subnet: Subnet, name: str, peer_key: bytes | None = None) 
     """A registered, announced node without a main loop; its block clock runs. `peer_key`: the one it claims."""
     node = await build_node(subnet, name)
     parts = node.parts
-    claimed = Commitment(node.role, False, peer_key or parts.peer_key, None, None, None, None)
+    claimed = Commitment(node.role, False, peer_key or parts.peer_key, parts.manifest.tag, None, None, None, None)
     address = node.config.announced
     assert address is not None
     await parts.chain.serve(*address)
@@ -133,7 +128,7 @@ async def commit_work(
         chunk_norms=contribution.norms,
     )
     body = encode_work(record)
-    claim = Commitment(Role.MINER, False, peer_key or p.peer_key, 0, record_hash(body), None, None)
+    claim = Commitment(Role.MINER, False, peer_key or p.peer_key, p.manifest.tag, 0, record_hash(body), None, None)
     await p.chain.commit(encode_commitment(claim))
     return encode_signed(Signed(body, p.signer.sign(signing_message(body))))
 

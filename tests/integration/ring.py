@@ -38,12 +38,12 @@ from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.links import LinkProfile, Links
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
 from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.commitments import encode_commitment
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest
 from distributed_training.protocol.rules import membership
 from distributed_training.protocol.rules.assignment import assignment_beacon
 from distributed_training.protocol.types import Commitment, Field, Role, StepRecord
-from distributed_training.protocol.wire import encode_commitment
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.joining.bootstrap import Start, choose_start
 from distributed_training.roles.joining.snapshots import serve_snapshots
@@ -97,9 +97,9 @@ class HeldChain(MemoryChain):
 
     may_commit: asyncio.Event
 
-    async def commit(self, fields: Sequence[Field]) -> int:
+    async def commit(self, fields: Sequence[Field], until: int | None = None) -> int:
         await self.may_commit.wait()
-        return await super().commit(fields)
+        return await super().commit(fields, until)
 
 
 class Voter:
@@ -113,11 +113,18 @@ class Voter:
         report = RoundReport(p, start.round)
         plan = await self._follower.plan(start)
         await self._logs.open_round(plan)
-        held = await p.butterfly.gather(plan, plan.round.map_block - 2)
+        held = await p.butterfly.collector.gather(plan, plan.round.map_block - 2)
         if p.clock.head < plan.round.map_block:
             bits = membership.encode_slice_map(self._lie([j in held for j in range(len(plan.slices))]))
             said = Commitment(
-                Role.VALIDATOR, False, p.peer_key, plan.round.index, self._follower.root, plan.round.index, bits
+                Role.VALIDATOR,
+                False,
+                p.peer_key,
+                p.manifest.tag,
+                plan.round.index,
+                self._follower.root,
+                plan.round.index,
+                bits,
             )
             await p.chain.commit(encode_commitment(said))
         settled = await self._follower.settle(plan, held)
@@ -209,7 +216,7 @@ class Ring:
         node = self.nodes[name]
         chain, role = MemoryChain(self.ledger, node.key.hotkey), Role.VALIDATOR if "val" in name else Role.MINER
         await chain.serve("10.0.0.1", 9000 + node.uid)
-        said = Commitment(role, role is Role.MINER, node.identity.public_key, None, None, None, None)
+        said = Commitment(role, role is Role.MINER, node.identity.public_key, self.run.tag, None, None, None, None)
         await chain.commit(encode_commitment(said))
 
     async def _live(self, node: RingNode) -> None:

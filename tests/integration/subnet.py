@@ -119,6 +119,7 @@ class Subnet:
     libp2p: bool
     switch: MemorySwitch = field(default_factory=MemorySwitch)
     nodes: dict[str, Node] = field(default_factory=dict)
+    endpoints: dict[str, str] = field(default_factory=dict)  # of a chain node, for those who reach the chain by one
 
     @property
     def chain_file(self) -> Path:
@@ -177,6 +178,7 @@ def make_subnet(
     fields = {key: dict(value) if isinstance(value, Mapping) else value for key, value in OVERRIDES.items()}
     for key, value in (overrides or {}).items():
         fields[key] = {**fields.get(key, {}), **value} if isinstance(value, Mapping) else value
+    fields["public"] = {"run_key": LocalKey(derive_keypair(seed, "owner")).public_key.hex()}
     manifest = make_manifest("local", MODEL, LocalPages(root / "pages"), init_seed=seed, overrides=fields)
     (root / "manifest.json").write_bytes(manifest.canonical())
     subnet = Subnet(root, seed, manifest, tuple(names), libp2p)
@@ -209,10 +211,10 @@ async def connect(subnet: Subnet, name: str) -> BittensorChain:
     return await BittensorChain.connect(
         netuid=subnet.manifest.netuid,
         network="local",
-        endpoint=None,
+        endpoint=subnet.endpoints.get(name),
         signer=subnet.key(name),
         cache_dir=subnet.root / "cache",
-        substrate=local_substrate(subnet.chain_file),
+        substrate=None if name in subnet.endpoints else local_substrate(subnet.chain_file),
     )
 
 

@@ -120,7 +120,7 @@ def test_the_offline_check_recomputes_what_a_backup_reduced(tmp_path: Path) -> N
         assert parts is not None
         follower = Follower(parts, 0, initial_state(np.zeros(D, np.float32), ring.run.average), trusted=True)
         plan = await follower.plan(await follower.prepare())
-        claims = await parts.butterfly.wanted(plan, plan.round.output_block)
+        claims = await parts.butterfly.collector.wanted(plan, plan.round.output_block)
         assert [j for j, claim in claims.items() if claim.by_backup] == [1]
         stores = {name: RoundStore(tmp_path / name) for name in ring.nodes}
         outputs, same_bytes, problems = counted_outputs(plan, claims, stores, ring.run)

@@ -128,7 +128,7 @@ async def malformed_requests(refused: Refused, liar: Node, target: Node) -> None
     await refused(target, "scatter: malformed header", asked(liar, target, "scatter", b"?"))
     await refused(target, "slice: malformed request", asked(liar, target, "slice", b"?"))
     await refused(target, "request: malformed round", asked(liar, target, "chunks", b"?"))
-    await refused(target, f"uid {liar.uid} has no validator permit", asked(liar, target, "chunks", ROUND_0))
+    await refused(target, f"uid {liar.uid} is no validator of round 0", asked(liar, target, "chunks", ROUND_0))
     assert await asked(liar, target, "slice", struct.pack("<I32s", 0, os.urandom(32))) == b"", "an honest no"
 
 

@@ -6,7 +6,19 @@ import asyncio
 import shutil
 from pathlib import Path
 
-from subnet import WALLET, Node, Subnet, check_same_states, finished, make_subnet, running, seen, settled, start_node
+from subnet import (
+    HOST,
+    WALLET,
+    Node,
+    Subnet,
+    check_same_states,
+    finished,
+    make_subnet,
+    running,
+    seen,
+    settled,
+    start_node,
+)
 
 from distributed_training.chain.local.register import register_local
 
@@ -14,9 +26,13 @@ ROUNDS = 4
 
 
 async def join(subnet: Subnet, name: str) -> Node:
-    """Register on the running chain, then start."""
+    """Register on the running chain, then start; at which address it can be dialled, only validators know."""
     await register_local(subnet.chain_file, subnet.root / "wallets", WALLET, name)
-    return await start_node(subnet, name, rounds=ROUNDS)
+    return await start_node(subnet, name, rounds=ROUNDS, alter=listen_everywhere)
+
+
+def listen_everywhere(node: Node) -> None:
+    node.config = node.config.model_copy(update={"axon": node.config.axon.model_copy(update={"ip": "0.0.0.0"})})
 
 
 async def restart(subnet: Subnet, name: str) -> tuple[Node, Node]:
@@ -77,6 +93,9 @@ def check_fetched(late: Node) -> None:
 
 async def check_early(subnet: Subnet, early: Node) -> None:
     """Rolled forward from round 0, included as soon as a roster knew it, paid after its first audit."""
+    assert early.config.announced is None
+    neuron = (await early.parts.chain.roster(early.parts.clock.finalized)).by_public_key(early.parts.signer.public_key)
+    assert neuron is not None and neuron.address == (HOST, early.config.axon.port), "as validators saw it"
     assert started_from(early) == (subnet.manifest.model.initial_root, 0)
     owner = subnet.nodes["owner"]
     assert early.uid not in owner.rounds()[1]["included"]

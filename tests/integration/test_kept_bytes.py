@@ -32,10 +32,11 @@ from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.memory import MemoryTransport
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.membership import Claim
-from distributed_training.protocol.types import Neuron, Roster
+from distributed_training.protocol.types import Neuron, Role, Roster
 from distributed_training.protocol.wire import decode_output, decode_signed
 from distributed_training.roles.joining.bootstrap import choose_start
 from distributed_training.roles.joining.snapshots import Decided, newest_decided
+from distributed_training.roles.parts import Parts
 from distributed_training.snapshots.statefile import encode_state
 from distributed_training.training.outer import RunState, state_root
 
@@ -90,7 +91,7 @@ async def asker_of(subnet: Subnet) -> Asker:
     node = subnet.nodes["miner-0"]
     follower = follower_of(node)
     plan = await follower.plan(await follower.prepare())
-    return Asker(subnet, node, plan, await node.parts.butterfly.wanted(plan, plan.round.output_block))
+    return Asker(subnet, node, plan, await node.parts.butterfly.collector.wanted(plan, plan.round.output_block))
 
 
 def honest_answer(node: Node, output_hash: bytes) -> Answer:
@@ -150,7 +151,7 @@ async def test_a_silent_holder_costs_its_deadline(finished_subnet: Subnet) -> No
 @shared
 async def test_a_fetch_that_is_cancelled_leaves_no_task_behind(finished_subnet: Subnet) -> None:
     asker = await asker_of(finished_subnet)
-    unknown = asker.node.parts.butterfly.fetch(
+    unknown = asker.node.parts.butterfly.collector.fetch(
         asker.plan, {0: replace(asker.wanted[0], record_hash=bytes(32))}, TIMEOUT_S
     )
     with pytest.raises(TimeoutError):
@@ -165,7 +166,7 @@ async def test_bytes_that_rot_on_our_own_disk_are_fetched_again(finished_subnet:
     path = node.parts.store.root / "rounds" / "000000" / f"output-{wanted[1].record_hash.hex()}.chunks"
     whole = path.read_bytes()
     path.write_bytes(flipped(whole, -1))
-    outputs = await node.parts.butterfly.fetch(asker.plan, wanted, TIMEOUT_S)
+    outputs = await node.parts.butterfly.collector.fetch(asker.plan, wanted, TIMEOUT_S)
     assert sorted(outputs) == [0, 1, 2, 3]
     assert b"".join(outputs[1].chunks) == whole == path.read_bytes()
 
@@ -188,7 +189,9 @@ async def test_a_state_is_decided_by_the_majority_or_on_a_tie_by_the_owner(
 
 
 def keeping(manifest: RunManifest, **keep: int) -> RunManifest:
-    return manifest.model_copy(update={"keep": manifest.keep.model_copy(update=keep)})
+    made = manifest.model_copy(update={"keep": manifest.keep.model_copy(update=keep)})
+    vars(made)["digest"] = manifest.digest  # it is still the same run
+    return made
 
 
 class OneSaysAnother:
@@ -262,21 +265,24 @@ async def test_which_state_a_node_starts_from(finished_subnet: Subnet, tmp_path:
         await choose_start(p, forged)
 
 
-class OwnerSays:
-    """A chain on which the owner's commitment names this checkpoint (None: none), and nobody published an address."""
+class KeySays:
+    """A chain on which the run key's commitment names this checkpoint (None: none), and nobody published an address.
+    Everybody else says that they own the run, and name what there is not."""
 
-    def __init__(self, chain: Chain, owner: str, named: tuple[int, bytes] | None) -> None:
-        self.head, self._chain, self._owner, self._named = chain.head, NobodyListens(chain), owner, named
+    def __init__(self, parts: Parts, named: tuple[int, bytes] | None) -> None:
+        self.head, self._chain, self._named = parts.chain.head, NobodyListens(parts.chain), named
+        self._key, self._digest = bytes.fromhex(parts.manifest.public.run_key), parts.manifest.digest
 
     async def roster(self, block: int) -> Roster:
         roster = await self._chain.roster(block)
         return replace(roster, neurons=tuple(self._altered(neuron) for neuron in roster.neurons))
 
     def _altered(self, neuron: Neuron) -> Neuron:
-        if neuron.hotkey != self._owner or neuron.commitment is None:
+        if neuron.commitment is None or neuron.commitment.role is Role.VALIDATOR:
             return neuron
-        index, digest = self._named or (None, None)
-        return replace(neuron, commitment=replace(neuron.commitment, second_round=index, second=digest))
+        index, digest = (self._named or (None, None)) if neuron.public_key == self._key else (1, bytes(32))
+        said = replace(neuron.commitment, role=Role.OWNER, first=self._digest, second_round=index, second=digest)
+        return replace(neuron, commitment=said)
 
 
 @shared
@@ -285,7 +291,8 @@ async def test_a_checkpoint_that_the_chain_does_not_name_is_only_a_hint(
 ) -> None:
     shutil.copytree(finished_subnet.root / "checkpoints", tmp_path / "checkpoints")
     node, store = finished_subnet.nodes["miner-0"], LocalCheckpoints(tmp_path / "checkpoints")
-    p = replace(node.parts, store=RoundStore(tmp_path / "node"), checkpoints=store)
+    lost = replace(node.parts.params, owner_hotkey=node.me.hotkey)  # the subnet has another owner by now
+    p = replace(node.parts, params=lost, store=RoundStore(tmp_path / "node"), checkpoints=store)
     found = node.parts.store.newest_state()
     assert found is not None and found[0] == 3, "whose root nobody has said yet"
     (tmp_path / "out").mkdir()
@@ -296,12 +303,12 @@ async def test_a_checkpoint_that_the_chain_does_not_name_is_only_a_hint(
     assert second is not None
 
     async def chosen(named: tuple[int, bytes] | None) -> tuple[int, bool, str]:
-        chain = OwnerSays(node.parts.chain, p.params.owner_hotkey, named)
+        chain = KeySays(node.parts, named)
         start = await choose_start(replace(p, chain=cast(Any, chain)), first_state(p.manifest))
         return start.index, start.trusted, start.source
 
     assert await chosen((2, second.digest)) == (2, True, "checkpoint"), "what is named, not what is newest"
-    assert await chosen((3, third.digest)) == (3, False, "checkpoint"), "the owner may be ahead of the majority"
+    assert await chosen((3, third.digest)) == (3, False, "checkpoint"), "the run key may be ahead of the majority"
     assert await chosen(None) == (0, True, "round 0"), "the newest one is confirmed by nobody"
     assert await chosen((3, bytes(32))) == (0, True, "round 0"), "the one there is not the one that is named"
     shutil.rmtree(third.location)
@@ -322,7 +329,7 @@ async def test_a_node_starts_from_the_hub_alone_and_without_it_from_round_0(
         assert source is not None
         published = owners.publish(2, Path(source.location))
         joiners = HubCheckpoints("org/run", name, tmp_path / "b", endpoint=hub.endpoint)
-        chain = OwnerSays(node.parts.chain, node.parts.params.owner_hotkey, (2, published.digest))
+        chain = KeySays(node.parts, (2, published.digest))
         store = RoundStore(tmp_path / "node")
         p = replace(node.parts, store=store, checkpoints=joiners, chain=cast(Any, chain))
         hub.faults.add("drop", path="/cdn/", times=2, after_bytes=10_000)

@@ -132,6 +132,6 @@ async def test_a_round_without_maps_or_with_too_few_slices_is_discarded(tmp_path
                 assert not node.all("audit") and not node.all("scores")
 
     await asyncio.gather(
-        discarded("maps", "validator-0", "too little validator stake committed a slice map"),
+        discarded("maps", "validator-0", "the validators of this run hold too little of the permit stake"),
         discarded("slices", "miner-1", "1 of 1 slices count, 2 needed"),
     )

@@ -67,3 +67,13 @@ def test_a_node_behind_nat_is_reached_over_the_connection_that_it_opened(tmp_pat
         assert time.monotonic() - began < 2 * DIAL_S
         say(inside, "again")
         assert line(inside) == "reached"
+        abroad = start(other, tmp_path / "abroad.key", "newcomer", "0.0.0.0", str(PORT))
+        at_home = start(home, tmp_path / "at_home.key", "newcomer", "0.0.0.0", str(PORT))
+        for process in (abroad, at_home):
+            assert line(process) == "up"
+            say(process, f"{key} {validator.address} {PORT}")
+        assert line(abroad) == f"{other.address} {PORT}"
+        shut = (
+            f"1 of 1 validators that see it at {net.gateway_of(home).address} cannot connect to its port {PORT} there"
+        )
+        assert shut in line(at_home)

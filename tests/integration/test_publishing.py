@@ -30,8 +30,8 @@ from distributed_training.errors import (
     WireError,
 )
 from distributed_training.metrics.base import Metrics
+from distributed_training.protocol.commitments import decode_commitment
 from distributed_training.protocol.types import Field
-from distributed_training.protocol.wire import decode_commitment
 from distributed_training.roles.auditing.evaluation import Evaluator
 from distributed_training.roles.joining.published import check_published
 from distributed_training.roles.owner import Owner
@@ -64,7 +64,7 @@ class Unwilling:
         self.head, self.roster, self._chain, self.fault = chain.head, chain.roster, chain, fault
         self.taken: list[Sequence[Field]] = []
 
-    async def commit(self, fields: Sequence[Field]) -> int:
+    async def commit(self, fields: Sequence[Field], until: int | None = None) -> int:
         if self.fault is not None:
             raise self.fault
         self.taken.append(fields)

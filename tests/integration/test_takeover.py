@@ -14,8 +14,8 @@ from distributed_training.chain.base import Chain
 from distributed_training.chain.memory import MemoryChain
 from distributed_training.chain.sole import SoleChain
 from distributed_training.errors import HotkeyTaken, NotRegisteredError
+from distributed_training.protocol.commitments import encode_commitment
 from distributed_training.protocol.types import Commitment, Role, Roster
-from distributed_training.protocol.wire import encode_commitment
 from distributed_training.simulation.loop import run
 from distributed_training.simulation.node import SimNode
 from distributed_training.simulation.options import SimOptions
@@ -103,7 +103,7 @@ class Scene:
 
     async def write(self, chain: Chain, peer_key: bytes, round_index: int = 0) -> int:
         work = bytes([round_index]) * 32
-        said = Commitment(Role.MINER, True, peer_key, round_index, work, None, None)
+        said = Commitment(Role.MINER, True, peer_key, bytes(8), round_index, work, None, None)
         return await chain.commit(encode_commitment(said))
 
     async def look(self, chain: Chain) -> None:

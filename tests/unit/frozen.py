@@ -10,8 +10,8 @@ from samples import CARRY, OUTPUT, RUN, STEPS, WORK, commitment, key
 
 from distributed_training.averaging.codecs.base import Layout
 from distributed_training.averaging.codecs.int8 import encode_chunk
-from distributed_training.protocol import wire
-from distributed_training.protocol.merkle import digest, merkle_proof, merkle_root
+from distributed_training.protocol import commitments, wire
+from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.rules.membership import encode_slice_map
 from distributed_training.protocol.types import Carry, Role, Signed
 from distributed_training.training.outer import RunState, initial_state, outer_step, state_root
@@ -31,7 +31,7 @@ def three_steps() -> RunState:
 
 
 def fields(role: Role) -> bytes:
-    said = wire.encode_commitment(commitment(5, role, reduces=role is Role.MINER, first_round=258))
+    said = commitments.encode_commitment(commitment(5, role, reduces=role is Role.MINER, first_round=258))
     return b"".join(f.kind.encode() + b":" + f.data for f in said)
 
 
@@ -45,8 +45,8 @@ def vectors() -> dict[str, bytes]:
         "commitment miner": fields(Role.MINER),
         "commitment validator": fields(Role.VALIDATOR),
         "commitment owner": fields(Role.OWNER),
-        "commitment bare": b"".join(f.data for f in wire.encode_commitment(bare)),
-        "commitment first only": b"".join(f.data for f in wire.encode_commitment(half)),
+        "commitment bare": b"".join(f.data for f in commitments.encode_commitment(bare)),
+        "commitment first only": b"".join(f.data for f in commitments.encode_commitment(half)),
         "work record": body,
         "work record hash": wire.record_hash(body),
         "step": wire.encode_step(STEPS[1]),
@@ -61,7 +61,6 @@ def vectors() -> dict[str, bytes]:
         "digest": digest(b"distributed-training"),
         "merkle root": merkle_root(leaves),
         "merkle root of nothing": merkle_root([]),
-        "merkle proof": b"".join(merkle_proof(leaves, 2)),
         "chunk": encode_chunk(known_vector(20, 37), Layout(20, 20, 16)),
         "state root": state_root(state, 64),
         "state root after three outer steps": state_root(three_steps(), 256),

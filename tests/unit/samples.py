@@ -40,7 +40,7 @@ def key(number: int, kind: str = "hotkey") -> bytes:
 
 def commitment(number: int = 1, role: Role = Role.MINER, **more: Any) -> Commitment:
     fields: dict[str, Any] = {
-        "role": role, "reduces": True, "peer_key": key(number, "peer"),
+        "role": role, "reduces": True, "peer_key": key(number, "peer"), "run": RUN.tag,
         "first_round": 3, "first": key(number, "first"), "second_round": 3, "second": key(number, "second"),
     }  # fmt: skip
     return Commitment(**(fields | more))

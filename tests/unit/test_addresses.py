@@ -25,19 +25,19 @@ LOCAL = ["--preset", "local", "--run-dir", "/tmp/run"]
 def test_an_address_that_nobody_can_dial_is_refused(ip: str, why: str) -> None:
     assert why in (unreachable(ip, public=True) or "")
     with pytest.raises(ConfigError, match=rf"^--axon\.external_ip {ip}: nobody could reach this node there, .*{why}"):
-        require_address(Role.MINER, load_config(Role.MINER, [*PUBLIC, "--axon.external_ip", ip]))
+        require_address(load_config(Role.MINER, [*PUBLIC, "--axon.external_ip", ip]))
     local = why in ("loopback", "private", "link-local", "provider")
     assert (unreachable(ip, public=False) is None) == local
 
 
 def test_who_listens_on_loopback_announces_that_too() -> None:
     with pytest.raises(ConfigError, match=r"^--axon\.ip 127\.0\.0\.1: .*loopback"):
-        require_address(Role.OWNER, load_config(Role.OWNER, [*PUBLIC, "--axon.ip", "127.0.0.1"]))
-    require_address(Role.MINER, load_config(Role.MINER, LOCAL))
+        require_address(load_config(Role.OWNER, [*PUBLIC, "--axon.ip", "127.0.0.1"]))
+    require_address(load_config(Role.MINER, LOCAL))
     own_chain = [*PUBLIC, "--subtensor.chain_endpoint", "ws://10.0.0.2:9944", "--axon.external_ip", "10.0.0.7"]
-    require_address(Role.MINER, load_config(Role.MINER, own_chain))
+    require_address(load_config(Role.MINER, own_chain))
     for ip in ("203.0.113.7", "8.8.8.8"):
-        require_address(Role.MINER, load_config(Role.MINER, [*PUBLIC, "--axon.external_ip", ip]))
+        require_address(load_config(Role.MINER, [*PUBLIC, "--axon.external_ip", ip]))
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,11 @@ def test_permutation_is_a_bijection(key: bytes, size: int) -> None:
 
 
 @given(keys, st.integers(1, 1 << 62), st.data())
-def test_inverse_undoes_forward(key: bytes, size: int, data: st.DataObject) -> None:
+def test_places_of_a_large_list_stay_apart_and_inside(key: bytes, size: int, data: st.DataObject) -> None:
     permutation = Permutation(key, size)
-    x = data.draw(st.integers(0, size - 1))
-    y = permutation.forward(x)
-    assert 0 <= y < size
-    assert permutation.inverse(y) == x
-    assert permutation.forward(permutation.inverse(x)) == x
+    places = data.draw(st.sets(st.integers(0, size - 1), max_size=20))
+    found = {permutation.forward(x) for x in places}
+    assert len(found) == len(places) and all(0 <= y < size for y in found)
 
 
 @given(keys, st.integers(1, 200), st.integers(1, 20))
@@ -61,8 +59,6 @@ def test_values_outside_are_refused() -> None:
     for bad in (-1, 10):
         with pytest.raises(ValueError, match="outside"):
             permutation.forward(bad)
-        with pytest.raises(ValueError, match="outside"):
-            permutation.inverse(bad)
     for size in (0, (1 << 62) + 1):
         with pytest.raises(ValueError, match="size"):
             Permutation(KEY, size)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.chain.client import encode_field, parse_address, parse_fields
+from distributed_training.chain.fields import encode_field, parse_address, parse_fields
 from distributed_training.protocol.types import Field
 
 FIELDS = st.one_of(

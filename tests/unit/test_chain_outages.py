@@ -12,8 +12,9 @@ from typing import TypeVar
 import bittensor as bt
 import pytest
 
+from distributed_training.chain.answers import guarded
 from distributed_training.chain.base import Chain, Head
-from distributed_training.chain.client import BittensorChain, guarded
+from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.clock import BlockClock
 from distributed_training.chain.keys import LocalKey, derive_keypair
 from distributed_training.chain.patient import PatientChain
@@ -53,7 +54,7 @@ class FlakyChain:
     async def weights(self, block: int) -> dict[int, dict[int, float]]:
         return self._answer({block: {1: 1.0}})
 
-    async def commit(self, fields: Sequence[Field]) -> int:
+    async def commit(self, fields: Sequence[Field], until: int | None = None) -> int:
         return self._answer(8)
 
     async def serve(self, ip: str, port: int) -> None:

@@ -30,7 +30,7 @@ def test_layout_covers_every_coordinate_once() -> None:
     assert [LAYOUT.coords(c) for c in range(LAYOUT.num_chunks)] == [(0, 40), (40, 80), (80, 100)]
     assert [LAYOUT.num_blocks(c) for c in range(3)] == [3, 3, 2]
     assert [LAYOUT.chunk_bytes(c) for c in range(3)] == [52, 52, 28]
-    assert (LAYOUT.wire_bytes, LAYOUT.max_chunk_bytes) == (132, 52)
+    assert LAYOUT.wire_bytes == 132
     assert Layout(80, 40, 16).num_chunks == 2  # no empty chunk at the end
 
 

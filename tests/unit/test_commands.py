@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed_training.chain.keys import creation_command, registration_command
+from distributed_training.chain.keys import local_registration, registration_command, wallet_command
 from distributed_training.commands import command, python, quoted
 
 RUN, WALLETS = Path("/home/me/my runs (old)"), Path("/home/me/it's")
@@ -42,10 +42,10 @@ def test_a_value_that_begins_with_a_dash_stays_a_value() -> None:
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
-        (registration_command(1, "local", "extra", RUN), str(RUN)),
-        (registration_command(1, "my cold", "hot", None), "my cold"),
-        (registration_command(1, "c", "h", None, network="test", wallets=WALLETS), str(WALLETS)),
-        (creation_command(WALLETS, "my cold", "hot key"), "hot key"),
+        (local_registration("local", "extra", RUN), str(RUN)),
+        (registration_command("finney", 1, "my cold", "hot"), "my cold"),
+        (registration_command("test", 1, "c", "h", wallets=WALLETS), str(WALLETS)),
+        (wallet_command("create", WALLETS, "my cold", "hot key"), "hot key"),
     ],
 )
 def test_commands_about_keys_are_quoted(said: str, wanted: str) -> None:

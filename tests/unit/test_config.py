@@ -161,12 +161,11 @@ def test_a_node_that_listens_everywhere_announces_nothing_until_told_its_address
 
 
 @pytest.mark.parametrize("role", [Role.MINER, Role.VALIDATOR])
-def test_who_has_to_be_dialled_must_say_where(role: Role) -> None:
+def test_who_listens_everywhere_may_leave_its_address_to_be_asked_for(role: Role) -> None:
     argv = ["--netuid", "1", "--axon.ip", "0.0.0.0", "--preset", "testnet"]
-    with pytest.raises(ConfigError, match=r"--axon\.external_ip.*--axon\.outbound_only"):
-        require_address(role, load_config(role, argv))
-    require_address(role, load_config(role, [*argv, "--axon.external_ip", "203.0.113.7"]))
-    require_address(Role.OWNER, load_config(Role.OWNER, argv))
+    require_address(load_config(role, argv))  # asked of validators at the start
+    require_address(load_config(role, [*argv, "--axon.external_ip", "203.0.113.7"]))
+    require_address(load_config(Role.OWNER, argv))
 
 
 def test_a_miner_without_a_port_announces_nothing_and_a_validator_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +174,7 @@ def test_a_miner_without_a_port_announces_nothing_and_a_validator_needs_one(monk
     assert config.warnings == (
         "--axon.port has no effect: with --axon.outbound_only nothing listens and nothing is announced",
     )
-    require_address(Role.MINER, config)
+    require_address(config)
     assert load_config(Role.OWNER, [*LOCAL, "--axon.outbound_only"]).announced is None
     message = refused(*LOCAL, "--axon.outbound_only", role=Role.VALIDATOR)
     assert "every miner pushes its log" in message and "--axon.external_ip" in message
@@ -254,3 +253,12 @@ def test_an_option_without_effect_opens_no_store(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("DT_HUB_KEEP")
     stores = _stores(Role.OWNER, load_config(Role.OWNER, local), RUN)
     assert stores.own is None and stores.open_repo is None
+
+
+def test_other_chain_nodes_are_named_one_by_one_or_together() -> None:
+    flag, base = "--subtensor.fallback", ["--netuid", "1", "--run-dir", "/run"]
+    twice = load_config(Role.MINER, [*base, flag, "ws://a:1", flag, "wss://b:2"])
+    assert twice.subtensor.fallback == ("ws://a:1", "wss://b:2")
+    assert load_config(Role.MINER, [*base, flag, "ws://a:1,wss://b:2"]).subtensor == twice.subtensor
+    with pytest.raises(ConfigError, match=r"--subtensor\.fallback.*expected ws://HOST:PORT"):
+        load_config(Role.MINER, [*base, flag, "ws://a:1", flag, "http://b"])

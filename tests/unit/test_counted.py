@@ -21,7 +21,7 @@ from distributed_training.protocol.rules.membership import (
     slice_maps,
     slices,
 )
-from distributed_training.protocol.types import Carry, Neuron, Role, Roster
+from distributed_training.protocol.types import Carry, Neuron, Role
 
 AVERAGE = RUN.average.model_copy(update={"min_counted": 2})
 NONE = Carry(1.0, ())
@@ -47,8 +47,8 @@ def test_a_slice_map_has_256_bits() -> None:
         encode_slice_map([True] * 257)
 
 
-def validators(*stakes: float) -> Roster:
-    return roster(*(neuron(i, Role.VALIDATOR, stake=s) for i, s in enumerate(stakes)))
+def validators(*stakes: float) -> tuple[Neuron, ...]:
+    return tuple(neuron(i, Role.VALIDATOR, stake=s) for i, s in enumerate(stakes))
 
 
 def count(stakes: list[float], maps: dict[int, str], outputs: str = "111", **average: Any) -> tuple[int, ...]:
@@ -96,7 +96,9 @@ def test_reasons_and_holders_are_told() -> None:
     assert counted.reason == "applied"
     assert counted.holders == {0: (key(0), key(1), key(2)), 1: (key(0), key(2))}
     none = counted_slices(2, outputs, {}, validators(2), AVERAGE)
-    assert (none.slices, none.holders) == ((), {}) and "stake" in none.reason
+    assert (none.slices, none.holders) == ((), {}) and none.reason == "too little validator stake committed a slice map"
+    nobody = counted_slices(2, outputs, {}, (), AVERAGE)
+    assert nobody.reason == "the validators of this run hold too little of the permit stake"
     few = counted_slices(2, {0: key(0)}, maps, validators(2, 1, 1), AVERAGE)
     assert (few.slices, few.holders) == ((), {}) and few.reason == "1 of 2 slices count, 2 needed"
 
@@ -115,10 +117,9 @@ def with_map(number: int, bits: list[bool], **more: Any) -> Neuron:
     return neuron(number, Role.VALIDATOR, **({"commitment": said} | more))
 
 
-def test_maps_are_those_of_permit_holders_of_the_roster() -> None:
-    before = roster(neuron(0, Role.VALIDATOR), neuron(1, Role.VALIDATOR, may_validate=False), neuron(2))
+def test_maps_are_those_of_the_voters() -> None:
     now = roster(*(with_map(i, [True, False]) for i in range(4)))
-    assert slice_maps(3, 2, before, now) == {key(0): (True, False)}
+    assert slice_maps(ROUND, 2, validators(1), now) == {key(0): (True, False)}
 
 
 @pytest.mark.parametrize(
@@ -130,19 +131,19 @@ def test_maps_are_those_of_permit_holders_of_the_roster() -> None:
         {"commitment": commitment(0, Role.OWNER)},
         {"commitment": commitment(0, Role.VALIDATOR, second_round=2)},
         {"commitment": commitment(0, Role.VALIDATOR, second=None, second_round=None)},
+        {"commitment": commitment(0, Role.VALIDATOR, run=bytes(8))},
         {"public_key": key(5)},
     ],
 )
 def test_maps_that_are_not_read(change: dict[str, Any]) -> None:
-    before = roster(neuron(0, Role.VALIDATOR), neuron(1, Role.VALIDATOR))
     now = with_neuron(roster(with_map(0, [True]), with_map(1, [True])), 0, **change)
-    assert slice_maps(3, 1, before, now) == {key(1): (True,)}
+    assert slice_maps(ROUND, 1, validators(1, 1), now) == {key(1): (True,)}
 
 
 def test_output_hashes_are_those_of_the_assigned_reducers() -> None:
     people = roster(neuron(0), neuron(1), neuron(2))
     specs = slices(candidates(ROUND, people, people)[:2], 10, AVERAGE)
-    assert output_hashes(3, specs, people, people) == {0: key(0, "second"), 1: key(1, "second")}
+    assert output_hashes(ROUND, specs, people, people) == {0: key(0, "second"), 1: key(1, "second")}
 
 
 @pytest.mark.parametrize(
@@ -153,14 +154,15 @@ def test_output_hashes_are_those_of_the_assigned_reducers() -> None:
         {"commitment": commitment(0, Role.VALIDATOR)},
         {"commitment": commitment(0, second_round=2)},
         {"commitment": commitment(0, second=None, second_round=None)},
+        {"commitment": commitment(0, run=bytes(8))},
         {"public_key": key(5)},
     ],
 )
 def test_output_hashes_that_are_not_read(change: dict[str, Any]) -> None:
     people = roster(neuron(0), neuron(1))
     specs = slices(candidates(ROUND, people, people), 10, AVERAGE)
-    assert output_hashes(3, specs, people, with_neuron(people, 0, **change)) == {1: key(1, "second")}
-    assert output_hashes(3, specs, roster(neuron(1)), people) == {1: key(1, "second")}
+    assert output_hashes(ROUND, specs, people, with_neuron(people, 0, **change)) == {1: key(1, "second")}
+    assert output_hashes(ROUND, specs, roster(neuron(1)), people) == {1: key(1, "second")}
 
 
 def claimed(*absent: int, count: int = 3) -> dict[int, tuple[bytes, bytes, bool]]:
@@ -170,7 +172,7 @@ def claimed(*absent: int, count: int = 3) -> dict[int, tuple[bytes, bytes, bool]
     now = people
     for j in absent:
         now = with_neuron(now, j, commitment=commitment(j, second=None, second_round=None))
-    found = output_claims(3, specs, people, now)
+    found = output_claims(ROUND, specs, people, now)
     assert list(found) == sorted(found)
     return {j: (c.reducer, c.record_hash, c.by_backup) for j, c in found.items()}
 
@@ -206,10 +208,10 @@ def said_root(number: int, root: int, stake: float, **more: Any) -> Neuron:
 
 
 def root_of(*people: Neuron) -> bytes | None:
-    return majority_root(3, roster(*people), roster(*people))
+    return majority_root(ROUND, people, roster(*people))
 
 
-def test_the_majority_root_has_more_than_half_of_all_permit_stake() -> None:
+def test_the_majority_root_has_more_than_half_of_all_voters_stake() -> None:
     assert root_of(said_root(0, 1, 3), said_root(1, 2, 2), said_root(2, 2, 2)) == key(2, "root")
     assert root_of(said_root(0, 1, 5), said_root(1, 2, 2), said_root(2, 2, 2)) == key(1, "root")
     assert root_of(said_root(0, 1, 2), said_root(1, 2, 2)) is None  # a tie
@@ -226,12 +228,11 @@ def test_a_grain_of_stake_does_not_speak_for_validators_that_are_late() -> None:
 
 def test_roots_of_others_are_not_heard() -> None:
     lone, other = said_root(0, 1, 10), said_root(1, 2, 9)
-    assert root_of(lone, replace(other, may_validate=False)) == key(1, "root")
     assert root_of(lone, said_root(1, 2, 9, first_round=2)) == key(1, "root")
-    assert root_of(lone, neuron(1, stake=9.0, may_validate=True)) == key(1, "root")
+    assert root_of(lone, neuron(1, stake=9.0)) == key(1, "root")
     assert root_of(lone, replace(other, commitment=None)) == key(1, "root")
-    assert root_of(lone, replace(said_root(1, 2, 99), may_validate=False)) == key(1, "root")
-    assert majority_root(3, roster(lone), roster(lone, said_root(1, 2, 99))) == key(1, "root")
-    assert majority_root(3, roster(lone, other), roster(lone)) == key(1, "root")
+    assert majority_root(ROUND, (lone,), roster(lone, said_root(1, 2, 99))) == key(1, "root")
+    assert majority_root(ROUND, (lone, other), roster(lone)) == key(1, "root")
     recycled = replace(said_root(1, 2, 99), registered_block=lone.registered_block + 7)
-    assert majority_root(3, roster(lone, said_root(1, 2, 99)), roster(lone, recycled)) is None
+    assert majority_root(ROUND, (lone, said_root(1, 2, 99)), roster(lone, recycled)) is None
+    assert root_of(lone, said_root(1, 2, 99, run=bytes(8))) is None, "of another run"

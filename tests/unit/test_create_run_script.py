@@ -55,7 +55,9 @@ def test_it_writes_a_manifest_that_it_accepts_itself(
     manifest = json.loads(out.read_text())
     assert (manifest["name"], manifest["outer"]["momentum"], manifest["timing"]["length"]) == ("mine", 0.8, 60)
     assert main(["--check", str(out), "--tempo", "100"]) == 0
-    assert capsys.readouterr().out == printed[: printed.index("wrote ")]
+    checked = capsys.readouterr().out.splitlines()
+    assert checked[:4] == printed.splitlines()[:4] and checked[0].startswith("mine: sha256 ")
+    assert "the pages allow 1" in printed
     with pytest.raises(ConfigError, match="a new manifest is a new run"):
         main([*flags, "--out", str(out)])
     with pytest.raises(ConfigError, match="commitment bytes per epoch of 7200 blocks"):
@@ -66,12 +68,26 @@ def test_it_writes_a_manifest_that_it_accepts_itself(
     ("flags", "message"),
     [
         (["--set", "timing.map=58"], r"timing: map \+ finality <= length - roster_lead"),
-        (["--set", "timing.lenght=60"], "timing.lenght: there is no such name here"),
+        (["--set", "timing.lenght=60"], r"timing.lenght: there is no such name here; did you mean timing\.length\?"),
+        (["--set", "audit=5"], "audit: expected a section with fields, not 5"),
+        (["--set", "lenght=5"], r"run manifest: lenght: there is no such name here; did you mean timing\.length\?"),
+        (["--recipe", "gpt2-124m"], r"--netuid N is needed, .* \(0 is the root"),
+        (["--set", "netuid=0"], r"--netuid N is needed, .* \(0 is the root"),
+        (["--in", "2h"], "--in counts from a chain's newest block: name one, --subtensor.network"),
+        (["--in", "2h", "--set", "timing.first_block=9000"], "--in and timing.first_block both say when"),
+        (["--in", "soon"], "argument --in: expected a time such as 30m, 2h or 1d, not 'soon'"),
+        (["--name", "qwen-mine"], r"name qwen-mine: it names qwen, the model is gpt2; choose a name that fits it"),
+        (["--name", "gpt2-124m"], r"name gpt2-124m: it says 124m, the model has 859,\d+ parameters; choose"),
+        (["--wallet.hotkey", "h", "--wallet.path", "."], r"no hotkey at .*/default/hotkeys/h, nor hpub\.txt beside it"),
+        (["--start", "nowhere"], r"--start: expected a folder, .*/nowhere does not exist"),
         (["--set", "length"], "--set length: expected KEY=VALUE"),
         (["--set", "data.num_pages=5"], r"data\.num_pages cannot be set: it follows from"),
         (["--set", "model.init_seed=5"], "model cannot be set: it follows from"),
         (["--set", "data.page_trust=trustme"], r"data\.page_trust: expected"),
-        (["--recipe", "gpt2-124m", "--set", "timing.map=124"], r"timing: map \+ finality <= length - roster_lead"),
+        (
+            ["--recipe", "gpt2-124m", "--netuid", "5", "--set", "timing.map=124"],
+            r"timing: map \+ finality <= length - roster_lead",
+        ),
         (["--options", "none.toml"], r"argument --options: expected a file, .*/none\.toml does not exist"),
     ],
 )
@@ -100,7 +116,7 @@ def test_what_can_be_read_without_torch_is_judged_before_it_is_loaded(
     tmp_path: Path, flags: list[str], said: str
 ) -> None:
     (tmp_path / "bad.json").write_text("{")
-    command = [sys.executable, "-X", "importtime", str(SCRIPT), "--pages", ".", *flags]
+    command = [sys.executable, "-X", "importtime", str(SCRIPT), "--netuid", "5", "--pages", ".", *flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and said in done.stderr.splitlines()[-1]
     assert "torch" not in done.stderr.replace(str(SCRIPT), "")
@@ -129,7 +145,7 @@ def test_a_run_may_have_a_tokeniser_of_its_own(pages: Path, tmp_path: Path, caps
     beside = (tmp_path / "tokenizer.json").read_bytes()
     assert (data["tokenizer"], data["eos_id"]) == ("file", 256)
     assert data["tokenizer_sha256"] == hashlib.sha256(beside).hexdigest()
-    assert "every node needs it" in capsys.readouterr().out
+    assert "nodes need it in their run directory" in capsys.readouterr().out
 
 
 def test_pages_of_text_lie_beside_the_manifest_unless_a_place_is_named(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def create(pages: LocalPages, **chosen: Any) -> tuple[RunManifest, list[str]]:
     said: list[str] = []
     steps = chosen.pop("steps", None)
     choices = Choices("local", MODEL, load_tokenizer("bytes"), 1, chosen, steps=steps)
-    return create_manifest(choices, lambda: pages, said.append), said
+    return create_manifest(choices, lambda: pages, said.append).manifest, said
 
 
 def fewest_steps(manifest: RunManifest, pages: LocalPages) -> int:

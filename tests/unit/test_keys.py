@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 
 from distributed_training.chain.keys import (
     LocalKey,
+    coldkey_warning,
     derive_coldkey,
     derive_keypair,
     hotkey_address,
     hotkey_public_key,
     load_hotkey,
+    local_registration,
     registration_command,
     verify,
     write_wallet,
@@ -84,6 +86,7 @@ def test_a_missing_or_broken_hotkey_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"btcli wallet create -w cold -H hot --wallet-path .*") as missing:
         load_hotkey(tmp_path, "cold", "hot")
     assert "\n" not in str(missing.value)
+    assert "from elsewhere, without its coldkey, with: btcli wallet regen-hotkey -w cold -H" in refused(tmp_path)
     broken = tmp_path / "cold" / "hotkeys" / "hot"
     broken.parent.mkdir(parents=True)
     broken.write_text("{not json")
@@ -196,7 +199,35 @@ def test_the_right_password_opens_a_key(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_registration_commands(tmp_path: Path) -> None:
-    assert registration_command(38, "cold", "hot", None) == "btcli tx burned-register --netuid 38 -w cold -H hot"
-    local = registration_command(38, "local", "extra", Path("runs/local"))
+    bought = "btcli tx burned-register --network finney --netuid 38 -w cold"
+    assert registration_command("finney", 38, "cold", "hot") == f"{bought} -H hot"
+    assert registration_command("finney", 38, "cold", "hot", address="5Gx") == f"{bought} --hotkey 5Gx"
+    local = local_registration("local", "extra", Path("runs/local"))
     assert local == f"{python()} scripts/register.py --run-dir runs/local --wallet.hotkey extra"
-    assert registration_command(38, "mine", "extra", Path("runs/local")) == f"{local} --wallet.name mine"
+    assert local_registration("mine", "extra", Path("runs/local")) == f"{local} --wallet.name mine"
+
+
+@pytest.mark.parametrize("half", ["coldkey", "coldkeypub.txt"])
+def test_nobody_is_told_to_create_a_wallet_over_half_a_coldkey(tmp_path: Path, half: str) -> None:
+    (tmp_path / "cold").mkdir()
+    (tmp_path / "cold" / half).touch()
+    told = refused(tmp_path)
+    assert "btcli wallet create" not in told
+    assert f"with: btcli wallet regen-hotkey -w cold -H hot --wallet-path {tmp_path}; or make it" in told
+    assert told.endswith(f"with: btcli wallet new-hotkey -w cold -H hot --wallet-path {tmp_path}")
+
+
+def test_a_private_coldkey_beside_the_hotkey_is_said_loudly(tmp_path: Path) -> None:
+    assert coldkey_warning(tmp_path, "cold") is None
+    hotkey_file(tmp_path)
+    coldkey = tmp_path / "cold" / "coldkey"
+    told = coldkey_warning(tmp_path, "cold") or ""
+    assert "COLDKEY OF WALLET 'cold' LIES ON THIS MACHINE, NOT ENCRYPTED" in told
+    assert str(coldkey) in told and "\n" not in told
+    coldkey.write_bytes(SEALED)
+    assert "THIS MACHINE, ENCRYPTED, so only as safe as its password" in (coldkey_warning(tmp_path, "cold") or "")
+    coldkey.unlink()
+    coldkey.mkdir()
+    assert "this user may not read" in (coldkey_warning(tmp_path, "cold") or "")
+    coldkey.rmdir()
+    assert coldkey_warning(tmp_path, "cold") is None, "the public half alone is how it should be"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.chain.local.epoch import empty_epoch, write_epoch
+from distributed_training.chain.local.state import empty_epoch, write_epoch
 from distributed_training.chain.local.store import (
     NO_SUCH_BLOCK,
     ChainParams,

@@ -30,7 +30,14 @@ def test_what_makes_a_run_leaves_out_how_it_is_shown_and_how_long_it_goes_on(tmp
     base = parse_options(["--run-dir", str(tmp_path)])
     same = parse_options(["--run-dir", "elsewhere", "--rounds", "9", "--plain", "--port-base", "9300"])
     assert base.params() == same.params()
-    for flags in (["--hub", "auto"], ["--seed", "2"], ["--steps", "7"], ["--speeds", "1,1,1,2"], ["--validators", "1"]):
+    for flags in (
+        ["--hub", "auto"],
+        ["--newcomer", "--rounds", "6"],
+        ["--seed", "2"],
+        ["--steps", "7"],
+        ["--speeds", "1,1,1,2"],
+        ["--validators", "1"],
+    ):
         assert parse_options(flags).params() != base.params()
 
 
@@ -52,6 +59,8 @@ def test_what_makes_a_run_leaves_out_how_it_is_shown_and_how_long_it_goes_on(tmp
             "not 'freerider'; did you mean free-rider?",
         ),
         (["--adversary", "copycat:4"], "argument --adversary: expected a count from 1 to 3, not '4'"),
+        (["--newcomer"], "argument --newcomer: it needs 6 rounds to join and be paid: --rounds N"),
+        (["--newcomer", "--rounds", "6", "--steps", "3"], "argument --newcomer: not with --steps (it changes the end)"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_was_expected(flags: list[str], message: str) -> None:

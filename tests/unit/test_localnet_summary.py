@@ -222,6 +222,28 @@ def test_honest_checks_do_not_ask_an_adversary_for_anything(summary: Summary) ->
     assert failed(summary) == set()
 
 
+NEWCOMER = {"role": "miner", "uid": 3, "source": "peers", "start_round": 0, "rounds": [1, 2], "included": [2],
+            "exit_code": 0}  # fmt: skip
+
+
+NEWCOMER_BREAKS: list[Break] = [
+    lambda s: s.update(newcomer=None),
+    lambda s: s["newcomer"].update(included=[]),
+    lambda s: s["newcomer"].update(included=[4, 5]),
+    lambda s: s["newcomer"].update(exit_code=None),
+    lambda s: s["newcomer"].update(uid=99),  # nothing was paid to this one
+]
+
+
+@pytest.mark.parametrize("change", NEWCOMER_BREAKS)
+def test_who_joined_by_itself_is_included_soon_and_paid(summary: Summary, change: Break) -> None:
+    summary["params"]["newcomer"], summary["newcomer"] = True, dict(NEWCOMER)
+    assert failed(summary) == set()
+    jsonschema.validate(json.loads(json.dumps(summary)), SCHEMA)
+    change(summary)
+    assert failed(summary) == {"newcomer_joined"}
+
+
 def with_hub(summary: Summary) -> Summary:
     """Everything over a Hub: a validator came in round 1, and what was published is what the owner evaluated."""
     index = max(c["round"] for c in summary["checkpoints"])
@@ -229,22 +251,22 @@ def with_hub(summary: Summary) -> Summary:
     summary["hub"] = {
         "pages": "hub:demo/pages@" + "ab" * 20,
         "checkpoints": "hub:demo/checkpoints",
-        "newcomer": {"source": "checkpoint", "start_round": 1, "rounds": [1, 2], "exit_code": 0},
         "published": {"repository": "demo/checkpoints", "revision": f"local-1.{index}", "heldout_loss": told + 5e-5},
         "verify_exit_code": 0,
         "miner_copies": [{"round": 1, "target": 4, "ok": True, "said": "demo/miner-1"}],
         "page_requests": 40,
         "bytes_served": 1_000_000,
     }
+    summary["newcomer"] = NEWCOMER | {"role": "validator", "source": "checkpoint", "start_round": 1, "included": []}
     return summary
 
 
 HUB_BREAKS: list[tuple[str, Break]] = [
-    ("newcomer_from_hub", lambda s: s["hub"].update(newcomer=None)),
-    ("newcomer_from_hub", lambda s: s["hub"]["newcomer"].update(source="peers")),
-    ("newcomer_from_hub", lambda s: s["hub"]["newcomer"].update(rounds=[2])),
-    ("newcomer_from_hub", lambda s: s["hub"]["newcomer"].update(start_round=0)),
-    ("newcomer_from_hub", lambda s: s["hub"]["newcomer"].update(exit_code=None)),
+    ("newcomer_from_hub", lambda s: s.update(newcomer=None)),
+    ("newcomer_from_hub", lambda s: s["newcomer"].update(source="peers")),
+    ("newcomer_from_hub", lambda s: s["newcomer"].update(rounds=[2])),
+    ("newcomer_from_hub", lambda s: s["newcomer"].update(start_round=0)),
+    ("newcomer_from_hub", lambda s: s["newcomer"].update(exit_code=None)),
     ("published_model", lambda s: s["hub"].update(published=None)),
     ("published_model", lambda s: s["hub"]["published"].update(heldout_loss=9.9)),
     ("published_verified", lambda s: s["hub"].update(verify_exit_code=1)),

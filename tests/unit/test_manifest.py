@@ -109,7 +109,7 @@ def test_a_file_is_read_or_named(tmp_path: Path) -> None:
 # --- ranges and relations ------------------------------------------------------------------------------
 
 ZERO_IS_TOO_LITTLE = """
-    max_uids data.sequence_length data.batch_size data.heldout_sequences inner.nominal_steps inner.max_steps
+    netuid max_uids data.sequence_length data.batch_size data.heldout_sequences inner.nominal_steps inner.max_steps
     inner.learning_rate inner.epsilon inner.clip_norm outer.learning_rate average.chunk_coords average.block_coords
     average.token_cap average.initial_tau average.tau_factor average.gate_factor average.min_counted
     average.max_reducers timing.length audit.t0 audit.sketch_size audit.probe_chunks audit.error_ok
@@ -118,15 +118,17 @@ ZERO_IS_TOO_LITTLE = """
     keep.checkpoint_every keep.max_missing_rounds
 """
 NEGATIVE_IS_TOO_LITTLE = """
-    netuid version_key data.eos_id inner.warmup_steps inner.decay_steps inner.min_lr_ratio inner.beta1 inner.beta2
-    inner.weight_decay outer.momentum average.min_map_share timing.first_block timing.finality timing.reduce_margin
+    version_key data.eos_id inner.warmup_steps inner.decay_steps inner.min_lr_ratio inner.beta1 inner.beta2
+    inner.weight_decay outer.momentum average.min_map_share average.min_voter_share
+    timing.first_block timing.finality timing.reduce_margin
     timing.transfer audit.full_share scoring.integrity_floor scoring.soft_fail_weight scoring.penalty_rounds
-    scoring.goodput_required scoring.bandwidth_share scoring.cutoff
+    scoring.goodput_required scoring.bandwidth_share scoring.cutoff scoring.burn_share
 """
 TOO_MUCH = {
     "netuid": 65536, "max_uids": 4097, "version_key": 1 << 64, "data.sequence_length": 1 << 21, "data.eos_id": 1 << 24,
     "data.batch_size": 65536, "inner.min_lr_ratio": 1.1, "inner.beta1": 1.0, "inner.beta2": 1.0, "outer.momentum": 1.0,
-    "average.min_map_share": 1.1, "average.block_coords": 8192, "average.chunk_coords": 1 << 25,
+    "average.min_map_share": 1.1, "average.min_voter_share": 1.1, "scoring.burn_share": 1.1,
+    "average.block_coords": 8192, "average.chunk_coords": 1 << 25,
     "average.token_cap": 1 << 53, "average.gate_factor": 2.1, "average.max_reducers": 257, "audit.full_share": 1.1,
     "audit.sketch_size": 256, "audit.vector_cosine_bad": 1.1, "scoring.integrity_floor": 1.1,
     "scoring.bandwidth_share": 1.1, "scoring.cutoff": 1.1,
@@ -252,11 +254,11 @@ def test_all_problems_are_told_at_once() -> None:
 )
 def test_three_writes_a_round_must_fit_the_quota(length: int, tempo: int, fits: bool) -> None:
     writes = 3 * (-(-tempo // length) + 1)
-    assert (writes * 106 <= 3100) is fits
+    assert (writes * 114 <= 3100) is fits
     problem = quota_problem(timing(length=length), tempo)
     assert (problem is None) is fits
     if problem is not None:
-        assert f"timing.length {length}" in problem and str(writes * 106) in problem
+        assert f"timing.length {length}" in problem and str(writes * 114) in problem
 
 
 def test_the_blocks_of_a_round() -> None:
@@ -266,3 +268,26 @@ def test_the_blocks_of_a_round() -> None:
     assert (r.commit_block, r.output_block, r.audit_block) == (s + 26, s + 36, s + 40)
     assert (r.map_block, r.end_block) == (s + 44, s + 54) and RUN.round(3).start_block == r.end_block
     assert RUN.tokens_per_step == 8 * 32
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("run_key", "ab"),
+        ("run_key", "AB" * 32),
+        ("checkpoints", "hub:o"),
+        ("checkpoints", "https://o/r"),
+        ("pages", "http://o/r"),
+        ("pages", "https://o r"),
+        ("pages", "hub:o/r@"),
+    ],
+)
+def test_public_fields_of_another_form_are_refused_by_name(field: str, value: str) -> None:
+    fields = RUN.model_dump()
+    fields["public"][field] = value
+    with pytest.raises(ConfigError, match=f"public.{field}: expected"):
+        parse_manifest(json.dumps(fields).encode())
+
+
+def test_the_tag_is_the_beginning_of_the_digest() -> None:
+    assert RUN.tag == bytes.fromhex(RUN.sha256)[:8]

@@ -72,6 +72,7 @@ LATER: dict[str, dict[str, Any]] = {
     "registered again": {"registered_block": 2},
     "another role": {"commitment": commitment(1, Role.VALIDATOR)},
     "another peer key": {"commitment": commitment(1, peer_key=key(9, "peer"))},
+    "another run": {"commitment": commitment(1, run=bytes(8))},
     "an older round": {"commitment": commitment(1, first_round=2)},
     "no work hash": {"commitment": commitment(1, first=None, first_round=None)},
     "malformed": {"commitment": None},
@@ -90,6 +91,8 @@ def test_nobody_joins_a_round_that_has_begun() -> None:
     assert numbers(candidates(ROUND, roster(neuron(1)), both)) == [1]
     assert numbers(candidates(ROUND, roster(neuron(1, commitment=None), neuron(2)), both)) == [2]
     assert numbers(candidates(ROUND, both, roster(neuron(2)))) == [2]  # left the subnet meanwhile
+    elsewhere = neuron(1, commitment=commitment(1, run=bytes(8)))
+    assert numbers(candidates(ROUND, roster(elsewhere, neuron(2)), both)) == [2]  # came from another run meanwhile
 
 
 # --- reducers and slices -----------------------------------------------------------------------------

@@ -12,8 +12,9 @@ import tiny_training
 
 from distributed_training.chain.keys import write_wallet
 from distributed_training.errors import ConfigError, NotRegisteredError
-from distributed_training.preflight import own_hotkey, prepare
+from distributed_training.preflight import not_registered, own_hotkey, prepare
 from distributed_training.protocol.types import Role
+from distributed_training.settings.config import load_config
 
 ROOT = Path(__file__).parents[2]
 RUN = tiny_training.manifest(tiny_training.GPT2)
@@ -53,17 +54,47 @@ def test_a_node_that_can_start_is_left_alone(run: Path) -> None:
 
 
 def test_what_is_missing_is_named_with_its_flag(run: Path) -> None:
-    (run / "pages").rmdir()
-    assert refused(flags(run)) == f"--pages: expected a folder with pages.bin, {run}/pages does not exist"
+    elsewhere = run / "elsewhere"
+    assert refused(flags(run, "--pages", str(elsewhere))) == (
+        f"--pages: expected a folder with pages.bin, {elsewhere} does not exist"
+    )
+    assert refused(flags(run, "--manifest", str(elsewhere))).startswith(f"cannot read the run manifest {elsewhere}")
     (run / "file").touch()
     assert refused(flags(run / "file")) == f"--run-dir: expected a folder, {run}/file is a file"
     assert refused(flags(run, "--netuid", "77")).startswith(
         f"the manifest is for netuid {RUN.netuid}, --netuid says 77"
     )
-    (run / "manifest.json").unlink()
-    assert refused(flags(run)).startswith(f"cannot read the run manifest {run}/manifest.json")
+    (run / "manifest.json").write_bytes(RUN.canonical()[:1000])
+    assert refused(flags(run)).endswith("; move that file away and the run is found on chain")
+    (run / "manifest.json").write_bytes(RUN.canonical())
     (run / "chain.sqlite").unlink()
     assert "no local run is there (scripts/demo.sh makes one)" in refused(flags(run))
+    by_hand = flags(run, "--subtensor.chain_endpoint", f"file:{elsewhere}")
+    assert refused(by_hand) == f"--subtensor.chain_endpoint file:{elsewhere}: no local chain is there"
+
+
+def test_what_is_not_named_may_be_missing_because_it_is_found(run: Path) -> None:
+    (run / "pages").rmdir()
+    assert prepare(Role.MINER, flags(run)).by_default("pages")
+    (run / "manifest.json").unlink()
+    assert prepare(Role.MINER, flags(run)).by_default("manifest")
+
+
+def test_netuid_and_wallet_are_enough(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run directory is of the netuid and of the run, which is known later; until then nothing is made."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    chain = ["--subtensor.chain_endpoint", f"file:{run / 'chain.sqlite'}", "--axon.ip", "127.0.0.2"]
+    wallet = ["--wallet.path", str(run / "wallets"), "--wallet.name", "local", "--wallet.hotkey", "miner-0"]
+    config = prepare(Role.MINER, ["--netuid", "38", *chain, *wallet, "--axon.port", str(free_port())])
+    assert config.warnings == () and config.local_chain == run / "chain.sqlite" and config.run_is_open
+    assert not (tmp_path / "home").exists()
+    found = config.in_run(bytes.fromhex("00112233445566aa"))
+    folder = tmp_path / "home/.distributed-training/mainnet/38/00112233445566aa"
+    assert not found.run_is_open and found.run_dir == folder and found.manifest == folder / "manifest.json"
+    assert found.by_default("pages") and found.node_dir == folder / "nodes" / "miner-0"
+    assert refused(["--netuid", "38", *chain, *wallet, "--run", "12"]).startswith("--run: expected the first 4 to 64")
+    dry = refused(["--netuid", "38", *chain, *wallet, "--dry-run"], Role.VALIDATOR)
+    assert dry == "--dry-run reads what a running validator keeps: name its run directory with --run-dir"
 
 
 def test_a_hotkey_that_is_not_there_says_the_command(run: Path) -> None:
@@ -126,3 +157,41 @@ def test_a_node_refuses_a_key_before_torch_is_loaded(run: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and " torch\n" not in done.stderr and " bittensor\n" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: cannot read the hotkey at ")
+
+
+def on_a_real_chain(run: Path, *more: str) -> list[str]:
+    address = ("--axon.ip", "127.0.0.2", "--axon.external_ip", "8.8.8.8", "--axon.port", str(free_port()))
+    wallet = ("--wallet.name", "cold", "--wallet.hotkey", "hot", "--wallet.path", str(run / "keys"))
+    return ["--netuid", str(RUN.netuid), "--run-dir", str(run), *wallet, *address, *more]
+
+
+def test_the_command_that_costs_money_names_network_wallet_and_folder(run: Path) -> None:
+    key = write_wallet(run / "keys", "cold", "hot", 1).hotkey
+    buys = (
+        f"register it with: btcli tx burned-register --network {{}} --netuid {RUN.netuid} -w cold -H hot --wallet-path"
+    )
+    endpoint = "ws://10.0.0.1:9944"
+    for flags, network in (
+        (["--preset", "testnet"], "test"),
+        (["--preset", "mainnet"], "finney"),
+        (["--preset", "testnet", "--subtensor.chain_endpoint", endpoint], endpoint),
+    ):
+        told = not_registered(load_config(Role.MINER, on_a_real_chain(run, *flags)), "0.5 TAO")
+        assert told.startswith(
+            f"hotkey 'hot' is not registered on subnet {RUN.netuid} of {network} (a place costs 0.5 TAO)"
+        )
+        assert told.endswith(f"{buys.format(network)} {run / 'keys'}")
+    (run / "keys" / "cold" / "coldkey").unlink()
+    told = not_registered(load_config(Role.MINER, on_a_real_chain(run)))
+    bought = f"btcli tx burned-register --network finney --netuid {RUN.netuid} -w cold --hotkey {key}"
+    assert told.endswith(f"; register it, on the machine that has the coldkey, with: {bought}")
+
+
+def test_a_coldkey_beside_the_hotkey_is_said_once_at_the_start_but_not_of_play_money(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_wallet(run / "keys", "cold", "hot", 1)
+    prepare(Role.MINER, on_a_real_chain(run))
+    assert capsys.readouterr().err.count("PRIVATE COLDKEY OF WALLET 'cold' LIES ON THIS MACHINE, NOT ENCRYPTED") == 1
+    prepare(Role.MINER, flags(run))
+    assert (run / "wallets" / "local" / "coldkey").exists() and "COLDKEY" not in capsys.readouterr().err

@@ -22,6 +22,7 @@ SCORING = ScoringSection(
     goodput_probes=8,
     bandwidth_share=0.25,
     cutoff=0.01,
+    burn_share=0.0,
 )
 ROUNDS = 240
 PASS = AuditResult(Verdict.PASS, 1.0, 9, None, 0.004, "ok")

@@ -27,7 +27,7 @@ class SocketDaemon:
     async def start(self, port: int | None, on_stream: StreamCallback) -> None:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self._writers.append(writer)
-            await on_stream(await reader.readexactly(32), reader, writer)
+            await on_stream(await reader.readexactly(32), None, reader, writer)
 
         self._server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=1024)
 

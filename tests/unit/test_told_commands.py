@@ -8,13 +8,17 @@ import importlib.util
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
+from distributed_training import runs
+from distributed_training.chain.keys import registration_command, wallet_command
 from distributed_training.localnet import options as demo
 from distributed_training.protocol.types import Role
 from distributed_training.settings import flags
@@ -56,14 +60,61 @@ def script(name: str) -> ModuleType:
 
 def parser_of(program: str, words: list[str]) -> argparse.ArgumentParser:
     name = Path(program).stem
+    if program == "-m distributed_training.runs":
+        return runs.parser()
     if program == "-m distributed_training.simulation":
         return simulation.parser()
+    if program == "-m distributed_training.runs":
+        return runs.parser()
     if program.startswith("-m") or name == "demo":
         return demo._parser()
     if name == "bench":
         return script("bench").parser(words[0], importlib.import_module(f"benchmarks.{words[0]}"))
     module = script(name)
     return module.parser()
+
+
+BTCLI = re.compile(r"(?:^|`)(btcli(?: [^\s`#|]+)+)", re.MULTILINE)
+
+
+def btcli(words: Sequence[str]) -> None:
+    """Parse a command with the installed btcli, and run nothing. Raises click's errors."""
+    from bittensor.cli.main import app
+
+    command, rest = typer.main.get_command(app), list(words)
+    context = command.make_context("btcli", rest)
+    while isinstance(command, TyperGroup):
+        name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert found is not None
+        command, context = found, found.make_context(name, rest, parent=context)
+
+
+def told_btcli() -> list[str]:
+    home = Path("/home/me/my wallets")
+    verbs = ("create", "new-hotkey", "regen-hotkey")
+    return [
+        *sorted({line for path in TEXTS for line in BTCLI.findall(re.sub(r"\\+\n\s*", "", path.read_text()))}),
+        *(wallet_command(verb, home, "cold", "it's hot") for verb in verbs),
+        registration_command("finney", 38, "my cold", "hot"),
+        registration_command("test", 38, "cold", "hot", wallets=home),
+        registration_command(
+            "ws://127.0.0.1:9944", 38, "cold", "hot", address="5DfhGyQdFobKM8NsWvEeAKk5EQQgYe9AydgJ7rMB6E1EqRzV"
+        ),
+    ]
+
+
+def test_btcli_understands_every_command_of_its_own_that_is_told() -> None:
+    for line in told_btcli():
+        btcli(shlex.split(re.sub(r"\bN\b", "38", line))[1:])  # N: of no particular subnet
+    for wrong in ("wallet create --wallet.name w", "tx burned-register --network", "wallet regen-coldkeypub -w w"):
+        with pytest.raises(Exception, match=r"No such option|requires an argument|Missing parameter"):
+            btcli(wrong.split())
+
+
+def test_who_is_told_to_pay_is_told_on_which_network() -> None:
+    paying = [line for line in told_btcli() if "burned-register " in line]
+    assert len(paying) >= 3
+    assert all({"--network", "--netuid", "-w"} <= set(shlex.split(line)) for line in paying), paying
 
 
 @pytest.mark.parametrize(("program", "line"), found(), ids=str)

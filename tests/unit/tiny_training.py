@@ -88,6 +88,7 @@ def manifest(
             "netuid": 1,
             "max_uids": 4,
             "version_key": 1,
+            "public": {"run_key": "", "checkpoints": "", "pages": ""},
             "model": section(config),
             "data": {
                 "tokenizer": "bytes",
@@ -111,6 +112,7 @@ def manifest(
                 "gate_factor": 1.02,
                 "min_counted": 1,
                 "min_map_share": 0.0,
+                "min_voter_share": 0.0,
                 "max_reducers": 256,
             },
             "timing": {
@@ -137,6 +139,7 @@ def manifest(
                 "goodput_probes": 8,
                 "bandwidth_share": 0.25,
                 "cutoff": 0.01,
+                "burn_share": 0.0,
             },
             "keep": {
                 "work_rounds": 8,

@@ -36,10 +36,6 @@ class Layout:
         return 4 * self.num_blocks(chunk) + stop - start
 
     @property
-    def max_chunk_bytes(self) -> int:
-        return self.chunk_bytes(0)
-
-    @property
     def wire_bytes(self) -> int:
         """Encoded size of the whole vector."""
         return sum(self.chunk_bytes(c) for c in range(self.num_chunks))

@@ -7,16 +7,21 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from distributed_training.chain.local.epoch import (
+from distributed_training.chain.local.state import (
+    DRAIN_RATIO,
     NeuronRow,
+    RefusedError,
     clear_uid,
+    credit,
     neurons,
     next_epoch_block,
     read_epoch,
+    require_subnet,
     write_epoch,
 )
 from distributed_training.chain.local.store import ChainParams, Rows
-from distributed_training.protocol.rules.yuma import U16_MAX, upscale_weights
+from distributed_training.chain.local.weights import commit_timelocked_mechanism_weights, set_mechanism_weights
+from distributed_training.protocol.rules.yuma import U16_MAX
 
 COMMITMENT_QUOTA_BYTES = 3100  # per hotkey and epoch
 COMMITMENT_MIN_BYTES = 100  # charged per call at least
@@ -26,15 +31,6 @@ HASH_FIELDS = ("Sha256", "BlakeTwo256", "Keccak256", "ShaThree256")
 FORBIDDEN_ADDRESSES = ("0.0.0.0", "127.0.0.1", "255.255.255.255", "::", "::1")
 
 
-class RefusedError(Exception):
-    """The chain says no: `name` is the pallet's error name, from which the SDK derives its code."""
-
-    def __init__(self, name: str, text: str, in_pool: bool = False) -> None:
-        super().__init__(text)
-        self.name = name
-        self.in_pool = in_pool  # refused before it got into a block
-
-
 Call = Callable[[Rows, ChainParams, str, dict[str, Any]], None]
 
 
@@ -42,16 +38,24 @@ def burned_register(rows: Rows, params: ChainParams, signer: str, args: dict[str
     """Give `hotkey` a uid, paid by the signing coldkey; a full subnet recycles its worst uid."""
     require_subnet(params, args)
     hotkey = args["hotkey"]
+    if not params.registration_allowed:
+        raise RefusedError("SubNetRegistrationDisabled", f"registration on subnet {params.netuid} is closed")
     if rows.get("uid", hotkey) is not None:
         raise RefusedError("HotKeyAlreadyRegisteredInSubNet", f"hotkey {hotkey} has a uid already")
-    balance = rows.get("balance", signer, 0)
-    if balance < params.burn_rao:
-        raise RefusedError(
-            "NotEnoughBalanceToStake", f"a registration costs {params.burn_rao} rao, {signer} has {balance}"
-        )
+    held = rows.get("collateral", hotkey, {"locked": 0, "min_locked": 0, "earned": 0, "drain_ratio": DRAIN_RATIO})
+    required = params.burn_rao * params.collateral_share // U16_MAX
+    locked = max(0, required - held["locked"])
+    price, balance = params.burn_rao - required + locked, rows.get("balance", signer, 0)
+    if balance < price:
+        raise RefusedError("NotEnoughBalanceToStake", f"a registration costs {price} rao, {signer} has {balance}")
+    if rows.get("owner", hotkey, signer) != signer:
+        raise RefusedError("NonAssociatedColdKey", f"hotkey {hotkey} belongs to another coldkey")
     present = neurons(rows)
     uid = len(present) if len(present) < params.max_uids else recycled_uid(rows, params, present)
-    rows.put("balance", signer, balance - params.burn_rao)
+    rows.put("balance", signer, balance - price)
+    if locked:
+        rows.put("collateral", hotkey, {**held, "locked": held["locked"] + locked})
+        credit(rows, hotkey, locked)
     place_neuron(rows, NeuronRow(uid, hotkey, signer, rows.block))
 
 
@@ -63,6 +67,7 @@ def place_neuron(rows: Rows, neuron: NeuronRow) -> None:
         rows.put("uid", former["hotkey"], None)
         rows.put("axon", former["hotkey"], None)
     rows.put("uid", neuron.hotkey, neuron.uid)
+    rows.put("owner", neuron.hotkey, neuron.coldkey)
     rows.put("neuron", uid, asdict(neuron))
     rows.put("last_update", uid, neuron.registered)
     for item in ("weights", "bonds"):
@@ -87,13 +92,15 @@ def recycled_uid(rows: Rows, params: ChainParams, present: list[NeuronRow]) -> i
 def add_stake(rows: Rows, params: ChainParams, signer: str, args: dict[str, Any]) -> None:
     """Move rao from the signing coldkey to `hotkey`, one alpha for one TAO."""
     require_subnet(params, args)
+    if not params.started:
+        raise RefusedError("SubtokenDisabled", f"subnet {params.netuid} is not started")
     balance, amount = rows.get("balance", signer, 0), int(args["amount_staked"])
     if rows.get("uid", args["hotkey"]) is None:
         raise RefusedError("HotKeyAccountNotExists", f"hotkey {args['hotkey']} is not registered")
     if amount <= 0 or balance < amount:
         raise RefusedError("NotEnoughBalanceToStake", f"cannot stake {amount} rao of {balance}")
     rows.put("balance", signer, balance - amount)
-    rows.put("stake", args["hotkey"], rows.get("stake", args["hotkey"], 0) + amount)
+    credit(rows, args["hotkey"], amount)
 
 
 def serve_axon(rows: Rows, params: ChainParams, signer: str, args: dict[str, Any]) -> None:
@@ -101,14 +108,19 @@ def serve_axon(rows: Rows, params: ChainParams, signer: str, args: dict[str, Any
     require_subnet(params, args)
     if rows.get("uid", signer) is None:
         raise RefusedError("HotKeyNotRegisteredInNetwork", f"hotkey {signer} has no uid", in_pool=True)
-    address = ipaddress.ip_address(int(args["ip"])) if args["ip_type"] == 6 else ipaddress.IPv4Address(int(args["ip"]))
+    if args["ip_type"] not in (4, 6):
+        raise RefusedError("BadRequest", f"expected ip_type 4 or 6, got {args['ip_type']}", in_pool=True)
+    try:
+        address = (ipaddress.IPv6Address if args["ip_type"] == 6 else ipaddress.IPv4Address)(int(args["ip"]))
+    except ValueError as error:
+        raise RefusedError("InvalidIpAddress", str(error), in_pool=True) from error
     if str(address) in FORBIDDEN_ADDRESSES:
         raise RefusedError("InvalidIpAddress", f"the chain does not publish {address}", in_pool=True)
-    if not 0 < int(args["port"]) <= U16_MAX:
-        raise RefusedError("InvalidPort", f"port {args['port']} is not in 1..65535", in_pool=True)
     former = rows.get("axon", signer)
     if former is not None and rows.block - former["block"] < params.serving_rate_limit:
         raise RefusedError("ServingRateLimitExceeded", "the address was published a moment ago", in_pool=True)
+    if not 0 < int(args["port"]) <= U16_MAX:
+        raise RefusedError("InvalidPort", f"port {args['port']} is not in 1..65535", in_pool=True)
     names = ("version", "ip", "port", "ip_type", "protocol", "placeholder1", "placeholder2")
     rows.put("axon", signer, {"block": rows.block, **{name: int(args[name]) for name in names}})
 
@@ -160,56 +172,11 @@ def compose_field(kind: str, value: Any) -> tuple[str, str]:
     return kind, "0x" + raw.hex()
 
 
-def set_mechanism_weights(rows: Rows, params: ChainParams, signer: str, args: dict[str, Any]) -> None:
-    """Replace the signing validator's weights."""
-    require_subnet(params, args)
-    dests, weights = [int(d) for d in args["dests"]], [int(w) for w in args["weights"]]
-    uid = check_weights(rows, params, signer, dests, weights, int(args["version_key"]))
-    rows.put("weights", str(uid), [[dest, up] for dest, up in zip(dests, upscale_weights(weights), strict=True)])
-    rows.put("last_update", str(uid), rows.block)
-
-
-def check_weights(
-    rows: Rows, params: ChainParams, signer: str, dests: list[int], weights: list[int], version_key: int
-) -> int:
-    """The real chain's checks in its order; returns the validator's uid."""
-    if len(dests) != len(weights):
-        raise RefusedError("WeightVecNotEqualSize", f"{len(dests)} uids but {len(weights)} weights")
-    count = len(neurons(rows))
-    if len(dests) > count:
-        raise RefusedError("UidsLengthExceedUidsInSubNet", f"{len(dests)} uids named, {count} exist")
-    uid = rows.get("uid", signer)
-    if uid is None:
-        raise RefusedError("HotKeyNotRegisteredInSubNet", f"hotkey {signer} has no uid")
-    if version_key < params.version_key:
-        raise RefusedError("IncorrectWeightVersionKey", f"version key {version_key} is below {params.version_key}")
-    last = rows.get("last_update", str(uid), 0)
-    if last and rows.block - last < params.weights_rate_limit:
-        raise RefusedError(
-            "SettingWeightsTooFast", f"weights were set at block {last}, limit {params.weights_rate_limit}"
-        )
-    if not read_epoch(rows).permits[uid] and dests != [uid] and signer != params.owner_hotkey:
-        raise RefusedError("NeuronNoValidatorPermit", f"uid {uid} has no validator permit")
-    if len(set(dests)) != len(dests):
-        raise RefusedError("DuplicateUids", "a uid is named twice")
-    if any(not 0 <= dest < count for dest in dests):
-        raise RefusedError("UidVecContainInvalidOne", f"a uid is outside 0..{count - 1}")
-    if not dests:
-        raise RefusedError("WeightVecLengthIsLow", "no weights")
-    return uid
-
-
-def require_subnet(params: ChainParams, args: dict[str, Any]) -> None:
-    if args["netuid"] != params.netuid:
-        raise RefusedError("SubnetNotExists", f"the local chain holds subnet {params.netuid}, not {args['netuid']}")
-    if args.get("mecid", 0) != 0:
-        raise RefusedError("MechanismDoesNotExist", "the local chain has mechanism 0 only")
-
-
 CALLS: dict[tuple[str, str], Call] = {
     ("SubtensorModule", "burned_register"): burned_register,
     ("SubtensorModule", "add_stake"): add_stake,
     ("SubtensorModule", "serve_axon"): serve_axon,
     ("SubtensorModule", "set_mechanism_weights"): set_mechanism_weights,
+    ("SubtensorModule", "commit_timelocked_mechanism_weights"): commit_timelocked_mechanism_weights,
     ("Commitments", "set_commitment"): set_commitment,
 }

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from distributed_training.chain.local.epoch import RAO, NeuronRow, empty_epoch, run_due_epochs, write_epoch
-from distributed_training.chain.local.store import ChainParams, FileRows, LocalStore, Rows, create_file
+from distributed_training.chain.local.epoch import run_due_epochs
+from distributed_training.chain.local.state import RAO, NeuronRow, empty_epoch, read_epoch, write_epoch
+from distributed_training.chain.local.store import ChainParams, FileRows, LocalStore, Rows, create_file, in_force
+from distributed_training.chain.local.weights import reveal
 from distributed_training.errors import ConfigError
 
 REGISTRATION_RAO = RAO // 10
@@ -42,10 +46,13 @@ def create_chain(
     max_validators: int = 64,
     serving_rate_limit: int = 0,
     immunity_period: int = 4096,
+    burn_rao: int = REGISTRATION_RAO,
+    **more: Any,
 ) -> None:
     """Write a new chain file with its clock not started: registrations, stakes and permits hold at block 0.
 
-    ConfigError when the path exists or the numbers make no chain.
+    `more` are other fields of ChainParams, `commit_reveal=True` for one. ConfigError when the path exists or the
+    numbers make no chain.
     """
     if block_s <= 0 or tempo < 1 or not 0 < len(neurons) <= max_uids:
         raise ConfigError(
@@ -55,7 +62,7 @@ def create_chain(
         raise ConfigError("a hotkey is named twice at genesis")
     params = ChainParams(
         seed, block_s, netuid, tempo, weights_rate_limit, version_key, max_uids, max_validators, serving_rate_limit,
-        immunity_period, REGISTRATION_RAO, owner_hotkey, owner_coldkey,
+        immunity_period, burn_rao, owner_hotkey, owner_coldkey, **more,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -76,6 +83,7 @@ def write_genesis(rows: Rows, neurons: Sequence[GenesisNeuron]) -> None:
     """Registrations, stakes and permits, at the block of `rows`."""
     for uid, neuron in enumerate(neurons):
         rows.put("uid", neuron.hotkey, uid)
+        rows.put("owner", neuron.hotkey, neuron.coldkey)
         rows.put("neuron", str(uid), asdict(NeuronRow(uid, neuron.hotkey, neuron.coldkey, 0)))
         rows.put("stake", neuron.hotkey, round(neuron.stake * RAO))
         rows.put("last_update", str(uid), 0)
@@ -84,42 +92,61 @@ def write_genesis(rows: Rows, neurons: Sequence[GenesisNeuron]) -> None:
 
 def start_clock(path: Path) -> float:
     """Make now the start of block 0 and return it; a clock that runs already is left alone."""
-    store = LocalStore(path, run_due_epochs)
-    try:
+    with opened(path) as store:
         with store.transaction() as rows:
             if store.genesis_time() is None:
                 now = json.dumps(time.time())
                 rows.connection.execute("update meta set value = ? where name = 'genesis_time'", (now,))
         return store.genesis_time() or 0.0
-    finally:
-        store.close()
 
 
 def resume_clock(path: Path) -> float:
     """Let the clock go on at the last block anybody read, as if no time had passed; returns the time of block 0.
 
-    For a run that was stopped: only while no process uses the chain, since each keeps the clock it once read.
+    For a run that was stopped.
     """
-    store = LocalStore(path, run_due_epochs)
-    try:
+    with opened(path) as store:
         if store.genesis_time() is None:
             raise ConfigError(f"the clock of {path} was never started; expected a run that was stopped")
         return store.resume_clock()
-    finally:
-        store.close()
+
+
+def rewind(path: Path, block: int) -> None:
+    """Make `block` the head again: what was written behind it is gone, and blocks to come have other hashes.
+
+    A few blocks back it is a reorganisation; back to 0 it is a chain that was restarted from its genesis. Processes
+    that use the chain see it at their next call.
+    """
+    with opened(path) as store:
+        store.rewind(block)
+
+
+def change_params(path: Path, **changes: Any) -> int:
+    """Change fields of ChainParams from the next block on, which is returned: what owners, root and upgrades do."""
+    with opened(path) as store, store.transaction() as rows:
+        put_params(rows, store.params, changes)
+        return rows.block
+
+
+def put_params(rows: Rows, params: ChainParams, changes: Mapping[str, Any]) -> None:
+    """TypeError for a field that ChainParams has not. A beacon that is back opens what it still may."""
+    replace(params, **changes)
+    for name, value in changes.items():
+        rows.put("param", name, value)
+    reveal(rows, in_force(rows, params), read_epoch(rows).index)
 
 
 def fund(path: Path, coldkey: str, tao: float) -> None:
     """Add money to a coldkey out of nothing, in the next block."""
-    store = LocalStore(path, run_due_epochs)
-    try:
-        with store.transaction() as rows:
-            rows.put("balance", coldkey, rows.get("balance", coldkey, 0) + round(tao * RAO))
-    finally:
-        store.close()
+    with opened(path) as store, store.transaction() as rows:
+        rows.put("balance", coldkey, rows.get("balance", coldkey, 0) + round(tao * RAO))
 
 
 def chain_params(path: Path) -> ChainParams:
-    store = LocalStore(path, run_due_epochs)
-    store.close()
-    return store.params
+    """As the chain was created."""
+    with opened(path) as store:
+        return store.params
+
+
+def opened(path: Path) -> closing[LocalStore]:
+    return closing(LocalStore(path, run_due_epochs))

@@ -9,8 +9,8 @@ from typing import Any, cast
 import bittensor as bt
 
 from distributed_training.chain.keys import LocalKey, derive_coldkey, write_wallet
-from distributed_training.chain.local.epoch import RAO
 from distributed_training.chain.local.genesis import chain_params, fund
+from distributed_training.chain.local.state import RAO
 from distributed_training.chain.local.substrate import LocalSubstrate
 from distributed_training.errors import ChainRefused
 

@@ -15,9 +15,9 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +37,7 @@ create table extrinsics (block integer, idx integer, signer text, call text, pri
 
 @dataclass(frozen=True, slots=True)
 class ChainParams:
-    """What the chain was created with; constant for its life."""
+    """What the chain was created with; `in_force` adds what was changed since. The first three never change."""
 
     seed: int
     block_s: float
@@ -52,6 +52,22 @@ class ChainParams:
     burn_rao: int  # price of a registration
     owner_hotkey: str
     owner_coldkey: str
+    min_allowed_weights: int = 1  # uids that a row names at least
+    max_weights_limit: int = 65535  # u16 share of a row that one uid may have; 65535 = any
+    stake_threshold: int = 0  # rao without which a hotkey's stake and weights do not count
+    commit_reveal: bool = False  # weights are committed sealed and shown `reveal_period` epochs later
+    reveal_period: int = 1
+    beacon: bool = True  # False: no pulse comes, and what should be revealed is lost
+    registration_allowed: bool = True
+    started: bool = True  # start_call was made: alpha can be bought and is emitted
+    emission_enabled: bool = True  # the pool's flag; alpha flows without it
+    collateral_share: int = 0  # u16 share of a registration's price that is locked instead of burned
+    spec_version: int = 0
+
+
+def in_force(rows: Rows, params: ChainParams) -> ChainParams:
+    """The parameters at the block of `rows`."""
+    return replace(params, **rows.scan("param"))
 
 
 class Rows(Protocol):
@@ -119,9 +135,7 @@ class LocalStore:
         self._run_due_epochs = run_due_epochs
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
-        self._writing = threading.Lock()  # so that `close` never pulls a connection from under a transaction
-        self._genesis: float | None = None
-        self._closed = 0
+        self.writing = threading.Lock()  # held by a transaction
         try:
             self.params = ChainParams(**{f.name: self._meta(f.name) for f in fields(ChainParams)})
         except sqlite3.DatabaseError as error:
@@ -135,35 +149,52 @@ class LocalStore:
         return self._local.connection
 
     def close(self) -> None:
-        """Close every connection of this process, after a running transaction; later use opens new ones."""
-        with self._writing:
-            connections, self._connections = self._connections, []
-            self._local = threading.local()
-            for connection in connections:
-                connection.close()
+        """Close every connection of this process; later use opens new ones. To be called in the thread that reads, and
+        with `writing` held."""
+        connections, self._connections = self._connections, []
+        self._local = threading.local()
+        for connection in connections:
+            connection.close()
 
     def _meta(self, name: str) -> Any:
         row = self.connection().execute("select value from meta where name = ?", (name,)).fetchone()
         return None if row is None else json.loads(row[0])
 
+    def _set_meta(self, **values: Any) -> None:
+        rows = [(json.dumps(value), name) for name, value in values.items()]
+        self.connection().executemany("update meta set value = ? where name = ?", rows)
+
     def genesis_time(self) -> float | None:
         """Unix time of block 0; None while the clock is not started."""
-        if self._genesis is None:
-            self._genesis = self._meta("genesis_time")
-        return self._genesis
+        return self._meta("genesis_time")
 
     def head(self) -> int:
-        """The newest block that can be read; never goes back, even if the machine's clock does."""
+        """The newest block that can be read; only `rewind` takes it back, the machine's clock does not."""
         genesis = self.genesis_time()
         by_clock = 0 if genesis is None else int((time.time() - genesis) / self.params.block_s)
-        return max(by_clock, self._closed)
+        return max(by_clock, self._meta("closed"))
 
     def resume_clock(self) -> float:
-        """Move block 0 so that the head is the last closed block; see local_genesis.resume_clock."""
+        """Move block 0 so that the head is the last closed block; see genesis.resume_clock."""
         genesis = time.time() - self._meta("closed") * self.params.block_s
-        self.connection().execute("update meta set value = ? where name = 'genesis_time'", (json.dumps(genesis),))
-        self._genesis = genesis
+        self._set_meta(genesis_time=genesis)
         return genesis
+
+    def rewind(self, block: int) -> None:
+        """Make `block` the head of another fork; see genesis.rewind."""
+        with self.transaction() as rows:
+            if not 0 <= block < rows.block:
+                raise ConfigError(f"expected a block in 0..{rows.block - 1} to go back to, got {block}")
+            for table in ("state", "extrinsics"):
+                rows.connection.execute(f"delete from {table} where block > ?", (block,))
+            genesis = None if self.genesis_time() is None else time.time() - block * self.params.block_s
+            self._set_meta(genesis_time=genesis, closed=block, forks=[*self._meta("forks"), block])
+
+    def block_hash(self, block: int) -> bytes:
+        return block_hash(self.params.seed, block, self._meta("forks"))
+
+    def block_of_hash(self, value: str) -> int:
+        return block_of_hash(self.params.seed, value, self._meta("forks"))
 
     def seconds_until(self, block: int) -> float:
         """Time until `block` is the head; 0 when it is already, or while the clock is not started."""
@@ -173,10 +204,8 @@ class LocalStore:
         return max(0.0, genesis + block * self.params.block_s - time.time())
 
     def is_closed(self, block: int) -> bool:
-        """True if `block` can be read without `close_blocks`. Cheap: usually a comparison."""
-        if block > self._closed:
-            self._closed = max(self._closed, self._meta("closed"))
-        return block <= self._closed
+        """True if `block` can be read without `close_blocks`."""
+        return block <= self._meta("closed")
 
     def close_blocks(self) -> None:
         """Close every block up to the head. Waits for writers: call it off the event loop."""
@@ -195,13 +224,12 @@ class LocalStore:
 
         All blocks up to the head are closed first, and epochs due up to the next block run.
         """
-        with self._writing:
+        with self.writing:
             connection = self.connection()
             connection.execute("begin immediate")
             try:
-                self._closed = max(self._closed, self._meta("closed"))
                 closed = self.head()
-                connection.execute("update meta set value = ? where name = 'closed'", (json.dumps(closed),))
+                self._set_meta(closed=closed)
                 rows = FileRows(connection, closed + 1)
                 self._run_due_epochs(rows, self.params)
                 yield rows
@@ -210,7 +238,6 @@ class LocalStore:
                 if connection.in_transaction:
                     connection.execute("rollback")
                 raise
-            self._closed = max(self._closed, closed)
 
     def record_extrinsic(self, rows: FileRows, signer: str, call: dict[str, Any]) -> str:
         """Append to the block's list; returns the extrinsic id `<block>-<index>`."""
@@ -239,23 +266,27 @@ def create_file(path: Path, params: ChainParams) -> sqlite3.Connection:
         raise ConfigError(f"{path} exists already; expected a path for a new local chain")
     connection = open_file(path)
     connection.executescript(SCHEMA)
-    meta = {**asdict(params), "genesis_time": None, "closed": 0}
+    meta = {**asdict(params), "genesis_time": None, "closed": 0, "forks": []}
     connection.executemany(
         "insert into meta values (?, ?)", [(name, json.dumps(value)) for name, value in meta.items()]
     )
     return connection
 
 
-def block_hash(seed: int, block: int) -> bytes:
-    """32 bytes: 24 of sha256("seed:block"), then the block number, so that a hash names its block. Predictable."""
-    return sha256(f"{seed}:{block}".encode()).digest()[:24] + block.to_bytes(8, "big")
+def block_hash(seed: int, block: int, forks: Sequence[int] = ()) -> bytes:
+    """32 bytes: 24 of sha256("seed:block"), then the block number, so that a hash names its block. Predictable.
+
+    `forks` are the blocks the chain was taken back to; each gave the blocks behind it other hashes.
+    """
+    again = sum(cut < block for cut in forks)
+    return sha256(f"{seed}:{block}{f':{again}' * bool(again)}".encode()).digest()[:24] + block.to_bytes(8, "big")
 
 
-def block_of_hash(seed: int, value: str) -> int:
-    """The block a hash names, or NO_SUCH_BLOCK if it is not a hash of this chain."""
+def block_of_hash(seed: int, value: str, forks: Sequence[int] = ()) -> int:
+    """The block a hash names, or NO_SUCH_BLOCK if it is not a hash of this chain as it is now."""
     try:
         raw = bytes.fromhex(value.removeprefix("0x"))
     except ValueError:
         return NO_SUCH_BLOCK
     block = int.from_bytes(raw[24:], "big") if len(raw) == 32 else NO_SUCH_BLOCK
-    return block if block >= 0 and block_hash(seed, block) == raw else NO_SUCH_BLOCK
+    return block if block >= 0 and block_hash(seed, block, forks) == raw else NO_SUCH_BLOCK

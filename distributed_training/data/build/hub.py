@@ -54,7 +54,7 @@ class HubDataset:
 
     def __init__(self, repo: str, revision: str = "main", endpoint: str | None = None) -> None:
         """`revision`: a branch, a tag or a commit; `self.revision` is the commit of 40 hex digits."""
-        self.repo, self._asked, self._endpoint = repo, revision, endpoint
+        self.repo, self._asked = repo, revision
         self._api = HfApi(endpoint=endpoint)
         sha = self._patient(lambda: self._api.dataset_info(repo, revision=revision, timeout=TIMEOUT_S).sha)
         if sha is None or not re.fullmatch("[0-9a-f]{40}", sha):

@@ -18,6 +18,7 @@ INCENTIVE_SUM_TOLERANCE = 1e-3
 PROPORTION_TOLERANCE = 0.15
 ADVERSARY_SHARE = 0.05
 MIN_REDUCERS = 3
+ROUNDS_UNTIL_INCLUDED = 3
 LOST_TO_KILLS = 2  # rounds that may be missing when kills were asked for
 REPLAY_REASONS = ("gradient", "norm", "loss")
 
@@ -43,6 +44,8 @@ def run_checks(summary: Summary) -> list[Check]:
         wanted |= WITH_KILLS
     if summary["hub"] is not None:
         wanted |= WITH_HUB
+    if summary["params"].get("newcomer"):
+        wanted["newcomer_joined"] = newcomer_joined
     if summary["params"]["steps"] is not None:
         wanted["exact_steps"] = exact_steps
     return [Check(name, *check(summary)) for name, check in wanted.items()]
@@ -182,6 +185,18 @@ def exact_steps(summary: Summary) -> Outcome:
             if steps != wanted:
                 return False, f"round {r['index']}: {name} did {steps} steps, {wanted} wanted"
     return True, "every miner in every round"
+
+
+def newcomer_joined(summary: Summary) -> Outcome:
+    """A miner that was told the subnet and no more: included within a few rounds of its start, paid at the end."""
+    newcomer = summary["newcomer"]
+    if newcomer is None:
+        return False, "it was never ready"
+    start, included = newcomer["start_round"], newcomer["included"]
+    paid = summary["final"]["incentive"].get(str(newcomer["uid"]), 0.0)
+    said = f"from {newcomer['source']}, round {start}; included in rounds {included}; incentive {paid:.4f}"
+    soon = bool(included) and included[0] <= start + ROUNDS_UNTIL_INCLUDED
+    return soon and paid > 0 and newcomer["exit_code"] == 0, f"{said}; exit code {newcomer['exit_code']}"
 
 
 def adversary_unpaid(summary: Summary) -> Outcome:

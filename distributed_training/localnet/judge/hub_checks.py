@@ -14,7 +14,7 @@ Outcome = tuple[bool, str]
 
 def newcomer_from_hub(summary: Summary) -> Outcome:
     """It started from a published checkpoint, ended cleanly, and `same_state_root` compared its rounds."""
-    newcomer = summary["hub"]["newcomer"]
+    newcomer = summary["newcomer"]
     if newcomer is None:
         return False, "it was never ready"
     ok = newcomer["source"] == "checkpoint" and newcomer["start_round"] > 0 and newcomer["exit_code"] == 0

@@ -125,9 +125,9 @@ def check_round(
     check = RoundCheck(reads.round.index)
     root = state_root(state, chunk_coords)
     plan = plan_of(manifest, reads, state, root)
-    claims = membership.output_claims(check.index, plan.slices, plan.roster, reads.at_output)
-    maps = membership.slice_maps(check.index, len(plan.slices), plan.roster, reads.at_map)
-    counted = membership.counted_slices(len(plan.slices), claims, maps, plan.roster, average)
+    claims = membership.output_claims(plan.round, plan.slices, plan.roster, reads.at_output)
+    maps = membership.slice_maps(plan.round, len(plan.slices), plan.voters, reads.at_map)
+    counted = membership.counted_slices(len(plan.slices), claims, maps, plan.voters, average)
     check.applied, check.reason = bool(counted.slices), counted.reason
     check.slices, check.counted = len(plan.slices), len(counted.slices)
     check_committed(check, reads, root)
@@ -147,10 +147,10 @@ def check_round(
 def check_committed(check: RoundCheck, reads: RoundReads, root: bytes) -> None:
     """Roots that validators committed for the start of this round."""
     for neuron in reads.at_map.neurons:
-        commitment = neuron.commitment
-        if commitment is None or commitment.role is not Role.VALIDATOR or commitment.first_round != check.index:
+        now = membership.said(neuron, reads.at_map, reads.round.run)
+        if now is None or now[0].role is not Role.VALIDATOR or now[0].first_round != check.index:
             continue
-        if commitment.first == root:
+        if now[0].first == root:
             check.committed += 1
         else:
             check.problems.append(f"validator uid {neuron.uid} committed another root of the state at its start")

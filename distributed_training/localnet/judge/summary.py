@@ -72,6 +72,7 @@ def build_summary(
     faults: Sequence[Mapping[str, Any]] = (),
     watch: Mapping[str, Any] | None = None,
     hub: Mapping[str, Any] | None = None,
+    newcomer: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole document, checks included."""
     heldout = view.heldout()
@@ -108,6 +109,7 @@ def build_summary(
         "faults": [dict(fault) for fault in faults],
         "watch": None if watch is None else dict(watch),
         "hub": None if hub is None else dict(hub),
+        "newcomer": None if newcomer is None else dict(newcomer),
     }
     found = run_checks(summary)
     summary["checks"] = {check.name: check.ok for check in found}
@@ -202,8 +204,8 @@ def _final(settled: Sequence[int], chain: ChainFacts) -> dict[str, Any]:
 
 
 def first_common_audit(view: RunView, names: Collection[str]) -> int | None:
-    """The first round in which every validator among `names` judged every miner."""
-    miners = {node.uid for node in view.of_role("miner")}
+    """The first round in which every validator among `names` judged every miner among them."""
+    miners = {node.uid for node in view.of_role("miner") if node.name in names}
     judged = [by_round(node) for node in view.of_role("validator") if node.name in names]
     common = [r for r in rounds_seen(view) if judged and all(miners <= rounds.get(r, set()) for rounds in judged)]
     return min(common, default=None)

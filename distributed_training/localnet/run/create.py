@@ -94,7 +94,9 @@ def _create(options: Options, paths: RunPaths, say: Say) -> Run:
         tokenizer, file = find_tokenizer(options.tokenizer, None, options.pages, model)
         if file is not None:
             write_whole(scratch.root / tokens.TOKENIZER_FILE, file.read_bytes())
-        manifest = create_manifest(choices(options, model, tokenizer), lambda: _pages(options, scratch, say), say)
+        manifest = create_manifest(
+            choices(options, model, tokenizer), lambda: _pages(options, scratch, say), say
+        ).manifest
         scratch.manifest.write_bytes(manifest.canonical())
         say("writing wallets and the chain at block 0")
         _wallets(scratch, specs, options.seed)
@@ -128,6 +130,7 @@ def choices(options: Options, model: dict[str, Any], tokenizer: Tokenizer) -> Ch
     tokens_per_step = DATA["batch_size"] * DATA["sequence_length"]
     overrides = {
         "name": f"local-{options.seed}",
+        "public": {"run_key": bytes(derive_keypair(options.seed, "owner").public_key).hex()},
         "inner": {
             "nominal_steps": options.steps_at_speed_1,
             "max_steps": max(LOCAL.sections["inner"]["max_steps"], fastest),
@@ -150,7 +153,8 @@ def _pace(options: Options, manifest: RunManifest, say: Say) -> float:
     say("measuring how fast this machine is")
     restarts = bool(options.kills) or options.hub
     num_coords = model_size(manifest.model.config)
-    work = pace.Work(options.steps_per_round, options.validators, restarts, num_coords)
+    steps = options.steps_per_round + ((options.steps_at_speed_1,) if options.newcomer else ())
+    work = pace.Work(steps, options.validators, restarts, num_coords)
     return pace.block_seconds(pace.measured(manifest, work), manifest, work, options.steps)
 
 

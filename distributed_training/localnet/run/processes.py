@@ -183,6 +183,16 @@ def node_command(spec: NodeSpec, paths: RunPaths, specs: Sequence[NodeSpec], rou
     return command
 
 
+def joining_command(spec: NodeSpec, paths: RunPaths, rounds: int, netuid: int) -> list[str]:
+    """How a newcomer is started who was told the subnet and no more: nothing of the run is given to it."""
+    command = [sys.executable, str(spec.script), "--netuid", str(netuid), "--run-dir", str(paths.joined)]
+    command += ["--subtensor.chain_endpoint", f"file:{paths.chain}", "--wallet.path", str(paths.wallets)]
+    command += ["--wallet.name", WALLET, "--wallet.hotkey", spec.name]
+    command += ["--axon.ip", "127.0.0.2", "--axon.port", str(spec.port), "--device", "cpu", "--threads", "1"]
+    command += ["--rounds", str(rounds)]
+    return command if spec.steps is None else [*command, "--steps-per-round", str(spec.steps)]
+
+
 def check_ports(specs: Sequence[NodeSpec]) -> None:
     """Raises ConfigError naming the first port that somebody listens on."""
     for spec in specs:

@@ -50,24 +50,10 @@ class Permutation:
             x = self._encrypt(x)
         return x
 
-    def inverse(self, y: int) -> int:
-        """The x with P(x) = y. Raises ValueError outside [0, size)."""
-        self._check(y)
-        y = self._decrypt(y)
-        while y >= self.size:
-            y = self._decrypt(y)
-        return y
-
     def _encrypt(self, x: int) -> int:
         left, right = x >> self._half_bits, x & self._mask
         for index in range(FEISTEL_ROUNDS):
             left, right = right, left ^ self._mix(index, right)
-        return (left << self._half_bits) | right
-
-    def _decrypt(self, y: int) -> int:
-        left, right = y >> self._half_bits, y & self._mask
-        for index in reversed(range(FEISTEL_ROUNDS)):
-            left, right = right ^ self._mix(index, left), left
         return (left << self._half_bits) | right
 
     def _mix(self, index: int, half: int) -> int:

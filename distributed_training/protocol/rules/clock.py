@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 from distributed_training.protocol.manifest import TimingSection
-from distributed_training.protocol.types import Phase, Round
+from distributed_training.protocol.types import Round, SubnetParams
+
+EPOCH_MARGIN = 3  # blocks from a submission to its inclusion, at most
+
+
+class Phase(Enum):
+    """Where a block falls inside its round (protocol section 3)."""
+
+    TRAIN = "train"
+    COMMIT = "commit"
+    AVERAGE = "average"
+    MAP = "map"
+    SETTLE = "settle"
 
 
 def phase(round: Round, block: int) -> Phase:
@@ -48,13 +62,33 @@ def quiet_from(timing: TimingSection, block: int) -> int:
     return block if block < start - timing.roster_lead else start + timing.map + 1
 
 
-def weights_due(head: int, last_update: int, rate_limit: int) -> bool:
-    """Would the chain take new weights now? It accepts when head - last_update >= rate_limit (blocks).
+def weights_due(head: int, last_update: int, params: SubnetParams) -> bool:
+    """Should new weights be sent now? What counts is the row that stands when the epoch ends, so a set is kept for the
+    epoch's closing blocks; the sets before it are for the case that those are missed, at most four in an epoch.
 
-    `last_update` is 0 for a uid that never had any, which is always accepted; registration sets it to the
-    registration block, so a fresh validator waits once (facts of the chain: refusal `rate_limited`).
+    The chain takes weights when head - last_update >= the rate limit, with commit-reveal counted from the commit.
+    `last_update` is 0 for a uid that never had any, which is always accepted; registration sets it to the registration
+    block, so a fresh validator waits once. Nothing is sent so late that it might land in the next epoch.
     """
-    return last_update == 0 or head - last_update >= rate_limit
+    since, end, closing = head - last_update, params.next_epoch_block, closing_block(params)
+    if last_update and since < params.weights_rate_limit:
+        return False
+    if end is None or closing is None:
+        return True
+    if head >= closing:
+        return head < end - EPOCH_MARGIN and last_update < closing
+    return head + params.weights_rate_limit <= closing and (not last_update or since >= params.tempo // 4)
+
+
+def closing_block(params: SubnetParams) -> int | None:
+    """The first of the blocks before the next epoch in which an epoch's last weights are sent."""
+    end = params.next_epoch_block
+    return None if end is None else end - max(2 * EPOCH_MARGIN, params.tempo // 8)
+
+
+def scheduled_epoch(block: int, tempo: int, netuid: int) -> int | None:
+    """The next epoch's block after `block` on runtimes that do not say it themselves; None: there are no epochs."""
+    return block + tempo + 1 - (block + netuid + 1) % (tempo + 1) if tempo else None
 
 
 def bulk_timeout_s(timing: TimingSection, block_s: float) -> float:

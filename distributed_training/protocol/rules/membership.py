@@ -8,7 +8,7 @@ from hashlib import blake2b
 from math import fsum
 
 from distributed_training.protocol.manifest import AverageSection
-from distributed_training.protocol.types import Candidate, Carry, Neuron, Role, Roster, Round, SliceSpec
+from distributed_training.protocol.types import Candidate, Carry, Commitment, Neuron, Role, Roster, Round, SliceSpec
 
 RECENT_INCLUDED = 4  # a reducer was included in one of this many last applied rounds
 CARRY_ROUNDS = 8  # and failed in none of this many
@@ -35,8 +35,13 @@ class Counted:
     holders: dict[int, tuple[bytes, ...]]  # slice -> public keys of validators that set its bit
 
 
-def same_registration(neuron: Neuron | None, former: Neuron) -> bool:
-    return neuron is not None and neuron.registered_block == former.registered_block
+def said(neuron: Neuron, now: Roster, run: bytes) -> tuple[Commitment, int] | None:
+    """What the same registration's commitment as of `now` says, and the block it was written in. None: it says nothing
+    about this run."""
+    current = now.by_public_key(neuron.public_key)
+    if current is None or current.registered_block != neuron.registered_block or current.commitment is None:
+        return None
+    return (current.commitment, current.commitment_block or 0) if current.commitment.run == run else None
 
 
 def candidates(round_: Round, roster: Roster, at_commit: Roster) -> tuple[Candidate, ...]:
@@ -47,15 +52,15 @@ def candidates(round_: Round, roster: Roster, at_commit: Roster) -> tuple[Candid
     """
     found: list[Candidate] = []
     for neuron in roster.neurons:
-        now = at_commit.by_public_key(neuron.public_key)
-        if now is None or not same_registration(now, neuron) or neuron.commitment is None or now.commitment is None:
+        before, now = said(neuron, roster, round_.run), said(neuron, at_commit, round_.run)
+        if before is None or now is None:
             continue
-        commitment, block = now.commitment, now.commitment_block or 0
+        commitment, block = now
         if commitment.role is not Role.MINER or commitment.first_round != round_.index or commitment.first is None:
             continue
         if not round_.start_block < block <= round_.commit_block:
             continue
-        if commitment.peer_key != neuron.commitment.peer_key:
+        if commitment.peer_key != before[0].peer_key:
             continue
         found.append(
             Candidate(
@@ -93,16 +98,16 @@ def slices(ordered: Sequence[Candidate], num_chunks: int, average: AverageSectio
     return tuple(SliceSpec(j, j * num_chunks // n, (j + 1) * num_chunks // n, ordered[j].public_key) for j in range(n))
 
 
-def output_hashes(round_index: int, specs: Sequence[SliceSpec], roster: Roster, at_output: Roster) -> dict[int, bytes]:
+def output_hashes(round_: Round, specs: Sequence[SliceSpec], roster: Roster, at_output: Roster) -> dict[int, bytes]:
     """Slice index -> output-record hash on chain as of s+X."""
     found: dict[int, bytes] = {}
     for spec in specs:
-        now, former = at_output.by_public_key(spec.reducer), roster.by_public_key(spec.reducer)
-        if now is None or former is None or not same_registration(now, former) or now.commitment is None:
+        former = roster.by_public_key(spec.reducer)
+        now = None if former is None else said(former, at_output, round_.run)
+        if now is None or now[0].role is not Role.MINER or now[0].second_round != round_.index:
             continue
-        commitment = now.commitment
-        if commitment.role is Role.MINER and commitment.second_round == round_index and commitment.second is not None:
-            found[spec.index] = commitment.second
+        if now[0].second is not None:
+            found[spec.index] = now[0].second
     return found
 
 
@@ -125,12 +130,12 @@ def backed_by(specs: Sequence[SliceSpec], index: int) -> SliceSpec | None:
     return replace(specs[index - 1], reducer=specs[index].reducer) if len(specs) > 1 else None
 
 
-def output_claims(round_index: int, specs: Sequence[SliceSpec], roster: Roster, at_output: Roster) -> dict[int, Claim]:
+def output_claims(round_: Round, specs: Sequence[SliceSpec], roster: Roster, at_output: Roster) -> dict[int, Claim]:
     """Slice index -> the output that counts as of s+X: the reducer's own, else what its backup's record may name.
 
     Whether that record does name one is not on the chain; whoever wants the slice reads it there.
     """
-    hashes = output_hashes(round_index, specs, roster, at_output)
+    hashes = output_hashes(round_, specs, roster, at_output)
     claims = {j: Claim(specs[j].reducer, found, by_backup=False) for j, found in hashes.items()}
     for spec in specs:
         backup = backup_of(specs, spec.index)
@@ -139,16 +144,15 @@ def output_claims(round_index: int, specs: Sequence[SliceSpec], roster: Roster, 
     return dict(sorted(claims.items()))
 
 
-def slice_maps(round_index: int, num_slices: int, roster: Roster, at_map: Roster) -> dict[bytes, tuple[bool, ...]]:
-    """Public key of a permit holder (roster of s-B) -> its slice map of the round, as of s+Y."""
+def slice_maps(
+    round_: Round, num_slices: int, voters: Sequence[Neuron], at_map: Roster
+) -> dict[bytes, tuple[bool, ...]]:
+    """Public key of a voter -> its slice map of the round, as of s+Y."""
     found: dict[bytes, tuple[bool, ...]] = {}
-    for neuron in roster.neurons:
-        now = at_map.by_public_key(neuron.public_key)
-        if not neuron.may_validate or now is None or not same_registration(now, neuron) or now.commitment is None:
-            continue
-        commitment = now.commitment
-        if commitment.role is Role.VALIDATOR and commitment.second_round == round_index and commitment.second:
-            found[neuron.public_key] = decode_slice_map(commitment.second, num_slices)
+    for neuron in voters:
+        now = said(neuron, at_map, round_.run)
+        if now is not None and now[0].role is Role.VALIDATOR and now[0].second_round == round_.index and now[0].second:
+            found[neuron.public_key] = decode_slice_map(now[0].second, num_slices)
     return found
 
 
@@ -156,12 +160,14 @@ def counted_slices(
     num_slices: int,
     outputs: Collection[int],
     maps: Mapping[bytes, Sequence[bool]],
-    roster: Roster,
+    voters: Sequence[Neuron],
     average: AverageSection,
 ) -> Counted:
     """The counted set of protocol section 3: `outputs` claimed on chain, held by more than half of committing stake."""
-    stake = {n.public_key: n.stake for n in roster.neurons if n.may_validate}
+    stake = {n.public_key: n.stake for n in voters}
     committed = fsum(stake[key] for key in maps)
+    if not voters:
+        return Counted((), "the validators of this run hold too little of the permit stake", {})
     if committed <= 0 or committed < average.min_map_share * fsum(stake.values()):
         return Counted((), "too little validator stake committed a slice map", {})
     holders = {j: tuple(key for key in sorted(maps) if maps[key][j]) for j in range(num_slices)}
@@ -173,21 +179,18 @@ def counted_slices(
     return Counted(chosen, "applied", {j: holders[j] for j in chosen})
 
 
-def majority_root(round_index: int, roster: Roster, now: Roster) -> bytes | None:
-    """The state root of `round_index` that more than half of ALL permit stake (roster of s-B) announced; else None.
+def majority_root(round_: Round, voters: Sequence[Neuron], now: Roster) -> bytes | None:
+    """The state root of the round that more than half of ALL voters' stake announced; else None.
 
     Half of the stake that happened to commit would not do: in a round in which honest validators are late, a
     stranger with a grain of stake would speak for everybody, and honest nodes would stop.
     """
     support: dict[bytes, list[float]] = {}
-    for neuron in roster.neurons:
-        current = now.by_public_key(neuron.public_key)
-        if not neuron.may_validate or current is None or not same_registration(current, neuron):
+    for neuron in voters:
+        current = said(neuron, now, round_.run)
+        if current is None or current[0].role is not Role.VALIDATOR or current[0].first_round != round_.index:
             continue
-        commitment = current.commitment
-        if commitment is None or commitment.role is not Role.VALIDATOR or commitment.first_round != round_index:
-            continue
-        if commitment.first is not None:
-            support.setdefault(commitment.first, []).append(neuron.stake)
-    total = fsum(n.stake for n in roster.neurons if n.may_validate)
+        if current[0].first is not None:
+            support.setdefault(current[0].first, []).append(neuron.stake)
+    total = fsum(n.stake for n in voters)
     return next((root for root, stakes in support.items() if 2 * fsum(stakes) > total), None)

@@ -129,9 +129,13 @@ def masked_weights(state: EpochInput, permits: Mask) -> Matrix:
     return normalize_rows(weights)
 
 
+def activity_cutoff(params: YumaParams, tempo: int) -> int:
+    """Blocks after which weights no longer count."""
+    return max(1, params.activity_factor * tempo // 1000)
+
+
 def active_mask(state: EpochInput, params: YumaParams) -> Mask:
-    cutoff = max(1, params.activity_factor * state.tempo // 1000)
-    return state.last_update + cutoff >= state.block
+    return state.last_update + activity_cutoff(params, state.tempo) >= state.block
 
 
 def ema_bonds(state: EpochInput, active_stake: Vector, bond_weights: Matrix, params: YumaParams) -> Matrix:

@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from distributed_training.averaging.codecs.base import Vector
 from distributed_training.averaging.codecs.int8 import decode_chunk
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.averaging.scatter import cut_digests
 from distributed_training.data.base import PageSource
 from distributed_training.data.loader import PagesExhausted, pages_used
 from distributed_training.data.patience import PageReads
 from distributed_training.data.tokens import Tokenizer
-from distributed_training.errors import DataUnavailable, LocalFault, NetworkFault, PeerFault, WireError
+from distributed_training.errors import DataUnavailable, LocalFault, PeerFault, WireError
 from distributed_training.metrics.base import Metrics
-from distributed_training.network.base import deadline
-from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.rules.audit_plan import AuditTask
 from distributed_training.protocol.rules.fidelity import failing, judge, judge_vector
-from distributed_training.protocol.types import AuditResult, Candidate, StepRecord, Verdict, WorkRecord
+from distributed_training.protocol.types import AuditResult, StepRecord, Verdict, WorkRecord
 from distributed_training.protocol.wire import decode_log, encode_step
+from distributed_training.roles.auditing.probe import Probe, Prober
 from distributed_training.roles.mining.work import assigned_batches, round_permutation
 from distributed_training.roles.parts import TrainingThread
-from distributed_training.roles.service import PushedLog, ask_chunks, drawn_chunks, end_chunks
+from distributed_training.roles.service import PushedLog
 from distributed_training.training.inner import InnerLoop, out_of_memory
 from distributed_training.training.outer import RunState
 from distributed_training.training.replay import replay
 
 log = logging.getLogger(__name__)
-
-_WARM_UP_CHUNKS = 2  # slow start is not bandwidth
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Chunks that hashed into the wire root, and how fast they came. 0 bytes/s: not answered, or wrong bytes."""
-
-    chunks: Mapping[int, bytes]
-    goodput_bytes_per_s: float
-    unreached: bool = False  # the network failed, on whichever side
 
 
 class Unread:
@@ -77,28 +62,25 @@ class Auditor:
     def __init__(
         self,
         manifest: RunManifest,
-        peers: PeerBook,
+        prober: Prober,
         training: TrainingThread,
         loop: InnerLoop,
         source: PageSource,
         tokenizer: Tokenizer,
-        public_key: bytes,
-        probe_timeout_s: float,
+        page_timeout_s: float,
         metrics: Metrics,
     ) -> None:
-        """probe_timeout_s: for one probe, and for one page."""
-        self._manifest, self._peers, self._training, self._loop = manifest, peers, training, loop
-        self._tokenizer, self._public_key = tokenizer, public_key
-        self._probe_s, self._metrics = probe_timeout_s, metrics
+        self._manifest, self._prober, self._training, self._loop = manifest, prober, training, loop
+        self._tokenizer, self._metrics = tokenizer, metrics
         self.unread = Unread(metrics)
-        self._source = PageReads(source).until(lambda: training.stopping, probe_timeout_s)
+        self._source = PageReads(source).until(lambda: training.stopping, page_timeout_s)
 
     async def audit(
         self, plan: RoundPlan, state: RunState, task: AuditTask, record: WorkRecord, pushed: PushedLog, beacon: bytes
     ) -> tuple[AuditResult | None, Probe | None]:
         """(train query, integrity query). None: our own trouble, nothing was observed."""
         candidate = plan.candidate(task.public_key)
-        probe = await self._probe(plan, candidate, record, beacon) if candidate is not None else None
+        probe = await self._prober.probe(plan, candidate, record, beacon) if candidate is not None else None
         try:
             logged = self._decode(record, pushed.log)
             await self._training.run(lambda: self._check_pages(plan, record))
@@ -183,38 +165,6 @@ class Auditor:
         parts = [decode_chunk(probe.chunks[c], plan.layout, c) for c in range(plan.layout.num_chunks)]
         worse = judge_vector(delta, np.concatenate(parts), self._manifest.audit, depth=result.depth)
         return result if worse is None else worse
-
-    async def _probe(self, plan: RoundPlan, candidate: Candidate, record: WorkRecord, beacon: bytes) -> Probe:
-        """Timed download of the drawn chunks; each must hash into the committed wire root."""
-        wanted = drawn_chunks(beacon, self._public_key, record, self._manifest)
-        found: dict[int, bytes] = {}
-        try:
-            async with deadline(self._probe_s, "probe"):
-                stream = await ask_chunks(self._peers, candidate.peer_key, plan.round.index, self._probe_s)
-                try:
-                    digests = cut_digests(
-                        await stream.read(32 * plan.layout.num_chunks, self._probe_s), plan.layout.num_chunks
-                    )
-                    if merkle_root(digests) != record.wire_root:
-                        raise WireError("probe: digests do not hash into the wire root")
-                    timed, began = 0, asyncio.get_running_loop().time()
-                    for number, chunk in enumerate(wanted):
-                        data = await stream.read(plan.layout.chunk_bytes(chunk), self._probe_s)
-                        if digest(data) != digests[chunk]:
-                            raise WireError(f"probe: chunk {chunk} is not the committed one")
-                        found[chunk] = data
-                        if number < _WARM_UP_CHUNKS and len(wanted) > _WARM_UP_CHUNKS:
-                            began = asyncio.get_running_loop().time()
-                        else:
-                            timed += len(data)
-                    seconds = max(asyncio.get_running_loop().time() - began, 1e-6)
-                    await end_chunks(stream, self._probe_s)
-                finally:
-                    await stream.close()
-        except (NetworkFault, PeerFault) as error:
-            log.info("probe of uid %d failed: %s", candidate.uid, error)
-            return Probe(found, 0.0, unreached=isinstance(error, NetworkFault))
-        return Probe(found, timed / seconds)
 
 
 def _failed(task: AuditTask, reason: str) -> AuditResult:

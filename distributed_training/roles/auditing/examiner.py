@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.errors import ChainFault
-from distributed_training.protocol.manifest import ScoringSection
+from distributed_training.errors import NetworkFault
+from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules import scoring
 from distributed_training.protocol.rules.audit_plan import AuditTask, audit_beacon
 from distributed_training.protocol.rules.audit_plan import plan as plan_audits
-from distributed_training.protocol.rules.clock import weights_due
-from distributed_training.protocol.rules.weights import weight_vector
 from distributed_training.protocol.types import (
     AuditResult,
     AverageOutcome,
     Candidate,
     Observation,
-    Roster,
     ScoreCard,
     WorkRecord,
 )
-from distributed_training.roles.auditing.audit import Auditor, Probe
+from distributed_training.roles.auditing.audit import Auditor
+from distributed_training.roles.auditing.probe import Probe
+from distributed_training.roles.auditing.weights import WeightSetter
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.service import PushedLog
-from distributed_training.roles.trouble import attempt
+from distributed_training.roles.trouble import attempt, tell
 from distributed_training.training.outer import RunState
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +64,8 @@ class Examiner:
         self._p, self._auditor = parts, auditor
         last, self.cards = parts.journal.load_cards()
         self.last_scored = -1 if last is None else last
+        self.weights = WeightSetter(parts)
+        self.weights.offer(self.last_scored, self.cards)
 
     async def examine(self, done: FinishedRound) -> bytes:
         """Audit every miner of a settled round after its beacon, fold what was seen, set weights; the beacon."""
@@ -90,7 +88,9 @@ class Examiner:
                 observed[look.candidate.hotkey] = observation
         observed |= {c.hotkey: self._observation(done, c, 0.0, None, None, "no record") for c in _silent(done)}
         self._fold(done, observed)
-        await self._set_weights(plan.round.index)
+        p.metrics.emit("scores", round=plan.round.index, cards=score_table(self.cards, plan.round.index, p.manifest))
+        self.weights.offer(plan.round.index, self.cards)
+        await self.weights.look()
         return beacon
 
     async def _look(self, done: FinishedRound, task: AuditTask, candidate: Candidate, beacon: bytes) -> Look:
@@ -107,9 +107,8 @@ class Examiner:
         probes = [look.probe for look in looks if look.probe is not None]
         if len(probes) < 2 or not all(probe.unreached for probe in probes):
             return list(looks)
-        detail = f"none of {len(probes)} probes came through: no goodput is recorded"
-        log.error("round %d: own trouble (probe): %s", round_index, detail)
-        self._p.metrics.emit("fault", round=round_index, what="probe", detail=detail)
+        silence = NetworkFault(f"none of {len(probes)} probes came through: no goodput is recorded")
+        tell(self._p, round_index, "probe", silence)
         return [replace(look, probe=None) for look in looks]
 
     def _observe(self, done: FinishedRound, look: Look) -> Observation | None:
@@ -179,25 +178,6 @@ class Examiner:
         plain = {h: _plain(o) for h, o in observed.items()}
         attempt(p, plan.round.index, "disk", lambda: p.journal.save_cards(plan.round.index, cards, plain))
 
-    async def _set_weights(self, round_index: int) -> None:
-        p = self._p
-        roster = await p.chain.roster(p.clock.finalized)
-        shown, weights = scored(self.cards, round_index, roster, p.manifest.scoring)
-        p.metrics.emit("scores", round=round_index, cards=shown)
-        me = roster.by_public_key(p.signer.public_key)
-        if me is not None and not me.may_validate:
-            log.info("round %d: no weights set (no permit to validate)", round_index)
-            return
-        if not weights or me is None or not weights_due(p.clock.head, me.last_update, p.params.weights_rate_limit):
-            log.info("round %d: no weights set (%s)", round_index, "rate limit" if weights else "nothing scored")
-            return
-        try:
-            block = await p.chain.set_weights(weights, p.manifest.version_key)
-        except ChainFault as error:
-            log.error("round %d: weights were not set: %s", round_index, error)
-            return
-        p.metrics.emit("weights", round=round_index, block=block, weights=weights)
-
 
 def _silent(done: FinishedRound) -> list[Candidate]:
     """Who put a hash on chain and gave nobody anything: no credit. See `FinishedRound.missed`."""
@@ -221,14 +201,11 @@ def _plain(observation: Observation) -> dict[str, object]:
     return document
 
 
-def scored(
-    cards: Mapping[str, ScoreCard], round_index: int, roster: Roster, section: ScoringSection
-) -> tuple[dict[int, dict[str, Any]], dict[int, float]]:
-    """(uid -> published terms, reason and note; uid -> weight) of score cards folded up to `round_index`."""
-    terms = scoring.terms(cards, round_index, section)
-    reasons = scoring.reasons(cards, terms, section)
-    shown = {
+def score_table(cards: Mapping[str, ScoreCard], round_index: int, manifest: RunManifest) -> dict[int, dict[str, Any]]:
+    """uid -> published terms, reason and note of score cards folded up to `round_index`."""
+    terms = scoring.terms(cards, round_index, manifest.scoring)
+    reasons = scoring.reasons(cards, terms, manifest.scoring)
+    return {
         card.uid: asdict(terms[hotkey]) | {"reason": reasons[hotkey], "note": card.note}
         for hotkey, card in cards.items()
     }
-    return shown, weight_vector(terms, cards, roster)

@@ -1,9 +1,11 @@
-"""What a validator without a permit is told: the chain gives permits out, by stake, once an epoch."""
+"""What a validator is told whose vote does not count: the chain gives permits out, by stake, once an epoch."""
 
 from __future__ import annotations
 
 import logging
 
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.rules.voters import RECENT_ROUNDS, validates, voters
 from distributed_training.protocol.types import Neuron, Roster
 
 log = logging.getLogger(__name__)
@@ -23,20 +25,33 @@ def permit_lacks(roster: Roster, me: Neuron) -> str | None:
     )
 
 
-class PermitWatch:
-    """Says in each round what is known of our permit, and when that changes."""
+def vote_lacks(manifest: RunManifest, roster: Roster, me: Neuron) -> str | None:
+    """Why its vote does not count in the round of this roster; None if it does (protocol section 3)."""
+    if (lacks := permit_lacks(roster, me)) is not None:
+        return lacks
+    if not validates(me, manifest, roster.block.number):
+        return f"uid {me.uid} had said nothing of this run for {RECENT_ROUNDS} rounds, so its vote does not count"
+    if not voters(manifest, roster):
+        least = manifest.average.min_voter_share
+        return f"the validators of this run hold less than {least:g} of all permit stake, so nobody's vote counts"
+    return None
 
-    def __init__(self) -> None:
+
+class PermitWatch:
+    """Says in each round whether our vote counts, and when that changes."""
+
+    def __init__(self, manifest: RunManifest) -> None:
+        self._manifest = manifest
         self._had: bool | None = None  # in the former round; None: no round yet
 
     def saw(self, round_index: int, roster: Roster, public_key: bytes) -> None:
         """roster: of the round."""
         me = roster.by_public_key(public_key)
-        lacks = None if me is None else permit_lacks(roster, me)
+        lacks = None if me is None else vote_lacks(self._manifest, roster, me)
         had, self._had = self._had, lacks is None
         if lacks is None and had is False:
-            log.info("round %d: this validator has its permit now", round_index)
+            log.info("round %d: this validator's vote counts now", round_index)
         elif lacks is not None and had is not False:
-            log.warning("round %d: %s", round_index, lacks if had is None else f"the permit is lost: {lacks}")
+            log.warning("round %d: %s", round_index, lacks if had is None else f"the vote is lost: {lacks}")
         elif lacks is not None:
-            log.info("round %d: followed only: still no permit to validate", round_index)
+            log.info("round %d: followed only: our vote does not count yet", round_index)

@@ -2,7 +2,7 @@
 
 our own snapshot      when what came after it is still kept by others
 peers' snapshot       the newest one whose root is decided
-checkpoint, own, 0    the newest of what is left. Checkpoint: the one that the owner's commitment on chain names; when
+checkpoint, own, 0    the newest of what is left. Checkpoint: the one that the run key's commitment on chain names; when
                       the store lacks it, the newest there, which only the majority's root can make good
 """
 
@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from distributed_training.checkpoints.base import CheckpointRef
-from distributed_training.errors import ChainFault, ConfigError, LocalFault, WireError
+from distributed_training.errors import ConfigError, LocalFault, WireError
 from distributed_training.protocol.rules.clock import round_at
-from distributed_training.protocol.rules.membership import majority_root
 from distributed_training.roles.joining.published import load_published
-from distributed_training.roles.joining.snapshots import fetch_newest, owners_word
+from distributed_training.roles.joining.snapshots import decided_root, fetch_newest, patience_s, run_keys_word
 from distributed_training.roles.parts import Parts
 from distributed_training.training.outer import RunState, state_root
 
@@ -39,8 +38,21 @@ async def choose_start(parts: Parts, initial: RunState, *, stuck_at: int | None 
     """The state to go on from. Raises ConfigError when there is none, LocalFault for our own trouble.
 
     initial: round 0 as this machine builds it. stuck_at: a round that we cannot pass from our own state, so a later
-    one is looked for first.
+    one is looked for first. A round 0 that this machine cannot build is waited for until round 0 is over: the owner may
+    come later than we.
     """
+    while (start := await _look(parts, initial, stuck_at)) is None:
+        if (await parts.chain.head()).number >= parts.manifest.round(1).start_block:
+            raise ConfigError(
+                "this machine builds another round 0 than the manifest names, and there is no state to start from: "
+                "no peer and no checkpoint gave one"
+            )
+        log.warning("this machine builds another round 0 than the manifest names: waiting for whoever has that")
+        await asyncio.sleep(patience_s(parts) / 6)
+    return start
+
+
+async def _look(parts: Parts, initial: RunState, stuck_at: int | None) -> Start | None:
     own = await _first_good(parts, await _own(parts))
     if own is not None and stuck_at is None and await _can_roll_forward(parts, own.index):
         return own
@@ -52,12 +64,7 @@ async def choose_start(parts: Parts, initial: RunState, *, stuck_at: int | None 
         return fetched
     checkpoint = await _checkpoint(parts)
     have += [checkpoint] if checkpoint is not None else []
-    if not have:
-        raise ConfigError(
-            "this machine builds another round 0 than the manifest names, and there is no state to start from: "
-            "no peer and no checkpoint gave one"
-        )
-    return max(have, key=lambda start: start.index)
+    return max(have, key=lambda start: start.index, default=None)
 
 
 async def _first_good(parts: Parts, found: Iterable[Start]) -> Start | None:
@@ -66,25 +73,17 @@ async def _first_good(parts: Parts, found: Iterable[Start]) -> Start | None:
         verdict = await _verdict(parts, start)
         if verdict is not False:
             return Start(start.index, start.state, verdict is True, start.source)
-        log.warning("%s of round %d is not the majority's state: left aside", start.source, start.index)
+        if start.index:
+            log.warning("%s of round %d is not the majority's state: left aside", start.source, start.index)
     return None
 
 
 async def _verdict(parts: Parts, start: Start) -> bool | None:
     """True: the root that counts. False: another one. None: not decided on chain, or not to be read there any more."""
-    root = await asyncio.to_thread(state_root, start.state, parts.manifest.average.chunk_coords)
-    if start.index == 0:
-        return root.hex() == parts.manifest.model.initial_root
-    round_ = parts.manifest.round(start.index)
-    if (await parts.chain.head()).finalized < round_.map_block:
+    decided = await decided_root(parts, start.index, (await parts.chain.head()).finalized)
+    if decided is None or not decided.by_majority:
         return None
-    try:
-        roster = await parts.chain.roster(round_.roster_block)
-        majority = majority_root(start.index, roster, await parts.chain.roster(round_.map_block))
-    except ChainFault as fault:
-        log.warning("the majority's root of round %d cannot be read from the chain: %s", start.index, fault)
-        return None
-    return None if majority is None else majority == root
+    return await asyncio.to_thread(state_root, start.state, parts.manifest.average.chunk_coords) == decided.root
 
 
 async def _can_roll_forward(parts: Parts, index: int) -> bool:
@@ -111,8 +110,8 @@ async def _from_peers(parts: Parts, num_coords: int, after: int) -> Start | None
 
 
 async def _checkpoint(parts: Parts) -> Start | None:
-    """The one that the owner put on chain may be ahead of what the majority has said; any other one must not."""
-    said = await owners_word(parts)
+    """The one that the run key put on chain may be ahead of what the majority has said; any other one must not."""
+    said = await run_keys_word(parts)
     named = None if said is None else await _ref(lambda: parts.checkpoints.find(*said))
     start = await _first_good(parts, await _load(parts, named))
     if start is not None:

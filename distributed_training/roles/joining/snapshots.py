@@ -15,6 +15,7 @@ from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.clock import round_at
 from distributed_training.protocol.rules.membership import majority_root
+from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.types import Role, Roster
 from distributed_training.roles.parts import Parts
 from distributed_training.snapshots.fetching import Progress, Wanted, fetch_snapshot
@@ -30,7 +31,7 @@ MAX_TARGETS = 3  # rounds that are tried, newer and newer
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A state that the run stands on. `by_majority` False: stake is split, and the owner's checkpoint names it."""
+    """A state that the run stands on. `by_majority` False: stake is split, and the run key's checkpoint names it."""
 
     round: int
     root: bytes
@@ -97,9 +98,7 @@ async def newest_decided(parts: Parts, after: int) -> Decided | None:
     """The newest round later than `after` whose state peers keep as a snapshot and whose root is decided."""
     finalized = (await parts.chain.head()).finalized
     every, current = parts.manifest.keep.snapshot_every, round_at(parts.manifest.timing, finalized)
-    if current is None:
-        return None
-    newest = current - current % every
+    newest = 0 if current is None else current - current % every
     for index in (newest, newest - every):  # of a round that is not over yet, maybe nobody has said the root
         if index > after and (decided := await decided_root(parts, index, finalized)) is not None:
             return decided
@@ -107,42 +106,45 @@ async def newest_decided(parts: Parts, after: int) -> Decided | None:
 
 
 async def decided_root(parts: Parts, index: int, finalized: int) -> Decided | None:
-    """Whose root the majority of permit stake committed; on a tie the one in the owner's checkpoint. None: nobody's."""
+    """Whose root the majority of voters committed; on a tie the one in the run key's checkpoint. None: nobody's."""
+    if index == 0:  # by the manifest: a machine that builds another round 0, or cannot build it, may fetch it
+        return Decided(0, bytes.fromhex(parts.manifest.model.initial_root), True)
     round_ = parts.manifest.round(index)
     if finalized < round_.map_block:
         return None
     try:
-        at_map = await parts.chain.roster(round_.map_block)
-        majority = majority_root(index, await parts.chain.roster(round_.roster_block), at_map)
+        roster, at_map = await parts.chain.roster(round_.roster_block), await parts.chain.roster(round_.map_block)
+        majority = majority_root(round_, voters(parts.manifest, roster), at_map)
         if majority is not None:
             return Decided(index, majority, True)
-        owners = await _owner_root(parts, index, await parts.chain.roster(finalized))
+        root = await _published_root(parts, index, await parts.chain.roster(finalized))
     except ChainFault as fault:
         log.warning("what was decided about round %d cannot be read from the chain: %s", index, fault)
         return None
-    return None if owners is None else Decided(index, owners, False)
+    return None if root is None else Decided(index, root, False)
 
 
-async def owners_word(parts: Parts) -> tuple[int, bytes] | None:
-    """(round, sha256 of training_state.json) of the checkpoint that the owner's commitment of this run names."""
+async def run_keys_word(parts: Parts) -> tuple[int, bytes] | None:
+    """(round, sha256 of training_state.json) of the checkpoint that the run key's commitment names."""
     try:
         roster = await parts.chain.roster((await parts.chain.head()).finalized)
     except ChainFault as fault:
-        log.warning("what the owner published cannot be read from the chain: %s", fault)
+        log.warning("what the run key published cannot be read from the chain: %s", fault)
         return None
     return _named_checkpoint(parts, roster)
 
 
 def _named_checkpoint(parts: Parts, roster: Roster) -> tuple[int, bytes] | None:
-    owner = roster.by_hotkey(parts.params.owner_hotkey)
-    said = None if owner is None else owner.commitment
+    """By the hotkey that the manifest names, whoever owns the subnet by now and whatever that one says."""
+    speaker = roster.by_public_key(bytes.fromhex(parts.manifest.public.run_key))
+    said = None if speaker is None else speaker.commitment
     if said is None or said.role is not Role.OWNER or said.first != parts.manifest.digest:
         return None
     return None if said.second_round is None or said.second is None else (said.second_round, said.second)
 
 
-async def _owner_root(parts: Parts, index: int, roster: Roster) -> bytes | None:
-    """The root in the checkpoint that the owner put on chain, if it is of this round."""
+async def _published_root(parts: Parts, index: int, roster: Roster) -> bytes | None:
+    """The root in the checkpoint that the run key put on chain, if it is of this round."""
     said = _named_checkpoint(parts, roster)
     if said is None or said[0] != index:
         return None
@@ -152,7 +154,7 @@ async def _owner_root(parts: Parts, index: int, roster: Roster) -> bytes | None:
             return None
         return bytes.fromhex((await asyncio.to_thread(parts.checkpoints.describe, ref)).state_root)
     except (LocalFault, WireError) as error:
-        log.warning("the owner's checkpoint of round %d says no root: %s", index, error)
+        log.warning("the run key's checkpoint of round %d says no root: %s", index, error)
         return None
 
 

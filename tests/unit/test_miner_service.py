@@ -1,0 +1,93 @@
+"""To whom a miner gives its log and its chunks: the voters of the round, whatever permits others hold."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from samples import RUN, SMALL, commitment, group, key, neuron, roster
+
+from distributed_training.averaging.butterfly import OwnWork
+from distributed_training.chain.base import Head
+from distributed_training.chain.clock import BlockClock
+from distributed_training.errors import NetworkFault
+from distributed_training.network.memory import MemorySwitch, MemoryTransport
+from distributed_training.network.peers import PeerBook
+from distributed_training.protocol.types import Role, Signed
+from distributed_training.protocol.wire import encode_signed, encode_work
+from distributed_training.roles.service import HeldWork, LogService, MinerService, ask_chunks
+from distributed_training.simulation import loop
+
+G = group(3)
+MINER, RICH_MINER, VOTER, LATE = 0, 1, 8, 9
+JUDGES = tuple(
+    neuron(n, Role.VALIDATOR, stake=1000.0, commitment=commitment(n, Role.VALIDATOR, run=SMALL.tag))
+    for n in (VOTER, LATE)
+)
+PLAN = replace(G.plan, voters=JUDGES[:1])  # LATE has got its permit since s-B
+
+
+class Scene:
+    """A miner that holds its work. The chain is at block `first`, two seconds later at the next."""
+
+    def __init__(self, first: int) -> None:
+        self.first, self.switch = first, MemorySwitch()
+        chain: Any = self
+        self.clock = BlockClock(chain, 1.0)
+        self.book = self.peers(MINER)
+        self.service = MinerService(SMALL, self.book, chain, self.clock)
+        signed = encode_signed(Signed(encode_work(G.works[key(MINER)]), bytes(64)))
+        self.service.hold(HeldWork(G.works[key(MINER)], OwnWork(G.made[key(MINER)], signed), b"log"))
+
+    async def head(self) -> Head:
+        block = self.first + (asyncio.get_running_loop().time() >= 2)
+        return Head(block, block)
+
+    async def block_hash(self, number: int) -> bytes:
+        return bytes(32)
+
+    def peers(self, number: int) -> PeerBook:
+        transport = MemoryTransport(self.switch, key(number, "peer"))
+        self.switch.plug(transport)
+        made = PeerBook(transport, 1, key(number), lambda message: bytes(64), lambda *asked: True)
+        rich = replace(G.plan.roster.neurons[RICH_MINER], may_validate=True, stake=1e6)
+        others = [n for n in G.plan.roster.neurons if n.uid != RICH_MINER]
+        made.update(roster(*others, rich, *JUDGES))
+        return made
+
+    async def ask(self, number: int) -> bytes:
+        stream = await ask_chunks(self.peers(number), key(MINER, "peer"), PLAN.round.index, 5.0)
+        return await stream.read(32 * PLAN.layout.num_chunks, 5.0)
+
+
+def test_chunks_are_for_voters_of_the_round_and_who_asks_a_moment_early_is_waited_for() -> None:
+    async def story() -> None:
+        scene = Scene(PLAN.round.audit_block - 1)
+        ticking = asyncio.create_task(scene.clock.run())
+        attending = asyncio.create_task(scene.service.attend(PLAN))
+        await asyncio.sleep(1)
+        for number in (RICH_MINER, LATE):
+            with pytest.raises(NetworkFault):
+                await scene.ask(number)
+        assert await scene.ask(VOTER) == b"".join(G.made[key(MINER)].digests)
+        await attending
+        ticking.cancel()
+
+    loop.run(story())
+
+
+def test_the_log_goes_to_voters_only() -> None:
+    async def story() -> None:
+        scene = Scene(PLAN.round.output_block - 1)
+        ticking = asyncio.create_task(scene.clock.run())
+        takers = {n: LogService(RUN, scene.peers(n), scene.clock, 2) for n in (RICH_MINER, VOTER, LATE)}
+        for service in takers.values():
+            await service.open_round(PLAN)
+        await scene.clock.reached(1)
+        await scene.service.push_logs(PLAN)
+        assert {n: len(service.logs()) for n, service in takers.items()} == {RICH_MINER: 0, VOTER: 1, LATE: 0}
+        ticking.cancel()
+
+    loop.run(story())

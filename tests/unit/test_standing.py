@@ -1,0 +1,50 @@
+"""What an operator is told of its uid when a node starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from samples import neuron, roster
+
+from distributed_training.chain.standing import standing
+from distributed_training.chain.subnet import SubnetFacts
+
+FACTS = SubnetFacts(
+    netuid=38, block=5000, block_s=12.0, name="x", owner_hotkey="5a", owner_coldkey="5b", tempo=360, num_uids=64,
+    max_uids=64, commitment_bytes=3100, weights_rate_limit=100, immunity_blocks=4096, emission_enabled=True,
+    commit_reveal=True, reveal_epochs=1, started=True, registration_open=True, price_rao=500_000_000,
+    lock_share=0.2, drain_ratio=0.5,
+)  # fmt: skip
+OTHERS = [neuron(n, registered_block=1, incentive=n / 10_000) for n in range(64) if n != 17]
+PRICE = "0.5 TAO: 0.4 TAO burned, 0.1 TAO locked as collateral of the hotkey (0.5 alpha unlocked per alpha it earns)"
+
+
+def told(facts: SubnetFacts = FACTS, block: int = 5000, **mine: Any) -> str:
+    me = neuron(17, **mine)
+    return standing(facts, roster(*OTHERS, me, block=block), me)
+
+
+def test_a_fresh_uid_sees_its_immunity_its_rank_and_the_price() -> None:
+    assert told(registered_block=4114, incentive=0.0024, dividends=0.00005) == (
+        "uid 17, immune for another 3,210 blocks (10.7 h), rank 40 of 64 by emission, no place is free; "
+        f"registering now costs {PRICE}"
+    )
+    newcomer = told(registered_block=4114)
+    assert "no emission yet, 62 of 64 have some" in newcomer
+
+
+def test_an_old_uid_sees_how_many_go_before_it() -> None:
+    assert "uid 17, no longer immune, 24 others would be replaced before it, rank 40 of 64" in told(
+        registered_block=900, incentive=0.0024
+    )
+    assert "no longer immune, 1 others would be replaced before it" in told(block=4097), "uid 0 earns as little"
+    assert "immune for another 1 blocks" in told(block=4096), "the others are as old, and immune like it"
+
+
+def test_what_the_chain_does_not_say_is_left_out() -> None:
+    silent = replace(FACTS, immunity_blocks=None, price_rao=None, num_uids=60, registration_open=False)
+    assert told(silent, incentive=1.0) == (
+        "uid 17, rank 1 of 64 by emission, 4 places are free; registering now costs a price that this chain does not "
+        "tell, but registration is closed at present"
+    )

@@ -1,0 +1,81 @@
+"""A run against the subnet it is made for: what cannot be is refused, the rest is told; and whose name it has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from samples import RUN
+
+from distributed_training.chain.subnet import SubnetFacts
+from distributed_training.errors import ConfigError
+from distributed_training.recipes.naming import default_name, name_problem
+from distributed_training.recipes.subnet_fit import check_start, check_subnet, first_pay_blocks, subnet_notes
+
+T = RUN.timing
+FACTS = SubnetFacts(
+    netuid=RUN.netuid, block=0, block_s=12.0, name="mine", owner_hotkey="5F", owner_coldkey="5C", tempo=360,
+    num_uids=3, max_uids=RUN.max_uids, commitment_bytes=1 << 20, weights_rate_limit=1, immunity_blocks=4096,
+    commit_reveal=False, reveal_epochs=1, emission_enabled=True, started=True, registration_open=True,
+    price_rao=10**9, lock_share=0.0, drain_ratio=None,
+)  # fmt: skip
+EARLY = T.first_block - T.roster_lead
+
+
+def test_a_run_that_fits_is_taken_and_told() -> None:
+    check_subnet(RUN, replace(FACTS, block=10**6))
+    check_start(RUN, replace(FACTS, block=EARLY - 1))
+    with pytest.raises(ConfigError, match=rf"first_block {T.first_block} is too early: the chain is at block {EARLY}"):
+        check_start(RUN, replace(FACTS, block=EARLY))
+    notes = subnet_notes(RUN, FACTS)
+    assert notes[0] == f"subnet {RUN.netuid} (mine), at block 0: it pays"
+    assert notes[1] == f"a registration costs 1 TAO, all of it burned; 3 of {RUN.max_uids} uids are taken"
+    assert len(notes) == 3 and "protected for 4096 blocks" in notes[2]
+    assert "weights may be set every 999 blocks only" in subnet_notes(RUN, replace(FACTS, weights_rate_limit=999))[2]
+    closed = subnet_notes(RUN, replace(FACTS, registration_open=False, started=False))[0]
+    assert closed.endswith("it pays NOBODY: its owner's start call is not done, its registration is closed")
+    assert subnet_notes(RUN, replace(FACTS, started=None))[0].endswith("whether it pays, this chain does not tell")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (replace(FACTS, max_uids=RUN.max_uids + 1), rf"max_uids {RUN.max_uids} is too small: subnet \d+ has"),
+        (replace(FACTS, commitment_bytes=100), "commitment bytes per epoch of 360 blocks; the chain allows 100$"),
+        (replace(FACTS, tempo=50_000, commitment_bytes=None), "per epoch of 50000 blocks; the chain allows 3100$"),
+        (
+            replace(FACTS, immunity_blocks=100),
+            r"too long: a newcomer may wait \d+ blocks .* for 100$",
+        ),
+    ],
+)
+def test_a_run_that_could_not_be_there_is_refused_in_a_line(facts: SubnetFacts, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_subnet(RUN, facts)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_an_old_runtime_does_not_tell_refuses_nothing() -> None:
+    check_subnet(RUN, replace(FACTS, immunity_blocks=None, commitment_bytes=1 << 20))
+    sealed = replace(FACTS, commit_reveal=True, reveal_epochs=3)
+    assert first_pay_blocks(RUN, sealed) == first_pay_blocks(RUN, FACTS) + 3 * FACTS.tempo
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "parameters", "problem"),
+    [
+        ("gpt2-124m", "gpt2", 124_439_808, None),
+        ("llama-1b", "llama", 1_235_814_400, None),
+        ("my-Qwen2.5-0.5B", "qwen2", 494_032_768, None),
+        ("books", "gpt2", 900_000, None),
+        ("local-7", "gpt2", 900_000, None),
+        ("gpt2-124m", "gpt2", 354_823_168, "it says 124m, the model has 354,823,168 parameters"),
+        ("gpt2-124m", "llama", 124_439_808, "it names gpt, the model is llama"),
+        ("Llama-3-mine", "qwen2", 1, "it names llama, the model is qwen2"),
+    ],
+)
+def test_a_name_that_is_another_models(name: str, model_type: str, parameters: int, problem: str | None) -> None:
+    found = name_problem(name, model_type, parameters)
+    assert found == (None if problem is None else f"name {name}: {problem}")
+    made = default_name(model_type, parameters)
+    assert parameters < 10**6 or name_problem(made, model_type, parameters) is None
