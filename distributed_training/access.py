@@ -11,7 +11,7 @@ from distributed_training.chain.local.substrate import local_substrate
 from distributed_training.chain.patient import PatientChain
 from distributed_training.chain.standing import costs, standing
 from distributed_training.chain.subnet import SubnetFacts, subnet_facts
-from distributed_training.errors import ChainFault, ConfigError, NotRegisteredError, SubnetMissing
+from distributed_training.errors import ChainFault, NotRegisteredError
 from distributed_training.preflight import not_registered, own_hotkey
 from distributed_training.protocol.types import Neuron
 from distributed_training.settings.config import NodeConfig
@@ -40,12 +40,7 @@ async def connect(config: NodeConfig, stack: AsyncExitStack) -> tuple[BittensorC
     stack.push_async_callback(chain.close)
     patient = PatientChain(chain, START_PAUSE_S)
     # A newcomer's registration counts as soon as the head knows it.
-    try:
-        roster = await patient.roster((await patient.head()).number)
-    except SubnetMissing as fault:
-        raise ConfigError(
-            f"--netuid {config.netuid}: {fault}; `python -m distributed_training.runs` lists all with runs"
-        ) from None
+    roster = await patient.roster((await patient.head()).number)
     me, facts = roster.by_hotkey(signer.hotkey), await _facts(config, chain)
     if me is None:
         raise NotRegisteredError(not_registered(config, None if facts is None else costs(facts)))

@@ -108,10 +108,6 @@ class ChainFault(LocalFault):
     passes = False
 
 
-class SubnetMissing(ChainFault):
-    """There is no such subnet, or none any more."""
-
-
 class ChainUnreachable(ChainFault):
     """Nobody answered: an outage, which ends. What was to be written may have been."""
 

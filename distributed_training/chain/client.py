@@ -19,14 +19,7 @@ from distributed_training.chain.keys import LocalKey, hotkey_public_key
 from distributed_training.chain.line import READ_TIMEOUT_S, Line, Link
 from distributed_training.chain.spending import NodePolicy
 from distributed_training.chain.weights import WeightCalls
-from distributed_training.errors import (
-    ChainFault,
-    ChainRefused,
-    ChainUnreachable,
-    ConfigError,
-    StatePruned,
-    SubnetMissing,
-)
+from distributed_training.errors import ChainFault, ChainRefused, ChainUnreachable, ConfigError, StatePruned
 from distributed_training.protocol.commitments import decode_commitment
 from distributed_training.protocol.types import BlockRef, Field, Neuron, Roster, SubnetParams
 
@@ -186,7 +179,10 @@ class BittensorChain:
 
         graph = await self._read(block, read)
         if graph is None:
-            raise SubnetMissing(f"subnet {self._netuid} does not exist on this chain at block {block}")
+            where = f"no such subnet on this chain at block {block}"
+            raise ConfigError(
+                f"--netuid {self._netuid}: {where}; python -m distributed_training.runs lists all with runs"
+            )
         return graph
 
     def _neuron(self, neuron: Any) -> Neuron:

@@ -14,6 +14,8 @@ from math import fsum
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Commitment, Neuron, Role, Roster
 
+SILENT_BLOCKS = 3600  # 12 h on the main network, some 30 rounds: a validator that long without a word has left its run
+
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
@@ -31,16 +33,13 @@ class SeenRun:
     tag: bytes
     announced: tuple[Announcement, ...]
     members: tuple[tuple[Neuron, Commitment], ...]  # everybody in it: validators by stake first, then others by stake
-    stake: float  # of its validators
+    validators: int
+    stake: float  # theirs
     by_subnet_owner: bool  # announced by whoever owns the subnet now
 
     @property
     def miners(self) -> int:
         return sum(commitment.role is Role.MINER for _, commitment in self.members)
-
-    @property
-    def validators(self) -> int:
-        return sum(_validates(*member) for member in self.members)
 
 
 def seen_runs(roster: Roster, subnet_owner: str) -> tuple[SeenRun, ...]:
@@ -49,17 +48,19 @@ def seen_runs(roster: Roster, subnet_owner: str) -> tuple[SeenRun, ...]:
     for neuron in roster.neurons:
         if neuron.commitment is not None:
             by_tag.setdefault(neuron.commitment.run, []).append((neuron, neuron.commitment))
-    runs = [_seen(tag, members, subnet_owner) for tag, members in by_tag.items()]
+    runs = [_seen(tag, members, subnet_owner, roster.block.number) for tag, members in by_tag.items()]
     return tuple(sorted(runs, key=lambda run: (-run.stake, not run.by_subnet_owner, run.tag)))
 
 
-def _seen(tag: bytes, members: Sequence[tuple[Neuron, Commitment]], subnet_owner: str) -> SeenRun:
+def _seen(tag: bytes, members: Sequence[tuple[Neuron, Commitment]], subnet_owner: str, now: int) -> SeenRun:
+    stakes = [neuron.stake for neuron, commitment in members if _validates(neuron, commitment, now)]
     announced = [Announcement(n, d, c.place) for n, c in members if (d := announced_digest(c)) is not None]
     return SeenRun(
         tag=tag,
         announced=tuple(announced),
-        members=tuple(sorted(members, key=lambda m: (not _validates(*m), -m[0].stake, m[0].public_key))),
-        stake=fsum(neuron.stake for neuron, commitment in members if _validates(neuron, commitment)),
+        members=tuple(sorted(members, key=lambda m: (not _validates(*m, now), -m[0].stake, m[0].public_key))),
+        validators=len(stakes),
+        stake=fsum(stakes),
         by_subnet_owner=any(a.neuron.hotkey == subnet_owner for a in announced),
     )
 
@@ -70,8 +71,9 @@ def announced_digest(commitment: Commitment) -> bytes | None:
     return digest if digest is not None and digest[:8] == commitment.run else None
 
 
-def _validates(neuron: Neuron, commitment: Commitment) -> bool:
-    return neuron.may_validate and neuron.stake > 0 and commitment.role is Role.VALIDATOR
+def _validates(neuron: Neuron, commitment: Commitment, now: int) -> bool:
+    spoke = now - (neuron.commitment_block or 0) <= SILENT_BLOCKS
+    return neuron.may_validate and neuron.stake > 0 and commitment.role is Role.VALIDATOR and spoke
 
 
 def candidates(runs: Sequence[SeenRun], prefix: str | None) -> tuple[SeenRun, ...]:

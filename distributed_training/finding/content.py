@@ -63,10 +63,14 @@ async def fetch(
 ) -> str:
     """`path` is a file that hashes to what is wanted when it returns; the name of the source that gave the end of it.
 
-    Sources are asked in order, again and again while any byte comes. Raises NetworkFault with what each one said.
+    Sources are asked in order, again and again while any byte comes. Raises NetworkFault with what each one said,
+    LocalFault where it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return await _Fetch(wanted, path, say).run(list(sources), patience_s)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return await _Fetch(wanted, path, say).run(list(sources), patience_s)
+    except OSError as error:
+        raise LocalFault(f"cannot write {path}: {error.strerror}; what has come of it is kept") from None
 
 
 class _Fetch:

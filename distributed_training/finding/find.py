@@ -207,4 +207,4 @@ def _name(run: SeenRun) -> str:
     """With who is in it."""
     parts = [f"{run.validators} validators"] if run.validators else []
     parts += ["announced by " + ", ".join(f"uid {a.neuron.uid}" for a in run.announced)] if run.announced else []
-    return f"{run.tag.hex()} ({'; '.join(parts)})"
+    return run.tag.hex() + (f" ({'; '.join(parts)})" if parts else "")

@@ -26,10 +26,7 @@ _LENGTH = struct.Struct("<I")  # of the chunk that follows in pieces; 0: not hel
 
 
 def share_pages(peers: PeerBook, pages: TablePages, run: bytes, run_key: str) -> None:
-    """Give peers the pages that are on this machine, and ask them for those that no place gives. In the peers' loop.
-
-    `run`, `run_key`: the manifest's tag, and who speaks for it.
-    """
+    """Give peers the pages that are on this machine, and ask them for those that no place gives. In the peers' loop."""
     PageService(peers, pages.sha256, pages.table.num_pieces, pages.kept)
     loop = asyncio.get_running_loop()
     length_of: Callable[[int], int] = lambda index: pages.table.piece(index).length  # noqa: E731
@@ -76,8 +73,7 @@ class PeerPages:
     ) -> None:
         """`loop`: the one that `peers` live in. `length_of(page)`: bytes of its chunk, the only length that is read."""
         self._peers, self._loop, self._sha256 = peers, loop, bytes.fromhex(sha256)
-        self._length_of, self._timeout_s = length_of, timeout_s
-        self._run, self._run_key = run, run_key
+        self._length_of, self._timeout_s, self._run, self._run_key = length_of, timeout_s, run, run_key
 
     def __call__(self, index: int) -> Iterator[bytes]:
         """What up to MAX_PEERS peers give, one after the other. Blocks."""

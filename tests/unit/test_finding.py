@@ -15,7 +15,7 @@ from samples import commitment, key, neuron, roster
 from test_finding_choice import run_of
 
 from distributed_training import runs
-from distributed_training.errors import ConfigError, NetworkFault
+from distributed_training.errors import ConfigError, LocalFault, NetworkFault
 from distributed_training.finding import serving
 from distributed_training.finding.content import Source, Wanted, fetch
 from distributed_training.finding.find import Finder, runs_command
@@ -197,6 +197,14 @@ async def test_a_request_that_is_none_is_refused(net: Subnet) -> None:
         await stream.write(request, 5)
         with pytest.raises(NetworkFault):
             await stream.read(100, 5)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+async def test_a_full_disk_is_said_with_the_path(net: Subnet, tmp_path: Path) -> None:
+    await net.holder(1, DATA)
+    (tmp_path / "pages.bin.part").symlink_to("/dev/full")
+    with pytest.raises(LocalFault, match=r"cannot write .*/pages\.bin: No space left on device; what has come"):
+        await fetch(WANTED, tmp_path / "pages.bin", await net.sources(1))
 
 
 # --- the story ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 from samples import RUN, commitment, key, neuron, roster
 
-from distributed_training.finding.choice import candidates, objection, seen_runs, standing
+from distributed_training.finding.choice import SILENT_BLOCKS, candidates, objection, seen_runs, standing
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Neuron, Role
 
@@ -51,6 +51,13 @@ def test_most_validator_stake_first_then_the_subnet_owners() -> None:
     people = [says(0, A), says(5, B), validates(1, B)]
     assert [run.tag for run in seen_runs(roster(*people), SUBNET_OWNER)] == [B.tag, A.tag]
     assert [run.tag for run in seen_runs(roster(*people[:2]), SUBNET_OWNER)] == [A.tag, B.tag]
+
+
+def test_a_run_that_its_validators_have_left_holds_nobody_up() -> None:
+    people = [says(0, A), says(5, B), validates(1, B, commitment_block=1000)]
+    assert [run.tag for run in seen_runs(roster(*people, block=1000 + SILENT_BLOCKS), SUBNET_OWNER)] == [B.tag, A.tag]
+    late = seen_runs(roster(*people, block=1001 + SILENT_BLOCKS), SUBNET_OWNER)
+    assert [(run.tag, run.stake) for run in late] == [(A.tag, 0.0), (B.tag, 0.0)]
 
 
 def test_what_a_stranger_announces_alone_is_joined_only_by_hand() -> None:
