@@ -180,9 +180,7 @@ class BittensorChain:
         graph = await self._read(block, read)
         if graph is None:
             where = f"no such subnet on this chain at block {block}"
-            raise ConfigError(
-                f"--netuid {self._netuid}: {where}; python -m distributed_training.runs lists all with runs"
-            )
+            raise ConfigError(f"--netuid {self._netuid}: {where}; those with runs: python -m distributed_training.runs")
         return graph
 
     def _neuron(self, neuron: Any) -> Neuron:
