@@ -134,11 +134,6 @@ def pay(mine: Mapping[str, Sequence[Event]]) -> dict[str, float]:
 
 
 def problems(rows: Sequence[Mapping[str, Any]], offline: Sequence[str]) -> list[str]:
-    found = [
-        f"{line['leg']}: {line[what]} {what.replace('_', ' ')}"
-        for line in rows
-        for what in ("crashes", "doubled", "lost", "failed")
-        if line[what]
-    ]
+    found = [f"{line['leg']}: {line[what]} {told}" for line in rows for what, told in FAULTY.items() if line[what]]
     idle = [f"{line['leg']}: no round was applied" for line in rows if line["rounds"] > 2 and not line["applied"]]
     return [*found, *idle, *offline]
