@@ -29,6 +29,7 @@ NOBODY = (
     "ended without reaching the awaited state",
     "may not have imported it yet",  # it is in a block, which the node that we ask has not seen
     "RPC session closed",
+    "Client connection is not open",  # it broke under another request
     "connection closed during connect",
 )
 PRUNED = ("State discarded for", "State already discarded")

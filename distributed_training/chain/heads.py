@@ -17,6 +17,7 @@ from distributed_training.errors import ChainFault, ChainUnreachable
 SILENT_BLOCKS = 2.5  # without a block: a subscription may be dead, so the chain is asked
 LEAST_SILENCE_S = 0.25
 STUCK_BLOCKS = 10  # without a new block: this node may no longer hear of any, another one may
+LEAST_STUCK_S = 3.0  # so long a busy machine may be without one
 
 
 class Heads:
@@ -77,7 +78,8 @@ class Heads:
                 try:
                     await self._subscribed(link, final)
                 except TimeoutError:  # silent: a new one may not be
-                    if (now := asyncio.get_running_loop().time()) <= self._grew_at + STUCK_BLOCKS * self.block_s:
+                    stuck_s = max(LEAST_STUCK_S, STUCK_BLOCKS * self.block_s)
+                    if (now := asyncio.get_running_loop().time()) <= self._grew_at + stuck_s:
                         continue
                     self._grew_at = now
                     await asyncio.sleep(self.block_s)  # an answer on its way would hold up the close

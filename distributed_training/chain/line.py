@@ -18,6 +18,7 @@ from distributed_training.errors import ChainFault, ChainReplaced, ChainUnreacha
 T = TypeVar("T")
 READ_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
+LAST_WORD_S = 0.1  # for the SDK to say why it could not connect
 SEEN_BLOCKS = 3  # an older block than that was seen by whoever looked before it writes
 CONNECT_TIMEOUT_S = 30.0  # the runtime's description, a megabyte, comes with the first connection
 
@@ -150,13 +151,16 @@ class Line:
         # The SDK's own substrate differs from its protocol.
         link = Link(network, self._local or cast(bt.Substrate, wire), self._policy)
         before = _sessions()
+        connecting = asyncio.create_task(guarded(link.connect(), CONNECT_TIMEOUT_S))
         try:
-            await guarded(link.connect(), CONNECT_TIMEOUT_S)
+            await asyncio.sleep(0)  # the SDK begins its session in the first step
             link.sessions = _sessions() - before
             for session in link.sessions:  # else asyncio prints the trace of an error that nobody asks for
                 session.add_done_callback(lambda over: over.cancelled() or over.exception())
-            await guarded(self.check(link), READ_TIMEOUT_S)
+            await _while_it_lasts(link, connecting, LAST_WORD_S)
+            await _while_it_lasts(link, guarded(self.check(link), READ_TIMEOUT_S))
         except BaseException as error:
+            connecting.cancel()
             self._index = (self._index + 1) % len(self._endpoints)
             await _closed(link)
             if isinstance(error, ChainUnreachable):
@@ -189,11 +193,15 @@ def _sessions() -> set[asyncio.Task[None]]:
     return {task for task in asyncio.all_tasks() if task.get_name() == "rpc-session"}
 
 
-async def _while_it_lasts(link: Link, answer: Coroutine[None, None, T]) -> T:
+async def _while_it_lasts(
+    link: Link, answer: Coroutine[None, None, T] | asyncio.Task[T], last_word_s: float = 0.0
+) -> T:
     """The SDK lets requests wait when a node closes the connection properly, and its task ends with an error."""
-    asked = asyncio.create_task(answer)
+    asked = asyncio.ensure_future(answer)
     try:
         await asyncio.wait({asked, *link.sessions}, return_when=asyncio.FIRST_COMPLETED)
+        if last_word_s:
+            await asyncio.wait({asked}, timeout=last_word_s)
         if not asked.done():  # unsubscribing, the SDK dials anew: before the link is closed, or it stays open
             asked.cancel()
             await asyncio.wait({asked}, timeout=CLOSE_TIMEOUT_S)

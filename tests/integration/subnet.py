@@ -50,6 +50,7 @@ BLOCK_S = 0.15  # on an idle machine; see block_seconds
 STAKE = 1000.0
 STEPS = 3
 FINISHED_ROUNDS = 3  # of the shared run, see conftest.py
+TRIES = 3  # of a run that must not be disturbed
 PAGE_BYTES = 150  # about five inner steps
 MODEL: dict[str, Any] = {
     "model_type": "gpt2", "vocab_size": 257, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2,
@@ -379,6 +380,13 @@ async def finished(subnet: Subnet, *, timeout_s: float = 90) -> None:
     """Until every node has run its rounds."""
     async with asyncio.timeout(timeout_s):
         await asyncio.gather(*(node.task for node in subnet.nodes.values()))
+
+
+def disturbed(subnet: Subnet) -> bool:
+    """Did this machine stand still so long that a miner had fewer steps, or that a probe did not count?"""
+    fewer = any(event["steps"] < STEPS for node in subnet.miners() for event in node.all("train"))
+    audits = [event for node in subnet.validators() for event in node.all("audit", verdict="pass")]
+    return fewer or any(event["goodput_bytes_per_s"] is None for event in audits)
 
 
 def check_same_states(subnet: Subnet, witness: str, rounds: int) -> None:
