@@ -15,10 +15,10 @@ from benchmarks.fault_cells import Trial, schedule
 from benchmarks.fault_subnet import FaultSubnet
 from distributed_training.chain.local.genesis import start_clock
 from distributed_training.errors import ConfigError
-from distributed_training.localnet.events import Follower
 from distributed_training.localnet.judge.chain_view import genesis_time
 from distributed_training.localnet.judge.watcher import SETTLED, RoundTimes, Watcher
 from distributed_training.localnet.run.processes import NodeProcesses
+from distributed_training.metrics.following import Follower
 
 POLL_S = 0.1
 LEAD_ROUNDS = 3  # before its fault's round a saboteur is started: it loads, joins, is included once

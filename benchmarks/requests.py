@@ -29,6 +29,7 @@ from distributed_training.journalled import JournalledChain
 from distributed_training.metrics.base import Metrics
 from distributed_training.network.identity import verify_peer
 from distributed_training.network.memory import MemoryTransport
+from distributed_training.operator.safety import Watch
 from distributed_training.protocol.types import Role, Roster
 from distributed_training.roles.parts import TrainingThread
 from distributed_training.settings.arguments import real, whole
@@ -42,7 +43,7 @@ chain in one block, by kind, from the first block on:
   head      the newest and the newest final block, and the subscriptions to them
   hash      block hashes that a beacon needs
   writes    commitments, addresses, weights: with all that the SDK asks around one (number, era, block, events)
-  other     the subnet's parameters, the version of the runtime
+  other     the subnet's parameters, the version of the runtime, what a place costs and how safe ours is
   roster    neurons and commitments of a block, which a round needs at five blocks and nothing replaces
 
 A call of the SDK counts as the requests that it is over a websocket. The goal is at most 2 a block beside the roster's.
@@ -175,6 +176,8 @@ async def _node(
     stack.push_async_callback(transport.stop)
     block_s = (await client.params()).block_s
     chain = await JournalledChain.begin(client, block_s, journal, world.manifest.timing)
+    watch = Watch(client, chain, world.manifest, me, metrics)
+    stack.callback(asyncio.create_task(watch.run(block_s)).cancel)
     adapters = Adapters(
         chain=await SoleChain.begin(chain, key, identity.public_key, world.manifest.timing.length),
         transport=transport,

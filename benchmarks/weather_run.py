@@ -17,9 +17,9 @@ from typing import Any
 from benchmarks.fault_subnet import FaultSubnet
 from distributed_training.chain.local.genesis import start_clock
 from distributed_training.errors import ConfigError
-from distributed_training.localnet.events import Follower
 from distributed_training.localnet.layout import REPOSITORY, WALLET, NodeSpec
 from distributed_training.localnet.run.processes import NodeProcesses
+from distributed_training.metrics.following import Follower
 from distributed_training.protocol.types import Role
 
 POLL_S = 0.5

@@ -9,7 +9,7 @@ from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey
 from distributed_training.chain.local.substrate import local_substrate
 from distributed_training.chain.patient import PatientChain
-from distributed_training.chain.standing import costs, standing
+from distributed_training.chain.standing import costs, standings, told
 from distributed_training.chain.subnet import SubnetFacts, subnet_facts
 from distributed_training.errors import ChainFault, NotRegisteredError
 from distributed_training.preflight import not_registered, own_hotkey
@@ -45,7 +45,7 @@ async def connect(config: NodeConfig, stack: AsyncExitStack) -> tuple[BittensorC
     if me is None:
         raise NotRegisteredError(not_registered(config, None if facts is None else costs(facts)))
     if facts is not None:
-        log.info("%s", standing(facts, roster, me))
+        log.info("%s", told(me.uid, standings(facts, roster)[me.uid], facts))
     return chain, signer, me
 
 

@@ -33,6 +33,15 @@ def ipv4(text: str) -> str:
     raise ConfigError(f"expected an IPv4 address like 203.0.113.7, got {text!r}{hint}")
 
 
+def listen(text: str) -> str:
+    """IP:PORT to listen on, of PORT, :PORT or IP:PORT; reached from this machine alone if no IP is given. Raises
+    ConfigError."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ConfigError(f"expected PORT or IP:PORT to listen on, such as 9101 or 127.0.0.1:9101, got {text!r}")
+    return f"{ipv4('127.0.0.1' if host in ('', 'localhost') else host)}:{int(port)}"
+
+
 def unreachable(ip: str, *, public: bool) -> str | None:
     """Why no peer can dial this address, None if one could. `public`: peers are all over the Internet."""
     address = ipaddress.IPv4Address(ip)

@@ -24,6 +24,7 @@ from distributed_training.engine import Engine
 from distributed_training.errors import ConfigError, HotkeyTaken, NotRegisteredError, first_of
 from distributed_training.journal import Journal
 from distributed_training.metrics.base import Metrics
+from distributed_training.metrics.events import Fault, Ready, Stopped
 from distributed_training.network.base import Transport
 from distributed_training.network.peers import PeerBook, VerifyPeer
 from distributed_training.protocol.manifest import RunManifest, quota_problem
@@ -93,7 +94,7 @@ async def make_parts(
     store, clock = RoundStore(config.node_dir, config.disk.budget), BlockClock(a.chain, params.block_s)
     if config.serve_snapshots:
         serve_snapshots(manifest, peers, store, a.chain, clock)
-    store.overflow.on_trouble = lambda detail: metrics.emit("fault", what="disk", detail=detail)
+    store.overflow.on_trouble = lambda detail: metrics.emit(Fault(what="disk", detail=detail))
     return Parts(
         manifest=manifest,
         params=params,
@@ -134,7 +135,7 @@ async def live(
             for task in beside:
                 task.cancel()
     except* (HotkeyTaken, NotRegisteredError) as lost:
-        parts.metrics.emit("fault", round=None, what="hotkey", detail=str(first_of(lost)))
+        parts.metrics.emit(Fault(what="hotkey", detail=str(first_of(lost))))
         raise
 
 
@@ -163,7 +164,7 @@ async def _stay_in_reach(config: NodeConfig, parts: Parts, witnesses: Witnesses,
 
 def _unreachable(parts: Parts, text: str) -> None:
     log.error("%s", text)
-    parts.metrics.emit("fault", round=None, what="unreachable", detail=text)
+    parts.metrics.emit(Fault(what="unreachable", detail=text))
 
 
 async def _follow(
@@ -184,8 +185,7 @@ async def _follow(
     if isinstance(node, Owner | Validator) and follower.index == 0:
         await node.evaluator.evaluate(follower.state, -1)
     head = (await parts.chain.head()).number
-    parts.metrics.emit(
-        "ready",
+    ready = Ready(
         hotkey=parts.signer.hotkey,
         peer_key=parts.peer_key,
         state_root=follower.root,
@@ -193,6 +193,7 @@ async def _follow(
         start_round=start.index,
         source=start.source,
     )
+    parts.metrics.emit(ready)
     shared = _shared(config, parts, engine, follower)
     try:
         while config.rounds is None or follower.index < config.rounds:
@@ -207,7 +208,7 @@ async def _follow(
             await node.cancel()
         if shared is not None:
             await shared.cancel()
-    parts.metrics.emit("stopped", reason="rounds done")
+    parts.metrics.emit(Stopped(reason="rounds done"))
 
 
 def _shared(config: NodeConfig, parts: Parts, engine: Engine, follower: Follower) -> SharedState | None:

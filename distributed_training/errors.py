@@ -23,6 +23,7 @@ _LIMITS = {
     "greater_than": ("gt", "expected a number greater than"),
     "less_than_equal": ("le", "expected a number of at most"),
     "less_than": ("lt", "expected a number less than"),
+    "string_too_long": ("max_length", "expected a text of a length of at most"),
     "string_too_short": ("min_length", "expected a text of a length of at least"),
 }
 

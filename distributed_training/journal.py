@@ -1,14 +1,19 @@
-"""A node's own SQLite file: its rounds, what it committed in them, observations and score cards.
+"""A node's own SQLite file: its rounds, what it committed in them, observations, score cards, weights and faults.
 
 One writer process per file: `node.py` locks its folder. Every method is one transaction: after a crash the journal
 holds all of it or nothing. Values are small JSON documents; bytes go in as hex. Raises LocalFault for every trouble
 with the disk or the file. Methods take well under a millisecond and may be called from the event loop.
+
+What it holds of old rounds is pruned by a budget of bytes, a round or two with each one saved. Never: score cards,
+which are all that scores and weights go on from (observations are folded into them when they are saved), and what a
+restarted node may ask of the newest rounds.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -32,7 +37,14 @@ MIGRATIONS = (
     CREATE TABLE trusted (round INTEGER PRIMARY KEY, root TEXT NOT NULL);
     """,
     "CREATE TABLE finals (block INTEGER PRIMARY KEY, hash BLOB NOT NULL, roster BLOB NOT NULL);",
+    "CREATE TABLE told (id INTEGER PRIMARY KEY, round INTEGER NOT NULL, event TEXT NOT NULL, doc TEXT NOT NULL);",
 )
+JOURNAL = "journal.sqlite"  # in a node's folder
+BUDGET_BYTES = 256 << 20
+BY_ROUND = ("rounds", "observations", "own", "trusted", "told")  # tables that grow with the rounds
+TOLD = ("weights", "fault")  # events that are kept
+MOST_WAITING = 256  # of them, while the disk is full
+MOST_TOLD = 20_000  # of them: a node in lasting trouble says so again and again
 
 
 def claim_folder(folder: Path, run_sha256: str) -> None:
@@ -58,8 +70,9 @@ def claim_folder(folder: Path, run_sha256: str) -> None:
 class Journal:
     """See the module's docstring. `path` is created, and brought to the newest schema, if needed."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, needed: int = 0, budget_bytes: int = BUDGET_BYTES) -> None:
+        """needed: so many newest rounds stay whole, whatever they take."""
+        self._path, self._needed, self._budget = path, needed, budget_bytes
         with self._trouble():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
@@ -73,7 +86,7 @@ class Journal:
 
     def save_round(self, round: int, doc: Any) -> None:
         """How a round went on this node; a second call replaces the first."""
-        self._write(("INSERT OR REPLACE INTO rounds VALUES (?, ?)", (round, _dump(doc))))
+        self._write(("INSERT OR REPLACE INTO rounds VALUES (?, ?)", (round, _dump(doc))), *self._too_old(round))
 
     def last_round(self) -> tuple[int, Any] | None:
         """The highest round saved and its document."""
@@ -109,6 +122,14 @@ class Journal:
         ends = "(SELECT min(block) FROM finals UNION SELECT max(block) FROM finals)"
         return dict(self._rows(f"SELECT block, hash FROM finals WHERE block IN {ends}", ()))
 
+    def save_told(self, event: Mapping[str, Any]) -> None:
+        """An event of this node, as it was emitted."""
+        row = (-1 if event["round"] is None else event["round"], event["event"], _dump(event))
+        self._write(
+            ("INSERT INTO told (round, event, doc) VALUES (?, ?, ?)", row),
+            ("DELETE FROM told WHERE id <= (SELECT max(id) FROM told) - ?", (MOST_TOLD,)),
+        )
+
     def load_observations(self, round: int) -> dict[str, Any]:
         """hotkey -> document, of one round."""
         rows = self._rows("SELECT hotkey, doc FROM observations WHERE round = ? ORDER BY hotkey", (round,))
@@ -127,6 +148,7 @@ class Journal:
             ("DELETE FROM cards", ()),
             *(("INSERT INTO cards VALUES (?, ?)", (hotkey, _dump(asdict(card)))) for hotkey, card in cards.items()),
             ("INSERT OR REPLACE INTO cards_round VALUES (1, ?)", (round,)),
+            *self._too_old(round),
         )
 
     def load_cards(self) -> tuple[int | None, dict[str, ScoreCard]]:
@@ -134,6 +156,16 @@ class Journal:
         rounds = self._rows("SELECT round FROM cards_round", ())
         rows = self._rows("SELECT hotkey, doc FROM cards ORDER BY hotkey", ())
         return (rounds[0][0] if rounds else None), {hotkey: self._card(hotkey, doc) for hotkey, doc in rows}
+
+    def _too_old(self, newest: int) -> list[tuple[str, tuple[Any, ...]]]:
+        """What takes the two oldest rounds out of a journal that is over its budget."""
+        facts = [self._rows(f"PRAGMA {fact}", ())[0][0] for fact in ("page_count", "freelist_count", "page_size")]
+        oldest = [self._rows(f"SELECT min(round) FROM {table} WHERE round >= 0", ())[0][0] for table in BY_ROUND[:2]]
+        known = [round for round in oldest if round is not None]
+        if not known or (facts[0] - facts[1]) * facts[2] <= self._budget:
+            return []
+        last = min(min(known) + 1, newest - self._needed)
+        return [(f"DELETE FROM {table} WHERE round BETWEEN 0 AND ?", (last,)) for table in BY_ROUND]
 
     def _card(self, hotkey: str, doc: str) -> ScoreCard:
         try:
@@ -180,6 +212,26 @@ class Journal:
             yield
         except (sqlite3.Error, OSError) as error:
             raise LocalFault(f"journal {self._path}: {said(error)}") from error
+
+
+class ToldSink:
+    """Keeps the events that nothing else in the journal tells of. A metrics sink, with a connection of its own.
+
+    What could not be written is tried again with every event that comes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._journal, self._waiting = Journal(path), deque[Mapping[str, Any]](maxlen=MOST_WAITING)
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        if event["event"] in TOLD:
+            self._waiting.append(event)
+        while self._waiting:
+            self._journal.save_told(self._waiting[0])
+            self._waiting.popleft()
+
+    def close(self) -> None:
+        self._journal.close()
 
 
 def _dump(doc: Any) -> str:

@@ -27,13 +27,15 @@ from distributed_training.engine import chosen_device, load_engine
 from distributed_training.errors import ConfigError, HotkeyTaken, LocalFault, said
 from distributed_training.finding.find import Finder
 from distributed_training.finding.serving import FileService, run_files
-from distributed_training.journal import Journal, claim_folder
+from distributed_training.journal import JOURNAL, Journal, claim_folder
 from distributed_training.journalled import JournalledChain
-from distributed_training.metrics.base import JsonlSink, Metrics
+from distributed_training.metrics.base import Metrics
+from distributed_training.metrics.events import Fault
 from distributed_training.network.base import Transport
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.libp2p import Libp2pTransport
 from distributed_training.operator.dry_run import print_weights
+from distributed_training.operator.safety import Watch
 from distributed_training.preflight import node_lock
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Role, SubnetParams
@@ -45,6 +47,7 @@ from distributed_training.roles.sharing import KEPT_ROUNDS
 from distributed_training.settings.config import NodeConfig, require_address
 from distributed_training.settings.logs import bind, setup_logging
 from distributed_training.shutdown import run_until_stopped
+from distributed_training.sinks import open_sinks
 from distributed_training.sources import open_checkpoints, open_pages, repo_opener
 from distributed_training.stillness import say_after_a_pause
 from distributed_training.training.speed import flop_per_s
@@ -109,13 +112,17 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: W
         pages = await asyncio.to_thread(_pages, config, manifest)
         engine = load_engine(config, manifest, pages)
         claim_folder(config.node_dir, manifest.sha256)
-        metrics = Metrics([JsonlSink(config.node_dir / "events.jsonl")], role=role.name.lower(), uid=me.uid)
+        sinks = await asyncio.to_thread(open_sinks, config, manifest, role, me, signer)
+        metrics = Metrics(sinks, role=role.name.lower(), uid=me.uid)
         stack.callback(metrics.close)
-        client.tell_news(lambda news: metrics.emit("fault", round=None, what="runtime", detail=news))
-        journal = Journal(config.node_dir / "journal.sqlite")
+        client.tell_news(lambda news: metrics.emit(Fault(what="runtime", detail=news)))
+        keep = manifest.keep
+        journal = Journal(config.node_dir / JOURNAL, needed=max(keep.work_rounds, keep.output_rounds))
         stack.callback(journal.close)
         # From here on an outage is waited for.
         chain = await JournalledChain.begin(client, params.block_s, journal, manifest.timing)
+        watch = Watch(client, chain, manifest, me, metrics)
+        stack.callback(asyncio.create_task(watch.run(params.block_s), name="safety").cancel)
         stores = await asyncio.to_thread(_stores, role, config, manifest)
         adapters = wrap(await _adapters(config, manifest, chain, signer, stores, stack))
         training = TrainingThread()

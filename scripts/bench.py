@@ -37,6 +37,8 @@ BENCHMARKS = {
     "nat": "whole rounds with a miner behind NAT and no port open, in network namespaces",
     "data": "reading pages: tokens per second, bytes, requests, waiting; local, over the wire, over a bad line",
     "models": "every causal LM family of transformers, and published configs: right, warned, refused, wrong",
+    "metrics": "what telling an event costs the node's loop, with every sink, and the share of a round",
+    "page": "the live page of 256 uids and 1,000 rounds in a browser: load, memory, frames when dragged and live",
     "pages": "opening a page manifest of half a million pages: time and memory",
     "fresh": "the README's two commands on fresh Debian systems with other Pythons (debootstrap; needs root)",
     "simulate": "round time, messages and bytes per node from 4 to 256 nodes on a virtual clock",

@@ -6,7 +6,7 @@ Pure functions of bytes and records, used alike by reducers, gatherers and the o
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,7 +148,7 @@ def combine(
             slack = rounding_norm(data, plan.layout, chunk)
             if weighting.passes_gate(norm, slack, pairs, int(expected.sum()), missing, manifest.average):
                 average[slice(*plan.layout.coords(chunk))] = decode_chunk(data, plan.layout, chunk)
-    included = tuple(key for key, bit in zip(keys, expected, strict=True) if bit)
+    included = _where(keys, expected)
     everything = np.concatenate([bits[j] for j in counted.slices])
     credit = {key: float(everything[:, i].sum()) / len(everything) for i, key in enumerate(keys)}
     backed_up = tuple(j for j in counted.slices if outputs[j].record.public_key != plan.slices[j].reducer)
@@ -161,8 +161,13 @@ def combine(
         backed_up=backed_up,
         num_slices=len(plan.slices),
         credit=credit,
+        missing={j: _where(keys, ~has) for j, has in zip(counted.slices, by_slice, strict=True) if not has.all()},
     )
     return average, next_carry(plan, set(counted.slices) - set(backed_up), included, works, manifest), outcome
+
+
+def _where(keys: Sequence[bytes], bits: Iterable[bool]) -> tuple[bytes, ...]:
+    return tuple(key for key, bit in zip(keys, bits, strict=True) if bit)
 
 
 def next_carry(
@@ -196,4 +201,5 @@ def discarded(plan: RoundPlan, reason: str) -> AverageOutcome:
         backed_up=(),
         num_slices=len(plan.slices),
         credit={},
+        missing={},
     )

@@ -18,6 +18,7 @@ from distributed_training.chain.heads import Heads
 from distributed_training.chain.keys import LocalKey, hotkey_public_key
 from distributed_training.chain.line import READ_TIMEOUT_S, Line, Link
 from distributed_training.chain.spending import NodePolicy
+from distributed_training.chain.subnet import untested
 from distributed_training.chain.weights import WeightCalls
 from distributed_training.errors import ChainFault, ChainRefused, ChainUnreachable, ConfigError, StatePruned
 from distributed_training.protocol.commitments import decode_commitment
@@ -29,7 +30,6 @@ MOST_ERA_BLOCKS = 64
 LEAST_WRITE_S = 30.0
 LOOK_BLOCKS = 100
 RECENT_BLOCKS = 256  # that every node of a chain has, or will have soon
-TESTED_SPECS = {293, 318, 461, 462}  # of the chain's runtime: 293 was run, of the others the descriptions are tested
 NO_BLOCK = "no block at height"
 
 log = logging.getLogger(__name__)
@@ -102,11 +102,8 @@ class BittensorChain:
 
         hashes, spec = await self._line.ask(read)
         self._line.known = {number: known for number, known in hashes.items() if known is not None}
-        if spec > max(TESTED_SPECS) and spec != self._spec:
-            self._news = (
-                f"the chain runs runtime {spec}, this release was tested with {max(TESTED_SPECS)}: what it reads or "
-                "writes may fail; look for a newer release"
-            )
+        if (news := untested(spec)) and spec != self._spec:
+            self._news = news
             log.warning("%s", self._news)
             self._tell(self._news)
         self._spec = spec

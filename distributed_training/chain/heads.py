@@ -26,6 +26,7 @@ class Heads:
     def __init__(self, line: Line, block_s: float) -> None:
         self._line, self.block_s = line, block_s
         self._silence_s = max(LEAST_SILENCE_S, SILENT_BLOCKS * block_s)
+        self.stuck_s = max(LEAST_STUCK_S, STUCK_BLOCKS * block_s)
         self._numbers = {False: 0, True: 0}  # by: final
         self._good_until = {False: 0.0, True: 0.0}  # loop time
         self._grew_at = 0.0  # loop time at which there was a new block
@@ -78,8 +79,7 @@ class Heads:
                 try:
                     await self._subscribed(link, final)
                 except TimeoutError:  # silent: a new one may not be
-                    stuck_s = max(LEAST_STUCK_S, STUCK_BLOCKS * self.block_s)
-                    if (now := asyncio.get_running_loop().time()) <= self._grew_at + stuck_s:
+                    if (now := asyncio.get_running_loop().time()) <= self._grew_at + self.stuck_s:
                         continue
                     self._grew_at = now
                     await asyncio.sleep(self.block_s)  # an answer on its way would hold up the close

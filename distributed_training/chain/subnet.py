@@ -12,10 +12,10 @@ import bittensor as bt
 from distributed_training.chain.answers import guarded
 from distributed_training.chain.fields import parse_fields
 from distributed_training.chain.line import READ_TIMEOUT_S
+from distributed_training.chain.standing import RAO
 from distributed_training.errors import ChainFault, ChainUnreachable, ConfigError
 from distributed_training.protocol.commitments import decode_commitment
 
-RAO = 10**9
 WHOLE_CHAIN_S = 600.0  # for what is read of all subnets
 
 
@@ -42,6 +42,17 @@ _ITEMS: dict[str, tuple[bt.storage.Item, Callable[[Any], Any]]] = {
     "lock_share": (_MODULE.CollateralLockShare, _share),
     "drain_ratio": (_MODULE.CollateralDrainRatio, _fixed),
 }
+TESTED_SPECS = {293, 318, 461, 462}  # of the chain's runtime: 293 was run, of the others the descriptions are tested
+
+
+def untested(spec: int) -> str:
+    """What is to be said of a runtime that is newer than what was tested; of others nothing."""
+    if spec <= max(TESTED_SPECS):
+        return ""
+    return (
+        f"the chain runs runtime {spec}, this release was tested with {max(TESTED_SPECS)}: what it reads or "
+        "writes may fail; look for a newer release"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +79,13 @@ class SubnetFacts:
     price_rao: int | None  # of a registration, burned part and collateral together
     lock_share: float | None  # of the price: locked as collateral; the rest is burned
     drain_ratio: float | None  # alpha of collateral that unlocks per alpha the hotkey earns
+    spec_version: int  # of the chain's runtime
+    timestamp_s: float | None  # Unix, of the head; None for the first block too
+    collateral: dict[int, float] | None  # alpha locked by uid
+
+    @property
+    def untested(self) -> str:
+        return untested(self.spec_version)
 
     @property
     def pays(self) -> str:
@@ -101,10 +119,12 @@ async def subnet_facts(client: bt.Client, netuid: int) -> SubnetFacts:
     graph = await guarded(client.subnets.metagraph(netuid, commitments=False), READ_TIMEOUT_S)
     if graph is None:
         raise ConfigError(f"--netuid {netuid}: no such subnet on this chain")
-    space, *values = await asyncio.gather(
+    space, now_ms, *values = await asyncio.gather(
         _item(client, bt.storage.Commitments.MaxSpace, []),
+        _item(client, bt.storage.Timestamp.Now, []),
         *(_item(client, item, [netuid]) for item, _ in _ITEMS.values()),
     )
+    locked = {n.uid: n.collateral_locked.rao / RAO for n in graph.neurons if n.collateral_locked is not None}
     found = zip(_ITEMS, values, strict=True)
     return SubnetFacts(
         netuid=netuid,
@@ -117,6 +137,9 @@ async def subnet_facts(client: bt.Client, netuid: int) -> SubnetFacts:
         num_uids=graph.num_uids,
         max_uids=graph.max_uids,
         commitment_bytes=space,
+        spec_version=await guarded(client.spec_version(), READ_TIMEOUT_S),
+        timestamp_s=int(now_ms) / 1000 if now_ms else None,
+        collateral=locked if len(locked) == len(graph.neurons) else None,
         **{name: None if value is None else _ITEMS[name][1](value) for name, value in found},
     )
 

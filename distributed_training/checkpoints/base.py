@@ -43,6 +43,10 @@ class CheckpointStore(Protocol):
         """The checkpoint of this round if it has this digest; None for `digest`: whatever is there."""
         ...
 
+    def rounds(self) -> list[int]:
+        """Those that checkpoints are there of, in order. Nobody vouches for them: a hint."""
+        ...
+
     def newest(self) -> CheckpointRef | None:
         """The latest round there is. Nobody vouches for it: a hint."""
         ...

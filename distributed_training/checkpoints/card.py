@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from distributed_training.checkpoints.benchmarks import Result, table
 from distributed_training.checkpoints.description import Description, run_name, tag_name
 from distributed_training.protocol.manifest import RunManifest
 
@@ -47,7 +48,7 @@ float32: the parameters, and beside them the outer momentum (`outer_momentum*`),
 ## Held-out loss
 
 {losses}
-
+{benchmarks}
 ## How it was made
 
 Each round, every miner trains from the same state on pages of text that the chain draws for it. The differences are
@@ -72,10 +73,17 @@ python scripts/verify_checkpoint.py {verify}
 
 
 def model_card(
-    manifest: RunManifest, described: Description, num_parameters: int, losses: Mapping[int, float], repo: str | None
+    manifest: RunManifest,
+    described: Description,
+    num_parameters: int,
+    losses: Mapping[int, float],
+    repo: str | None,
+    benchmarks: Sequence[Result] = (),
 ) -> bytes:
-    """losses: nats per token after each round (-1: at the start). repo: ORG/NAME on the Hub, None for a directory."""
-    tag = tag_name(run_name(manifest.name, manifest.sha256), described.round)
+    """losses: nats per token after each round (-1: at the start). repo: ORG/NAME on the Hub, None for a directory.
+    benchmarks: of any run; those of this one are shown."""
+    run = run_name(manifest.name, manifest.sha256)
+    tag, own = tag_name(run, described.round), [r for r in benchmarks if r.tag == tag_name(run, r.round)]
     tokenizer = manifest.data.tokenizer
     place, verify = '"DIR"', "DIR --run-dir RUN_DIR"
     if repo is not None:
@@ -94,6 +102,7 @@ def model_card(
         tokenizer="tokenizer.json" if tokenizer == "file" else tokenizer,
         tokenizer_sha256=manifest.data.tokenizer_sha256,
         losses=_table(losses),
+        benchmarks=f"\n## Benchmarks\n\n{table(own)}\n" if own else "",
         momentum=manifest.outer.momentum,
         rate=manifest.outer.learning_rate,
         verify=verify,

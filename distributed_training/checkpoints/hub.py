@@ -186,10 +186,12 @@ class HubCheckpoints:
             return None
         return ref
 
-    def newest(self) -> CheckpointRef | None:
+    def rounds(self) -> list[int]:
         with self._asking("cannot look for checkpoints"):
-            rounds = [index for tag in self._refs().tags if (index := self._round(tag.name)) is not None]
-        return self.find(max(rounds), None) if rounds else None
+            return sorted(index for tag in self._refs().tags if (index := self._round(tag.name)) is not None)
+
+    def newest(self) -> CheckpointRef | None:
+        return self.find(rounds[-1], None) if (rounds := self.rounds()) else None
 
     def at(self, revision: str) -> CheckpointRef:
         """The checkpoint at any branch, tag or commit; whatever is there. Raises ConfigError when nothing is."""
@@ -245,11 +247,9 @@ class HubCheckpoints:
             raise HubFault(str(error)) from error
 
     def _info(self, revision: str) -> ModelInfo:
-        """A revision's commit sha and its files with sizes."""
         return look(self._api, self._repo, revision)
 
     def _require_ours(self, head: ModelInfo) -> None:
-        """Raises ConfigError, see repository.require_ours."""
         state = self._state(str(head.sha)) if STATE_FILE in names(head) else None
         require_ours(self._repo, head, state)
 

@@ -49,9 +49,12 @@ class LocalCheckpoints:
         ref = local_ref(path) if path.is_dir() else None
         return ref if ref is not None and digest in (None, ref.digest) else None
 
+    def rounds(self) -> list[int]:
+        names = self._root.glob("round-" + "[0-9]" * 6) if self._root.is_dir() else ()
+        return sorted(int(path.name.removeprefix("round-")) for path in names)
+
     def newest(self) -> CheckpointRef | None:
-        names = sorted(self._root.glob("round-" + "[0-9]" * 6)) if self._root.is_dir() else []
-        return local_ref(names[-1]) if names else None
+        return self.find(rounds[-1], None) if (rounds := self.rounds()) else None
 
     def describe(self, ref: CheckpointRef) -> Description:
         return described(read_bounded(Path(ref.location) / STATE_FILE, MAX_STATE_BYTES), ref)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from distributed_training.localnet.run.create import Run, open_or_create
 from distributed_training.localnet.run.faults import Killer, Start, restarted
 from distributed_training.localnet.run.hub import DemoHub, start_hub
 from distributed_training.localnet.run.newcomers import Disturber, Newcomer, Newcomers, Together
+from distributed_training.localnet.run.page import Page
 from distributed_training.localnet.run.processes import NodeProcesses, check_ports, joining_command, node_command
 from distributed_training.localnet.run.stop import POLL_S, Interrupted, StopRequest, stop_on_signals
 from distributed_training.localnet.show.display import Display
@@ -70,15 +71,26 @@ def run_demo(options: Options, lock: Lock) -> int:
         try:
             check_ports(node_specs(options))
             run = open_or_create(options, display.say)
-            result = stored_result(run, options.rounds)
-            if result is not None:
-                display.say(f"{run.paths.root} is complete; this is its summary")
-                return display.result(result, run.paths)
             stop.orderly = True
-            return _run(run, options, display, stop, lock)
+            with Page(run.paths, display.say, stop) if options.open else nullcontext() as page:
+                if page is not None:
+                    page.open()
+                code = _whole(run, options, display, stop, lock)
+                if page is not None:
+                    page.stay()
+                return code
         except Interrupted:
             display.say(f"stopped; the same command with --run-dir {quoted(options.run_dir)} goes on from here")
             return INTERRUPTED
+
+
+def _whole(run: Run, options: Options, display: Display, stop: StopRequest, lock: Lock) -> int:
+    """What is left to do of the run, and its end."""
+    result = stored_result(run, options.rounds)
+    if result is None:
+        return _run(run, options, display, stop, lock)
+    display.say(f"{run.paths.root} is complete; this is its summary")
+    return display.result(result, run.paths)
 
 
 def _run(run: Run, options: Options, display: Display, stop: StopRequest, lock: Lock) -> int:

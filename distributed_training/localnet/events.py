@@ -9,50 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from distributed_training.localnet.layout import NodeSpec, RunPaths
-
-MAX_READ_BYTES = 1 << 20  # per node and poll
-MAX_LINE_BYTES = 1 << 18  # a longer line is no event of ours and is skipped
-DEMO = "demo"  # events of the demo itself, in the run's file only
+from distributed_training.metrics.following import DEMO, Follower
 
 Event = Mapping[str, Any]
-
-
-class Follower:
-    """New whole lines of one growing JSON-lines file. Bounded per call; anything that is no event is counted."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-        self.bad_lines = 0
-
-    def read(self) -> list[dict[str, Any]]:
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read(MAX_READ_BYTES)
-        except OSError:
-            return []
-        end = data.rfind(b"\n") + 1
-        if end == 0:  # no whole line yet; one that is too long is skipped piece by piece
-            if len(data) > MAX_LINE_BYTES:
-                self._offset += len(data)
-                self.bad_lines += 1
-            return []
-        self._offset += end
-        return [event for line in data[:end].splitlines() if (event := self._parse(line)) is not None]
-
-    def _parse(self, line: bytes) -> dict[str, Any] | None:
-        try:
-            event = json.loads(line) if len(line) <= MAX_LINE_BYTES else None
-        except ValueError:
-            event = None
-        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-            self.bad_lines += 1
-            return None
-        if not isinstance(event.get("round"), int | None):
-            self.bad_lines += 1
-            return None
-        return event
 
 
 @dataclass(slots=True)
@@ -72,7 +31,6 @@ class NodeView:
     tokens_per_s: float | None = None
     state_root: str | None = None
     trouble: str = ""  # last fault, or why it stopped
-    refused: int = 0
     exit_code: int | None = None
     killed: bool = False  # by the demo, and not started again yet
     rounds: dict[int, Event] = field(default_factory=dict)
@@ -103,7 +61,7 @@ class RunView:
 
     def apply(self, name: str, event: Event) -> None:
         node = self.nodes.get(name)
-        handler = _HANDLERS.get(event["event"])
+        handler = HANDLERS.get(event["event"])
         if node is None or handler is None:
             return
         try:
@@ -200,15 +158,11 @@ def _shared(node: NodeView, event: Event) -> None:
     node.shared.append(event)
 
 
-def _refused(node: NodeView, event: Event) -> None:
-    node.refused += 1
-
-
 def _trouble(node: NodeView, event: Event) -> None:
     node.trouble = str(event.get("reason") or f"{event.get('what')}: {event.get('detail')}")
 
 
-_HANDLERS = {
+HANDLERS = {
     "ready": _ready,
     "phase": _phase,
     "step": _step,
@@ -220,7 +174,6 @@ _HANDLERS = {
     "weights": _weights,
     "checkpoint": _checkpoint,
     "shared": _shared,
-    "refused": _refused,
     "fault": _trouble,
 }
 

@@ -65,12 +65,14 @@ def finish(
         chain = ChainFacts({}, {})
     run_helpers(run, view, chain, comparison, processes, display, check_stop, hub)
     display.say("writing the summary and the picture")
+    num_params = model_size(run.manifest.model.config)
     summary = build_summary(
         run,
         view,
         chain,
         rounds_wanted=options.rounds,
-        wire_bytes=layout_of(run.manifest, model_size(run.manifest.model.config)).wire_bytes,
+        num_params=num_params,
+        wire_bytes=layout_of(run.manifest, num_params).wire_bytes,
         baselines=comparison.result(),
         offline=read_json(run.paths.root / offline.RESULT) if rounds else None,
         faults=fault_rows(run, view, events.notes, max(rounds, default=-1)),

@@ -39,6 +39,7 @@ examples:
   bash scripts/demo.sh --kill miner@train --kill miner@average --kill validator@average --kill owner@train --rounds 8
   bash scripts/demo.sh --model my_config.json --text ~/my_texts
   bash scripts/demo.sh --hub auto                   pages and checkpoints over a Hugging Face Hub
+  bash scripts/demo.sh --open                       with a live page of it in the browser
   bash scripts/demo.sh --newcomer --rounds 6        one more miner joins by the subnet's number alone
   bash scripts/demo.sh --seed 7 --steps 20          repeatable: the same final state root every time
 
@@ -80,6 +81,7 @@ class Options:
     block_s: float | None = None  # None: what this machine can do (run/pace.py)
     hub: bool = False  # pages and checkpoints over a Hub of the run's own
     newcomer: bool = False  # a miner joins in the middle, from an empty directory
+    open: bool = False  # a live page beside it
 
     @property
     def steps_at_speed_1(self) -> int:
@@ -135,6 +137,7 @@ def parse_options(argv: Sequence[str], *, adversaries_dir: Path = ADVERSARIES_DI
         block_s=args.block_seconds,
         hub=args.hub is not None,
         newcomer=_newcomer(args),
+        open=args.open,
     )
 
 
@@ -163,19 +166,9 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("--rounds", metavar="N", type=whole(1, 1000, "rounds"), default=5, help="rounds to apply; default 5")
-    add(
-        "--miners",
-        metavar="N",
-        type=whole(2, MAX_MINERS, "miners"),
-        help="default 4, or as many as --speeds names",
-    )
-    add(
-        "--validators",
-        metavar="N",
-        type=whole(1, MAX_VALIDATORS, "validators"),
-        default=2,
-        help="default 2",
-    )
+    help_ = "default 4, or as many as --speeds names"
+    add("--miners", metavar="N", type=whole(2, MAX_MINERS, "miners"), help=help_)
+    add("--validators", metavar="N", type=whole(1, MAX_VALIDATORS, "validators"), default=2, help="default 2")
     add("--speeds", metavar="S,S,...", help=f"speed of each miner; 1 means {STEPS_AT_SPEED_1} inner steps a round")
     add(
         "--seed",
@@ -203,6 +196,12 @@ def _parser() -> Parser:
         "--newcomer",
         action="store_true",
         help="a miner joins in the middle as a stranger would: from an empty directory, told the subnet and no more",
+    )
+    add(
+        "--open",
+        action="store_true",
+        help="serve a live page of the run on this machine, and show it where there is a desktop; at a terminal it "
+        "stays after the end, until Ctrl-C",
     )
     add("--run-dir", metavar="DIR", type=new_folder, help="default runs/DATE-TIME; a run that is there is resumed")
     add("--port-base", metavar="N", type=PORT_BASE, default=9100, help="first port; default 9100")

@@ -1,31 +1,41 @@
-"""What a node tells the world, as events: one fan-out that never raises, and the JSON-lines file that is always there.
+"""What a node tells the world, as events: one fan-out that never blocks and never raises (architecture, principle 17).
 
-A failing sink is switched off with one log line; training never stops for a metric (architecture, principle 17).
+`emit` leaves a record to a thread that makes JSON of it; each sink has a thread and a bounded queue of its own, so that
+one which hangs holds up neither training nor the others.
 """
 
 from __future__ import annotations
 
-import errno
-import json
+import logging
 import math
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from enum import Enum
-from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import Any, Protocol
 
-import structlog
+from distributed_training.errors import named
+from distributed_training.metrics.events import Fault, Record
 
-from distributed_training.errors import ConfigError
+QUEUE_EVENTS = 4096  # that wait for one sink: minutes of a busy node
+CLOSE_S = 4.0  # for all sinks together, at the end of the process
+WELL_S = 30.0  # without a loss; less may be events that the sink does not look at
 
-log = structlog.stdlib.get_logger("distributed_training.metrics")
+log = logging.getLogger(__name__)
+
+Event = Mapping[str, Any]
+_Told = tuple[float, Record, int | None]  # time, record, round
 
 
 class Sink(Protocol):
-    """Receives every event as a dict of plain JSON values. May raise: the fan-out handles it."""
+    """Receives every event as a dict of plain JSON values, which other sinks get too: it is not to be changed.
 
-    def write(self, event: Mapping[str, Any]) -> None: ...
+    Is called from one thread, may block and may raise: that costs this sink events and nobody else anything.
+    """
+
+    def write(self, event: Event) -> None: ...
 
     def close(self) -> None: ...
 
@@ -33,68 +43,129 @@ class Sink(Protocol):
 class Metrics:
     """The fan-out. `emit` and `close` never raise, whatever the values are and whatever a sink does."""
 
-    def __init__(self, sinks: Sequence[Sink], *, role: str, uid: int) -> None:
-        self._sinks = list(sinks)
-        self._role = role
-        self._uid = uid
+    def __init__(self, sinks: Sequence[Sink], *, role: str, uid: int, threads: bool = True) -> None:
+        """threads=False: `emit` itself writes to the sinks, for those who read them in the same turn of their loop."""
+        self._role, self._uid = role, uid
+        self._outlets = [_Outlet(sink, self, threads) for sink in sinks]
+        self._told: SimpleQueue[_Told | None] = SimpleQueue()  # without a bound: nothing that its thread does can wait
+        self._thread = _started(self._pass_on, "metrics") if threads else None
 
-    def emit(self, event: str, *, round: int | None = None, **fields: Any) -> None:
-        """Send one event. Numbers of numpy and torch become plain ones, bytes hex, NaN and infinities null.
-
-        `uid` is this node's own, unless the event is about another and names it as a field.
-        """
-        head = {"time": time.time(), "event": event, "role": self._role, "uid": self._uid, "round": round}
-        line = head | {key: _tolerant(value) for key, value in fields.items()}
-        for sink in tuple(self._sinks):
-            try:
-                sink.write(line)
-            except Exception as error:  # the edge: a sink is somebody else's code, disk or network
-                self._drop(sink, error)
-
-    def close(self) -> None:
-        for sink in tuple(self._sinks):
-            try:
-                sink.close()
-            except Exception as error:
-                self._drop(sink, error)
-
-    def _drop(self, sink: Sink, error: Exception) -> None:
-        self._sinks.remove(sink)
-        log.warning("metrics sink switched off", sink=type(sink).__name__, error=repr(error))
-
-
-class JsonlSink:
-    """Appends one JSON object a line at once, so that others can follow the file and a crash loses nothing.
-
-    A disk that takes no more costs the events of that time: each line is there whole or not at all.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._lost = path, 0
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise ConfigError(f"cannot write the event file {path}: {error.strerror}") from None
-
-    def write(self, event: Mapping[str, Any]) -> None:
-        line = (json.dumps(event, separators=(",", ":"), allow_nan=False) + "\n").encode()
-        end = os.lseek(self._file, 0, os.SEEK_END)
-        try:
-            if os.write(self._file, line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            os.ftruncate(self._file, end)
-            self._lost += 1
-            if self._lost == 1:
-                log.warning("events are being lost", path=str(self._path), error=error.strerror)
+    def emit(self, record: Record, *, round: int | None = None) -> None:
+        """Send one event. From any thread."""
+        told = (time.time(), record, round)
+        if self._thread is None:
+            self._send(self._event(*told), self._outlets)
         else:
-            if self._lost:
-                log.warning("events are written again", path=str(self._path), lost=self._lost)
-            self._lost = 0
+            self._told.put(told)
 
-    def close(self) -> None:
-        os.close(self._file)
+    def close(self, limit_s: float = CLOSE_S) -> None:
+        """Write what is on its way, within `limit_s` for all sinks together; a sink that hangs is left behind."""
+        deadline = time.monotonic() + limit_s
+        if self._thread is not None:
+            self._told.put(None)
+            self._thread.join(limit_s)
+        for outlet in self._outlets:
+            outlet.end()
+        for outlet in self._outlets:
+            outlet.wait(max(0.0, deadline - time.monotonic()))
+
+    def in_trouble(self, troubled: _Outlet, why: str, event: Event) -> None:
+        """A sink begins to lose events: the log has it, and the other sinks, unless a fault was what it lost."""
+        log.warning("%s loses events: %s", troubled.name, why)
+        if event["event"] != "fault":
+            fault = Fault(what="metrics", detail=f"{troubled.name} loses events: {why}")
+            self._send(self._event(time.time(), fault, None), [o for o in self._outlets if o is not troubled])
+
+    def _pass_on(self) -> None:
+        while (told := self._told.get()) is not None:
+            self._send(self._event(*told), self._outlets)
+
+    def _event(self, at: float, record: Record, round: int | None) -> Event:
+        """Numbers of numpy and torch are plain ones in it, bytes hex, NaN and infinities null."""
+        name = type(record).__name__.lower()
+        head = {"time": at, "event": name, "role": self._role, "uid": self._uid, "round": round}
+        return head | {item.name: _tolerant(getattr(record, item.name)) for item in fields(record)}
+
+    def _send(self, event: Event, outlets: Sequence[_Outlet]) -> None:
+        for outlet in outlets:
+            outlet.put(event)
+
+
+def _started(work: Callable[[], None], name: str) -> Thread:
+    """In a thread that the end of the process does not wait for."""
+    thread = Thread(target=work, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+class _Outlet:
+    """One sink. What it does not take is counted; that it begins is said once, and once that it is over, or the end."""
+
+    def __init__(self, sink: Sink, metrics: Metrics, threads: bool) -> None:
+        self.name, self.lost, self.lost_at = type(sink).__name__, 0, 0.0  # lost_at: the last one, monotonic
+        self._sink, self._metrics, self._ended, self._lock = sink, metrics, False, Lock()
+        self._queue: SimpleQueue[Event | None] = SimpleQueue()
+        self._thread = _started(self._run, f"metrics {self.name}") if threads else None
+        # In a thread of ours nobody else is to hear of a panic of Rust, or of a library that calls sys.exit.
+        self._caught: type[BaseException] = BaseException if threads else Exception
+
+    def put(self, event: Event) -> None:
+        if self._ended:
+            return
+        if self._thread is None:
+            self._write(event)
+        elif self._queue.qsize() < QUEUE_EVENTS:
+            self._queue.put(event)
+        else:
+            self._lose(event, f"it is behind by {QUEUE_EVENTS} events")
+
+    def end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if self._thread is None:
+            self._close()
+        else:
+            self._queue.put(None)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until the sink is closed."""
+        if self._thread is None:
+            return
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            log.warning("%s does not end, %d events are lost", self.name, self.lost + self._queue.qsize())
+
+    def _run(self) -> None:
+        while (event := self._queue.get()) is not None:
+            self._write(event)
+        self._close()
+
+    def _write(self, event: Event) -> None:
+        try:
+            self._sink.write(event)
+        except self._caught as error:  # the edge: a sink is somebody else's code, disk or network
+            self._lose(event, named(error))
+            return
+        if self.lost and self._queue.empty() and time.monotonic() - self.lost_at > WELL_S:
+            with self._lock:
+                lost, self.lost = self.lost, 0
+            log.warning("%s takes events again, %d were lost", self.name, lost)
+
+    def _lose(self, event: Event, why: str) -> None:
+        with self._lock:
+            self.lost, self.lost_at = self.lost + 1, time.monotonic()
+            begins = self.lost == 1
+        if begins:
+            self._metrics.in_trouble(self, why, event)
+
+    def _close(self) -> None:
+        if self.lost:
+            log.warning("%s lost events: %d", self.name, self.lost)
+        try:
+            self._sink.close()
+        except self._caught as error:  # as above
+            log.warning("%s did not close: %s", self.name, named(error))
 
 
 def plain(value: Any) -> Any:
@@ -122,5 +193,5 @@ def _tolerant(value: Any) -> Any:
     try:
         return plain(value)
     except Exception as error:  # a value whose conversion fails costs that value, not the event
-        log.warning("metrics value dropped", type=type(value).__name__, error=type(error).__name__)
+        log.warning("a value of an event is not told: %s in %s", type(error).__name__, type(value).__name__)
         return None

@@ -7,9 +7,10 @@ trusted. What hotkey stands behind it is not the transport's business.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from distributed_training.errors import DeadlineMissed
@@ -42,11 +43,27 @@ class Stream(Protocol):
 
 @dataclass(slots=True)
 class Traffic:
-    """Payload bytes in frames, and frames sent, since the transport started, both roles together."""
+    """Payload bytes in frames by kind of peer, and frames sent, since the transport started, both directions apart."""
 
-    sent: int = 0
-    received: int = 0
     frames_sent: int = 0
+    sent_to: Counter[str] = field(default_factory=Counter)
+    received_from: Counter[str] = field(default_factory=Counter)
+    kinds: Mapping[bytes, str] = field(default_factory=dict)  # peer key -> miner, validator, owner; others: stranger
+
+    @property
+    def sent(self) -> int:
+        return self.sent_to.total()
+
+    @property
+    def received(self) -> int:
+        return self.received_from.total()
+
+    def sending(self, peer_key: bytes, size: int) -> None:
+        self.sent_to[self.kinds.get(peer_key, "stranger")] += size
+        self.frames_sent += 1
+
+    def receiving(self, peer_key: bytes, size: int) -> None:
+        self.received_from[self.kinds.get(peer_key, "stranger")] += size
 
 
 StreamHandler = Callable[[Stream], Awaitable[None]]

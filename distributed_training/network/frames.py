@@ -62,7 +62,7 @@ class FrameStream:
                 self.meter(HEADER_BYTES + size)
             frame = await self._reader.readexactly(size)
         self.spoken = True
-        self._traffic.received += size
+        self._traffic.receiving(self._peer_key, size)
         return frame
 
     async def _header(self) -> bytes:
@@ -88,8 +88,7 @@ class FrameStream:
             for offset in range(first, len(frame), CHUNK_BYTES):
                 self._writer.write(view[offset : offset + CHUNK_BYTES])
                 await self._writer.drain()
-        self._traffic.sent += len(frame)
-        self._traffic.frames_sent += 1
+        self._traffic.sending(self._peer_key, len(frame))
 
     async def close(self) -> None:
         """End the stream; what was written is still sent, for at most FLUSH_S seconds."""

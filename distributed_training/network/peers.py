@@ -53,6 +53,8 @@ class PeerBook:
     def update(self, roster: Roster) -> None:
         """Take a newer roster; learns every published address, and who has no open port."""
         self._roster = roster
+        said = [n.commitment for n in roster.neurons if n.commitment is not None]
+        self.transport.traffic.kinds = {c.peer_key: c.role.name.lower() for c in said}
         self._admit()
         for neuron in sorted(roster.neurons, key=self._credibility):
             commitment, address = neuron.commitment, neuron.reachable_at

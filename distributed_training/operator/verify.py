@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 from distributed_training.chain.base import Chain
@@ -20,6 +19,7 @@ from distributed_training.checkpoints.checking import read_bounded
 from distributed_training.checkpoints.description import Description
 from distributed_training.errors import ChainFault, ConfigError, WireError
 from distributed_training.finding.choice import seen_runs, standing
+from distributed_training.operator.verdicts import Finding, Verdict
 from distributed_training.protocol.manifest import RunManifest, parse_manifest
 from distributed_training.protocol.rules.membership import majority_root
 from distributed_training.protocol.rules.voters import voters
@@ -32,22 +32,7 @@ from distributed_training.roles.joining.published import (
     check_config,
     expected_layout,
 )
-from distributed_training.training.outer import state_root
-
-
-class Verdict(Enum):
-    PROVEN = "proven"
-    OPEN = "NOT proven"  # nobody asked for it, or it cannot be read any more
-    FAILED = "FAILED"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    verdict: Verdict
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.verdict.value + ':':<12}{self.text}"
+from distributed_training.training.outer import RunState, state_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +66,8 @@ def verify_files(store: CheckpointStore, ref: CheckpointRef, given: RunManifest 
     return [*found, Finding(Verdict.PROVEN, text)], Opened(described, folder, manifest)
 
 
-def verify_numbers(opened: Opened) -> list[Finding]:
-    """Raises WireError when the numbers have another root."""
+def verified_state(opened: Opened) -> RunState:
+    """Raises WireError when the numbers have another root, or are of another form."""
     described, manifest = opened.described, opened.manifest
     layout = expected_layout(described, str(opened.folder), manifest)
     state = layout.read(opened.folder, described.applied, decode_carry(described.carry))
@@ -91,10 +76,16 @@ def verify_numbers(opened: Opened) -> list[Finding]:
         raise WireError(
             f"the numbers have state root {root[:16]}, training_state.json says {described.state_root[:16]}"
         )
+    return state
+
+
+def verify_numbers(opened: Opened) -> list[Finding]:
+    """Raises WireError when the numbers have another root."""
+    state, root = verified_state(opened), opened.described.state_root
     parts = f"{len(state.params):,} parameters, as many of outer momentum, {state.applied} applied rounds and the carry"
     found = [Finding(Verdict.PROVEN, f"{parts} have the state root {root}")]
-    if described.round == 0:
-        if root != manifest.model.initial_root:
+    if opened.described.round == 0:
+        if root != opened.manifest.model.initial_root:
             raise WireError("it is of round 0 and is not the initial state that the manifest names")
         found.append(Finding(Verdict.PROVEN, "that is the initial state which the run manifest names"))
     return found

@@ -231,6 +231,7 @@ class AverageOutcome:
     backed_up: tuple[int, ...]  # those of them that the backup reduced, because the reducer failed
     num_slices: int
     credit: dict[bytes, float]  # public key -> share of counted chunks that include it
+    missing: dict[int, tuple[bytes, ...]]  # counted slice -> candidates that less than half of its chunks include
 
 
 class Verdict(Enum):
@@ -249,6 +250,8 @@ class AuditResult:
     failed_step: int | None
     error: float | None  # the number that decided, None when nothing was comparable
     reason: str  # "ok", "gradient", "norm", "loss", "log missing", "vector"...
+    good: float | None = None  # up to here `error` would be fine
+    bad: float | None = None  # beyond it, it fails; a cosine ("vector") fails below it
 
 
 @dataclass(frozen=True, slots=True)

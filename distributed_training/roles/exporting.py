@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from distributed_training.checkpoints.benchmarks import FILE, read_results
 from distributed_training.checkpoints.card import model_card
 from distributed_training.checkpoints.checking import facts_of
 from distributed_training.checkpoints.description import STATE_FILE, Description
@@ -33,11 +34,14 @@ class Exporter:
         constants: Mapping[str, bytes],
         losses: Mapping[int, float],
         repo: str | None,
+        benchmarks: Path | None = None,
     ) -> None:
         """model_files: config and tokeniser. constants: see training.model.saved_constants. losses: held-out, by round,
-        read anew each time. repo: ORG/NAME of the Hub where it will be, None for a directory."""
+        read anew each time, as is the file `benchmarks` where there is one. repo: ORG/NAME of the Hub where it will be,
+        None for a directory."""
         self._manifest, self._layout, self._files = manifest, layout, dict(model_files)
         self._constants, self._losses, self._repo = dict(constants), losses, repo
+        self._benchmarks = benchmarks
 
     def write(self, folder: Path, index: int, state: RunState, root: bytes) -> None:
         """All files of the state at the start of round `index` into the empty `folder`. Raises LocalFault."""
@@ -54,7 +58,9 @@ class Exporter:
                 shard_bytes=self._layout.shard_bytes,
                 files={},
             )
-            card = model_card(self._manifest, described, self._layout.form.num_coords, self._losses, self._repo)
+            scored = () if self._benchmarks is None else read_results(self._benchmarks)
+            size = self._layout.form.num_coords
+            card = model_card(self._manifest, described, size, self._losses, self._repo, scored)
             (folder / CARD_FILE).write_bytes(card)
             described = replace(described, files={path.name: facts_of(path) for path in folder.iterdir()})
             (folder / STATE_FILE).write_bytes(described.encode())
@@ -70,4 +76,5 @@ def exporter_of(
     tokenizer = tokenizer_json(manifest.data.tokenizer, run_dir / TOKENIZER_FILE)
     files = config_files(model, manifest.model.config) | tokenizer_files(tokenizer, manifest.data.eos_id)
     form = saved_form(manifest.model, MOST_PARAMETERS)
-    return Exporter(manifest, StateLayout(form), files, saved_constants(model), losses, repo)
+    benchmarks = run_dir / "checkpoints" / FILE
+    return Exporter(manifest, StateLayout(form), files, saved_constants(model), losses, repo, benchmarks)

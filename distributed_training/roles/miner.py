@@ -12,6 +12,7 @@ from distributed_training.averaging.codecs.int8 import INT8_CODEC
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, layout_of
 from distributed_training.errors import LocalFault, OutOfMemory, named
+from distributed_training.metrics.events import Ahead
 from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.rules.membership import said
 from distributed_training.protocol.types import Commitment, Role, Round, Signed, StepRecord, WorkRecord
@@ -118,7 +119,7 @@ class Miner:
         if self._training is not None and not (registered and self._training.beacon == start.beacon):
             lost = await self._training.drop()
             log.warning("round %d: the chain decided otherwise, %d steps were for nothing", round_.index, lost)
-            p.metrics.emit("ahead", round=round_.index, steps_lost=lost)
+            p.metrics.emit(Ahead(steps_lost=lost), round=round_.index)
             self._training = None
         if self._training is None:
             if not self._train_ahead:

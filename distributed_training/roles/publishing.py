@@ -12,6 +12,7 @@ from pathlib import Path
 
 from distributed_training.checkpoints.base import CheckpointRef, CheckpointStore
 from distributed_training.errors import ConfigError, LocalFault, WireError
+from distributed_training.metrics.events import Checkpoint
 from distributed_training.roles.exporting import Exporter
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import tell
@@ -127,7 +128,7 @@ class Publisher:
         if self._failing:
             log.info("round %d: checkpoints are published again", staged.index)
         self._failing = False
-        self._p.metrics.emit("checkpoint", round=staged.index, path=ref.location, sha256=ref.digest.hex())
+        self._p.metrics.emit(Checkpoint(path=ref.location, sha256=ref.digest.hex()), round=staged.index)
         try:
             await asyncio.to_thread(self._store.prune, {staged.index})
         except (LocalFault, WireError) as error:  # there is more than need be; the next time

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from distributed_training.averaging.plan import RoundPlan
+from distributed_training.metrics import events
 from distributed_training.protocol.types import AverageOutcome, Round, StepRecord
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import attempt
@@ -20,7 +22,7 @@ class RoundReport:
     def __init__(self, parts: Parts, round_: Round) -> None:
         self._p, self._round = parts, round_
         traffic = parts.peers.transport.traffic
-        self._sent, self._received = traffic.sent, traffic.received
+        self._sent, self._received = traffic.sent_to.copy(), traffic.received_from.copy()
         self._mark = asyncio.get_running_loop().time()
         self._seconds: dict[str, float | None] = {"train": None, "average": None, "settle": None}
         self._steps: int | None = None
@@ -28,24 +30,24 @@ class RoundReport:
 
     def phase(self, name: str) -> None:
         self._mark = asyncio.get_running_loop().time()
-        self._p.metrics.emit("phase", round=self._round.index, phase=name)
+        self._tell(events.Phase(phase=name))
 
     def step(self, step: int, loss: float, tokens_per_s: float) -> None:
-        self._p.metrics.emit("step", round=self._round.index, step=step, loss=loss, tokens_per_s=tokens_per_s)
+        self._tell(events.Step(step=step, loss=loss, tokens_per_s=tokens_per_s))
 
     def trained(self, steps: Sequence[StepRecord], tokens: int, stall_s: float | None = None) -> None:
         self._steps, self._tokens = len(steps), tokens
         self._seconds["train"] = asyncio.get_running_loop().time() - self._mark
         losses = [sum(s.losses) / len(s.losses) for s in steps]
-        self._p.metrics.emit(
-            "train",
-            round=self._round.index,
-            steps=len(steps),
-            tokens=tokens,
-            loss_first=losses[0],
-            loss_last=losses[-1],
-            seconds=self._seconds["train"],
-            stall_s=stall_s,
+        self._tell(
+            events.Train(
+                steps=len(steps),
+                tokens=tokens,
+                loss_first=losses[0],
+                loss_last=losses[-1],
+                seconds=self._seconds["train"],
+                stall_s=stall_s,
+            )
         )
 
     def averaged(self) -> None:
@@ -57,26 +59,34 @@ class RoundReport:
         self._seconds["settle"] = asyncio.get_running_loop().time() - self._mark
         uids = {c.public_key: c.uid for c in plan.candidates}
         traffic = self._p.peers.transport.traffic
-        fields = {
-            "applied": outcome.applied,
-            "reason": outcome.reason,
-            "state_root": root.hex(),
-            "included": sorted(uids[key] for key in outcome.included),
-            "counted": list(outcome.counted),
-            "backed_up": list(outcome.backed_up),
-            "num_slices": outcome.num_slices,
-            "reducers": {spec.index: uids[spec.reducer] for spec in plan.slices},
-            "credit": {uids[key]: share for key, share in outcome.credit.items()},
-            "tokens": tokens or {},
-            "bytes_sent": traffic.sent - self._sent,
-            "bytes_received": traffic.received - self._received,
-            "steps": self._steps,
-            "own_tokens": self._tokens,
-            "seconds": self._seconds,
-        }
-        kept = {k: v for k, v in fields.items() if k != "seconds"}
+        sent, received = traffic.sent_to - self._sent, traffic.received_from - self._received
+        settled = events.Round(
+            applied=outcome.applied,
+            reason=outcome.reason,
+            state_root=root.hex(),
+            candidates=tuple(sorted(uids.values())),
+            included=tuple(sorted(uids[key] for key in outcome.included)),
+            counted=outcome.counted,
+            backed_up=outcome.backed_up,
+            num_slices=outcome.num_slices,
+            reducers={spec.index: uids[spec.reducer] for spec in plan.slices},
+            credit={uids[key]: share for key, share in outcome.credit.items()},
+            missing={j: tuple(sorted(uids[key] for key in keys)) for j, keys in outcome.missing.items()},
+            tokens=dict(tokens or {}),
+            bytes_sent=sent.total(),
+            bytes_received=received.total(),
+            sent_to=dict(sent),
+            received_from=dict(received),
+            steps=self._steps,
+            own_tokens=self._tokens,
+            seconds=dict(self._seconds),
+        )
+        kept = {k: v for k, v in asdict(settled).items() if k != "seconds"}
         attempt(self._p, self._round.index, "disk", lambda: self._p.journal.save_round(self._round.index, kept))
-        self._p.metrics.emit("round", round=self._round.index, **fields)
+        self._tell(settled)
         whose = ", with ours" if self._p.signer.public_key in outcome.included else ""
         how = f"work of {len(outcome.included)} miners{whose}" if outcome.applied else f"discarded, {outcome.reason}"
         log.info("round %d: %s; state %s", self._round.index, how, root.hex()[:16])
+
+    def _tell(self, event: events.Record) -> None:
+        self._p.metrics.emit(event, round=self._round.index)

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.checkpoints.base import CheckpointRef, CheckpointStore
 from distributed_training.errors import ConfigError, LocalFault, NetworkFault, PeerFault, WireError
+from distributed_training.metrics.events import Shared
 from distributed_training.network.base import Stream, closing, deadline
 from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.types import Candidate
@@ -156,7 +157,7 @@ class SharedStates:
         except LocalFault as error:  # ours or the Hub's: no word about the miner
             log.info("round %d: what uid %d publishes was not looked at: %s", index, drawn.uid, error)
             return
-        self._p.metrics.emit("shared", round=index, target=drawn.uid, repository=repo_id, ok=ok, said=said)
+        self._p.metrics.emit(Shared(target=drawn.uid, repository=repo_id, ok=ok, said=said), round=index)
 
     async def _in_thread(self, work: Callable[[], CheckpointRef | None]) -> CheckpointRef | None:
         """In a thread that the end of the process does not wait for, as it would for asyncio's own."""

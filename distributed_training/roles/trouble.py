@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 from distributed_training.errors import ChainFault, ConfigError, LocalFault, said
+from distributed_training.metrics.events import Fault
 from distributed_training.protocol.commitments import encode_commitment
 from distributed_training.protocol.types import Commitment
 from distributed_training.roles.parts import Parts
@@ -18,7 +19,7 @@ def tell(parts: Parts, round_index: int, what: str, error: BaseException) -> Non
     """Say it once, in the log and as an event. Never raises."""
     detail = said(error)
     log.error("round %d: own trouble (%s): %s", round_index, what, detail)
-    parts.metrics.emit("fault", round=round_index, what=what, detail=detail)
+    parts.metrics.emit(Fault(what=what, detail=detail), round=round_index)
 
 
 def attempt(parts: Parts, round_index: int, what: str, write: Callable[[], None]) -> bool:

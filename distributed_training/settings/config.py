@@ -13,113 +13,35 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from distributed_training import addresses
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.types import Role
 from distributed_training.settings import flags
-from distributed_training.settings.kinds import (
-    Address,
-    Device,
-    Endpoint,
-    Endpoints,
-    KeyName,
-    Names,
-    Place,
-    Port,
-    Positive,
-    Repo,
-    RunPrefix,
-    Typed,
+from distributed_training.settings.kinds import Device, Place, Positive, RunPrefix, Typed
+from distributed_training.settings.sections import (
+    WALLETS,
+    AxonSection,
+    DataSection,
+    DiskSection,
+    HubSection,
+    LoggingSection,
+    MetricsSection,
+    SubtensorSection,
+    WalletSection,
 )
 
 Preset = Literal["local", "localnet", "testnet", "mainnet"]
 PRESETS = cast(tuple[str, ...], get_args(Preset))
 DEFAULT_PRESET = "mainnet"
-WALLETS = "~/.bittensor/wallets"
 RUN_PLACE = "{run}"  # in the default run directory, until it is known which run is followed
 RUN_DIR_PATHS = {
     "manifest": "{run_dir}/manifest.json",
     "pages": "{run_dir}/pages",
     "checkpoints": "{run_dir}/checkpoints",
 }
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SubtensorSection(_Section):
-    network: str = Field(default="finney", min_length=1, description="network by name: finney, test, local")
-    chain_endpoint: Endpoint | None = Field(
-        default=None,
-        description="chain node to use instead, e.g. ws://127.0.0.1:9944, or file:PATH of a local chain's SQLite file",
-    )
-    fallback: Endpoints = Field(
-        default=(),
-        description="another chain node of the same network, for when the first breaks; may be given several times",
-    )
-    archive_endpoint: Endpoint | None = Field(
-        default=None,
-        description="chain node that keeps old state, for blocks that the others have dropped (after 256 of them)",
-    )
-
-
-class WalletSection(_Section):
-    name: KeyName = Field(default="default", description="coldkey name, as btcli shows it")
-    hotkey: KeyName = Field(default="default", description="hotkey name; one running node per hotkey")
-    path: Typed = Field(default=Path(WALLETS), description="folder of the wallets")
-
-
-class AxonSection(_Section):
-    ip: Address = Field(default="0.0.0.0", description="address to listen on")
-    port: Port = Field(default=8091, description="TCP port to listen on; a node needs only this one")
-    external_ip: Address | None = Field(default=None, description="address that peers dial; default: ask validators")
-    external_port: Port | None = Field(default=None, description="port that peers dial, if not the one listened on")
-    outbound_only: bool = Field(
-        default=False,
-        description="no port can be opened to the outside (home router, NAT): listen nowhere, keep connections to the "
-        "validators, reduce nothing; costs up to a fifth of a miner's pay",
-    )
-
-
-class LoggingSection(_Section):
-    debug: bool = Field(default=False, description="log every step of the protocol")
-    json_lines: bool = Field(default=False, alias="json", description="log JSON lines even on a terminal")
-
-
-class DataSection(_Section):
-    """Only for pages that lie elsewhere."""
-
-    mirrors: Names = Field(
-        default=(),
-        description="where to look for the data set's files first, comma-separated: folders with the same files, or "
-        "https://... bases; pages without a digest come only from folders whose files have the sha256 in pages.bin",
-    )
-    cache_gib: float = Field(default=4.0, gt=0, description="disk for pages that were fetched, in GiB")
-
-
-class HubSection(_Section):
-    """What this node publishes on the Hugging Face Hub; the token comes from HF_TOKEN or `hf auth login`."""
-
-    repo: Repo | None = Field(
-        default=None, description="publish this miner's own state here after each applied round: ORG/NAME"
-    )
-    look: bool = Field(default=True, description="look at what miners publish of the state, one a round (default: yes)")
-    keep: Positive = Field(default=16, description="newest checkpoints kept; those that the chain names always are")
-
-
-class DiskSection(_Section):
-    budget_gib: float | None = Field(
-        default=None, gt=0, description="disk for rounds/ and state/ together, in GiB; default: what the run needs"
-    )
-
-    @property
-    def budget(self) -> int | None:
-        """In bytes."""
-        return None if self.budget_gib is None else int(self.budget_gib * (1 << 30))
 
 
 class NodeConfig(BaseSettings):
@@ -161,6 +83,9 @@ class NodeConfig(BaseSettings):
         description="begin a round's work as soon as its pages can be known, before the round starts (default: yes)",
     )
     serve_snapshots: bool = Field(default=True, description="give the run's state to nodes that join (default: yes)")
+    page_dir: Typed | None = Field(
+        default=None, description="write the run's public page into this folder, new or its own, with each checkpoint"
+    )
     dry_run: bool = Field(default=False, description="print the weights it would set; write nothing to the chain")
 
     subtensor: SubtensorSection = SubtensorSection()
@@ -169,6 +94,7 @@ class NodeConfig(BaseSettings):
     data: DataSection = DataSection()
     hub: HubSection = HubSection()
     disk: DiskSection = DiskSection()
+    metrics: MetricsSection = MetricsSection()
     logging: LoggingSection = LoggingSection()
     warnings: tuple[str, ...] = Field(default=(), description="one line per option that was set and has no effect")
 

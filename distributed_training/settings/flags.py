@@ -28,10 +28,19 @@ ROLE_ONLY = {
     "hub.repo": Role.MINER,
     "hub.look": Role.VALIDATOR,
     "hub.keep": Role.OWNER,
+    "page_dir": Role.OWNER,
 }
 BOTH_WAYS = ("train_ahead", "serve_snapshots", "hub.look")  # switches with a --no- form
 # By the last word of a key.
-METAVARS = {"run": "DIGITS", "ip": "IP", "endpoint": "URL", "repo": "ORG/NAME", "mirrors": "PLACE,..."}
+METAVARS = {
+    "run": "DIGITS",
+    "ip": "IP",
+    "endpoint": "URL",
+    "repo": "ORG/NAME",
+    "mirrors": "PLACE,...",
+    "prometheus": "[IP:]PORT",
+    "wandb": "online|offline",
+}
 SCRIPT_VARIABLES = ("DT_VENV", "DT_TORCH", "DT_TORCH_INDEX")  # read by scripts/setup.sh
 GROUPS = {
     "subtensor": "chain",
@@ -41,6 +50,7 @@ GROUPS = {
     "data": "data",
     "hub": "Hugging Face Hub",
     "disk": "disk",
+    "metrics": "metrics",
     "logging": "logging",
     "device": "work",
     "threads": "work",
@@ -48,6 +58,7 @@ GROUPS = {
     "steps_per_round": "work",
     "exact_steps": "work",
     "train_ahead": "work",
+    "page_dir": "work",
     "dry_run": "work",
 }
 STORY = {
@@ -177,6 +188,8 @@ def without_effect(role: Role, merged: Mapping[str, Any], asked: Mapping[str, An
             for key in ("ip", "port", "external_ip", "external_port")
             if find(asked, f"axon.{key}") is not None
         ]
+    if find(asked, "metrics.wandb_entity") and not find(merged, "metrics.wandb"):
+        lines.append("--metrics.wandb_entity has no effect: without --metrics.wandb nothing is recorded")
     no_address = not find(merged, "axon.external_ip") and find(merged, "axon.ip") in (None, "0.0.0.0")
     if find(asked, "axon.external_port") and no_address:
         lines.append("--axon.external_port has no effect: without --axon.external_ip no address is announced")

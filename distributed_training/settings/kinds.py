@@ -43,6 +43,7 @@ def _names(value: object) -> object:
 
 
 Address = Annotated[str, AfterValidator(addresses.ipv4)]
+Listen = Annotated[str, AfterValidator(addresses.listen)]
 Endpoint = Annotated[str, AfterValidator(addresses.chain_node)]
 RunPrefix = Annotated[str, AfterValidator(_run_prefix)]
 Port = Annotated[int, Field(ge=1, le=65535)]

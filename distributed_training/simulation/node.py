@@ -96,7 +96,7 @@ class SimNode:
             )
             me = await self._registered(chain)
             config = w.config(self.name, me.uid)
-            metrics = Metrics([NodeSink(w.recorder, self.name)], role=self.role.name.lower(), uid=me.uid)
+            metrics = Metrics([NodeSink(w.recorder, self.name)], role=self.role.name.lower(), uid=me.uid, threads=False)
             journal = Journal(config.node_dir / "journal.sqlite")
             stack.callback(journal.close)
             transport = self._transport = MemoryTransport(w.switch, self.peer_key)

@@ -75,7 +75,7 @@ class Weather(LocalSubstrate):
 
 class Scene:
     def __init__(self, path: Path) -> None:
-        self.path, self.substrate, self.events = path, Weather(path), list[dict[str, Any]]()
+        self.path, self.substrate, self.events = path, Weather(path), list[Any]()
         self.chain = BittensorChain.over(
             netuid=NETUID,
             network="local",
@@ -84,7 +84,7 @@ class Scene:
             cache_dir=path.parent,
             substrate=cast(bt.Substrate, self.substrate),
         )
-        metrics = SimpleNamespace(emit=lambda event, **fields: self.events.append({"event": event, **fields}))
+        metrics = SimpleNamespace(emit=lambda event, **head: self.events.append(event))
         clock = BlockClock(self.chain, BLOCK_S)  # not running: nothing becomes final
         self.parts = cast(Parts, SimpleNamespace(chain=self.chain, signer=key("miner-0"), metrics=metrics, clock=clock))
 
@@ -119,7 +119,7 @@ async def test_a_cut_write_that_landed_is_found_and_not_repeated(scene: Scene) -
     block = await scene.commit()
     me = (await scene.chain.roster((await scene.chain.head()).number)).by_hotkey(key("miner-0").hotkey)
     assert me is not None and (me.commitment, me.commitment_block) == (MINER, block)
-    assert scene.written == 1 and [e["what"] for e in scene.events] == ["chain"]
+    assert scene.written == 1 and [e.what for e in scene.events] == ["chain"]
 
 
 async def test_a_write_that_was_lost_is_written_again(scene: Scene) -> None:
@@ -139,7 +139,7 @@ async def test_it_is_tried_until_its_block_has_passed(scene: Scene) -> None:
     scene.substrate.fates = [f"refused {BUSY[0]}"] * 99
     assert await scene.commit(blocks=4) is None
     assert scene.written == 0 and 2 <= len(scene.substrate.periods) <= 5
-    assert [e["what"] for e in scene.events] == ["chain", "commit"] and "too late" in scene.events[1]["detail"]
+    assert [e.what for e in scene.events] == ["chain", "commit"] and "too late" in scene.events[1].detail
 
 
 @pytest.mark.parametrize("text", ["Invalid Transaction: Custom error: 2", "Inability to pay some fees"])
@@ -192,7 +192,7 @@ async def reorganised(
 ) -> AsyncIterator[tuple[Reorganised, Parts, list[str]]]:
     chain, told = make(forgets), list[str]()
     clock = BlockClock(cast(Chain, chain), 0.01)
-    metrics = SimpleNamespace(emit=lambda event, **fields: told.append(fields["detail"]))
+    metrics = SimpleNamespace(emit=lambda event, **head: told.append(event.detail))
     task = asyncio.create_task(clock.run())
     yield chain, cast(Parts, SimpleNamespace(chain=chain, signer=key("miner-0"), metrics=metrics, clock=clock)), told
     task.cancel()

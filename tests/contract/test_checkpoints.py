@@ -62,7 +62,7 @@ def change_commit(hub: TestHub, files: dict[str, bytes | None]) -> None:
 
 
 def test_what_was_published_is_found_and_read_back(store: CheckpointStore, tmp_path: Path) -> None:
-    assert store.newest() is None and store.find(4, None) is None
+    assert store.newest() is None and store.rounds() == [] and store.find(4, None) is None
     ref = store.publish(4, write_folder(tmp_path / "four"))
     assert ref.round == 4
     assert ref.digest == hashlib.sha256((tmp_path / "four" / STATE_FILE).read_bytes()).digest()
@@ -79,7 +79,7 @@ def test_newest_is_the_latest_round(store: CheckpointStore, tmp_path: Path) -> N
     for index in (2, 10, 9):
         store.publish(index, write_folder(tmp_path / str(index), index, f"state {index}"))
     newest = store.newest()
-    assert newest is not None and newest.round == 10
+    assert newest is not None and newest.round == 10 and store.rounds() == [2, 9, 10]
     older = store.find(2, None)
     assert older is not None
     for ref in (newest, older, newest):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -211,15 +212,20 @@ async def test_the_blocking_client_works_too(tmp_path: Path) -> None:
     assert await asyncio.to_thread(read) == (0, len(NAMES))
 
 
+SCRIPT = Path(__file__).parents[2] / "scripts" / "register.py"
+
+
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    script = Path(__file__).parents[2] / "scripts" / "register.py"
-    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_register_script_prints_the_uid_or_one_line_of_trouble(tmp_path: Path) -> None:
+def test_the_register_script_prints_the_uid_or_one_line_of_trouble(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     start_clock(make_chain(tmp_path / "chain.sqlite", block_s=0.05))
     done = run_script("--run-dir", str(tmp_path), "--wallet.hotkey", "extra")
     assert (done.returncode, done.stderr) == (0, "") and "has now uid 5" in done.stdout
-    assert "had already uid 5" in run_script("--run-dir", str(tmp_path), "--wallet.hotkey", "extra").stdout
+    assert runpy.run_path(str(SCRIPT))["main"](["--run-dir", str(tmp_path), "--wallet.hotkey", "extra"]) == 0
+    assert "had already uid 5" in capsys.readouterr().out
     wrong = run_script("--run-dir", str(tmp_path / "nowhere"), "--wallet.hotkey", "extra")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "--run-dir: expected a folder" in wrong.stderr

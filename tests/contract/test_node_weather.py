@@ -16,9 +16,10 @@ import pytest
 from chain_rig import NETUID, VERSION_KEY, connect, keep_caches_in, key, make_chain, reach
 from devnode import SPECS, DevNode, Proxy
 
-from distributed_training.chain.client import TESTED_SPECS, BittensorChain
+from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.clock import BlockClock
 from distributed_training.chain.local.genesis import start_clock
+from distributed_training.chain.subnet import TESTED_SPECS
 from distributed_training.errors import ChainFault, ChainUnreachable
 from distributed_training.protocol.types import Commitment, Field, Role
 from distributed_training.roles.parts import Parts
@@ -36,10 +37,10 @@ class Scene:
     node: DevNode
     proxy: Proxy
     chain: BittensorChain
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        metrics = SimpleNamespace(emit=lambda event, **fields: self.events.append({"event": event, **fields}))
+        metrics = SimpleNamespace(emit=lambda event, **head: self.events.append(event))
         self.clock = BlockClock(self.chain, BLOCK_S)
         parts = SimpleNamespace(chain=self.chain, signer=key("miner-0"), metrics=metrics, clock=self.clock)
         self.parts = cast(Parts, parts)
@@ -94,7 +95,7 @@ async def test_a_write_that_a_reorganisation_drops_is_written_again(scene: Scene
         while not await scene.on_chain():  # noqa: ASYNC110 (the node sends no event)
             await asyncio.sleep(BLOCK_S)
     looking.cancel()
-    assert "a reorganisation took it out" in scene.events[0]["detail"] and scene.node.pool.accepted == 2
+    assert "a reorganisation took it out" in scene.events[0].detail and scene.node.pool.accepted == 2
 
 
 async def test_a_cancelled_write_is_not_in_the_way_of_the_next(scene: Scene) -> None:

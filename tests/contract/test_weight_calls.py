@@ -145,7 +145,7 @@ async def set_and_wait(chain: Chain, block_s: float, until: int) -> list[Mapping
         chain=chain,
         clock=BlockClock(chain, block_s),
         signer=key("validator-0"),
-        metrics=Metrics([kept], role="validator", uid=1),
+        metrics=Metrics([kept], role="validator", uid=1, threads=False),
     )
     polling = asyncio.create_task(parts.clock.run())
     setter = WeightSetter(cast(Parts, parts))

@@ -202,7 +202,7 @@ class Ring:
             manifest=self.run, params=await chain.params(), peer_key=node.identity.public_key, signer=node.key,
             verify=verify, chain=chain, clock=clock, peers=peers, store=store,
             butterfly=Butterfly(self.run, peers, store, chain, clock, node.key, verify), journal=journal,
-            metrics=Metrics([EventList(node.events)], role="node", uid=node.uid),
+            metrics=Metrics([EventList(node.events)], role="node", uid=node.uid, threads=False),
             checkpoints=LocalCheckpoints(self.root / "checkpoints"), training=training,
         )  # fmt: skip
         serve_snapshots(self.run, peers, store, chain, clock)

@@ -14,7 +14,7 @@ import hashlib
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.data.words import write_words
 from distributed_training.engine import Engine, load_engine
 from distributed_training.journal import Journal
-from distributed_training.metrics.base import Metrics
+from distributed_training.metrics.base import Metrics, Sink
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
 from distributed_training.protocol.manifest import RunManifest
@@ -278,11 +278,13 @@ async def build_node(
     hidden: bool = False,
     pages: WrapPages | None = None,
     wrap_chain: WrapChain | None = None,
+    sinks: Callable[[], Sequence[Sink]] | None = None,
 ) -> Node:
     """Everything of a node but its main loop: `task` does nothing until `start_node` replaces it.
 
     `rounds`: it stops when so many rounds of the run are settled. `exact`: it ends when a round had fewer steps.
     `ahead`: it trains ahead. `hidden`: no peer can dial it. `pages` wraps its page source, `wrap_chain` its chain.
+    `sinks`: it tells them its events too, each in a thread of its own.
     """
     stack, events = AsyncExitStack(), []
     chain = await connect(subnet, name)
@@ -294,7 +296,8 @@ async def build_node(
     if pages is not None:
         engine = Engine(engine.model, engine.loop, pages(engine.source), engine.tokenizer)
     role = role_of(name)
-    metrics = Metrics([EventList(events)], role=role.name.lower(), uid=me.uid)
+    heard: list[Sink] = [EventList(events), *(sinks() if sinks else ())]
+    metrics = Metrics(heard, role=role.name.lower(), uid=me.uid, threads=sinks is not None)
     journal = Journal(config.node_dir / "journal.sqlite")
     stack.callback(journal.close)
     sole = await SoleChain.begin(

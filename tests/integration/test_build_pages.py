@@ -415,15 +415,14 @@ def test_an_upload_needs_a_token_that_may_write_before_anything_is_built(hub: Te
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow  # the client tries five times
 def test_an_upload_that_fails_is_told_in_one_line(hub: TestHub, tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     for number in range(60):
         (tmp_path / "text" / f"{number}.txt").write_text(f"{number} and more\n" * 300)
     out, upload = tmp_path / "out", ["--upload", "org/mine"]
     build(hub, out, "--text", str(tmp_path / "text"), "--page-bytes", "4000")
-    put = hub.faults.add("down", method="PUT", times=None)
-    said = refused(hub, out, *upload, code=1, token="hf_test")
+    put = hub.faults.add("expired", method="PUT", times=None)  # what the client does not try again
+    said = refused(hub, out, *upload, token="hf_test")
     assert "--upload org/mine: the pages are built, but not published" in said and put.fired
     hub.faults.clear()
     path = next(out.glob("pages-*.parquet"))

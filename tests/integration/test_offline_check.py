@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from subnet import finished, make_subnet, running
+from subnet import FINISHED_ROUNDS, Subnet
 
 from distributed_training.localnet.judge.offline import check_run, main, result
 from distributed_training.localnet.layout import RunPaths
 from distributed_training.snapshots.statefile import decode_state, encode_state
 from distributed_training.training.outer import RunState
 
-ROUNDS = 2
+ROUNDS = FINISHED_ROUNDS
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of three miners and two validators."""
+def kept(finished_subnet: Subnet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a finished run of four miners and two validators keeps.
+
+    Its databases are open: to close a file of theirs would end this process's locks on them, so SQLite copies those.
+    """
     root = tmp_path_factory.mktemp("offline") / "run"
-    root.mkdir()
-
-    async def run() -> None:
-        async with running(make_subnet(root, miners=3), rounds=ROUNDS) as subnet:
-            await finished(subnet)
-
-    asyncio.run(run())
+    shutil.copytree(finished_subnet.root, root, ignore=shutil.ignore_patterns("*.sqlite*"))
+    for path in finished_subnet.root.rglob("*.sqlite"):
+        target = root / path.relative_to(finished_subnet.root)
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(target)) as copy:
+            source.backup(copy)
     return root
 
 
@@ -40,10 +42,9 @@ def problems(root: Path) -> list[str]:
 def test_it_recomputes_every_round_slice_and_state(kept: Path) -> None:
     rounds, nodes = check_run(RunPaths(kept))
     assert [(r.index, r.applied, r.counted, r.recomputed, r.committed) for r in rounds] == [
-        (0, True, 3, 3, 2),
-        (1, True, 3, 3, 2),
+        (index, True, 4, 4, 2) for index in range(ROUNDS)
     ]
-    assert len(nodes) == 6
+    assert len(nodes) == 7
     assert all(n.states[ROUNDS] == rounds[-1].root for n in nodes)
     assert result(rounds, nodes)["ok"]
 
@@ -88,7 +89,7 @@ def work(root: Path) -> None:
         (wire, "does not keep the wire bytes it committed"),
         (wire_gone, "does not keep the wire bytes it committed"),
         (output, "round 1: slice"),
-        (state, "owner: its state at the start of round 2 has root"),
+        (state, "owner: its state at the start of round 3 has root"),
         (work, "nobody keeps the work record"),
     ],
 )

@@ -77,7 +77,7 @@ class Away:
     def __init__(self, store: LocalCheckpoints, fault: Exception | None) -> None:
         self.fault, self._store, self.asked = fault, store, list[int]()
         self.find, self.newest, self.describe, self.fetch = store.find, store.newest, store.describe, store.fetch
-        self.check, self.pruned = store.check, list[set[int]]()
+        self.check, self.rounds, self.pruned = store.check, store.rounds, list[set[int]]()
         self.gate = threading.Event()
         self.gate.set()
 
@@ -105,7 +105,7 @@ class Stage:
             checkpoints=self.store,
             store=RoundStore(folder / "node"),
             clock=cast(BlockClock, SimpleNamespace(block_s=0.05)),
-            metrics=Metrics([EventList(self.events)], role="owner", uid=0),
+            metrics=Metrics([EventList(self.events)], role="owner", uid=0, threads=False),
         )
         self.follower = follower_of(node)
         self.exporter = make_exporter(node.config, node.parts.manifest, node.engine, {-1: 4.0, 0: 3.5}, None)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from broken_sinks import Gone, Stuck, on_a_full_disk
 from subnet import FINISHED_ROUNDS, Node, Subnet, connect, finished, make_subnet, running
 from transformers import AutoModelForCausalLM
 
 from distributed_training.averaging.plan import layout_of
 from distributed_training.chain.base import Chain
 from distributed_training.checkpoints.local import LocalCheckpoints
+from distributed_training.metrics.base import Sink
 from distributed_training.roles.joining.published import load_published
 from distributed_training.training.flat import to_flat
 from distributed_training.training.outer import state_root
@@ -35,7 +39,7 @@ async def test_every_node_has_the_same_state_after_every_round(finished_subnet: 
         assert roots(node) == expected, node.name
         for event in node.rounds().values():
             assert (event["applied"], event["included"]) == (True, uids), (node.name, event["reason"])
-            assert event["counted"] == [0, 1, 2, 3]
+            assert (event["candidates"], event["counted"], event["missing"]) == (uids, [0, 1, 2, 3], {})
             assert event["credit"] == {str(uid): 1.0 for uid in uids}
 
 
@@ -46,6 +50,7 @@ async def test_a_miner_sends_what_the_others_need_of_it(finished_subnet: Subnet)
     for miner in miners:
         for event in miner.rounds().values():
             assert event["bytes_sent"] >= wire * (len(miners) - 1) / len(miners)
+            assert sum(event["sent_to"].values()) == event["bytes_sent"]
 
 
 @shared
@@ -71,7 +76,7 @@ async def test_every_audit_passes_with_no_error(finished_subnet: Subnet) -> None
             assert sorted(audits) == sorted(node.uid for node in subnet.miners())
             for event in audits.values():
                 assert (event["verdict"], event["reason"]) == ("pass", "ok")
-                assert event["error"] is not None and event["error"] < 1e-3
+                assert event["error"] is not None and event["error"] < 1e-3 < event["good"] < event["bad"]
                 assert event["goodput_bytes_per_s"] > 0 and event["duty"] == 1.0
 
 
@@ -119,19 +124,30 @@ async def test_the_checkpoint_loads_and_is_the_state_it_says(finished_subnet: Su
     await chain.close()
 
 
-async def test_the_same_seed_gives_the_same_root_and_another_seed_another(tmp_path: Path) -> None:
-    async def final_root(name: str, seed: int) -> str:
+async def test_the_same_seed_gives_the_same_roots_and_scores_whatever_sinks_do_and_another_seed_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sinks of the second run block for ever, raise always or have a full disk."""
+
+    async def run(name: str, seed: int, sinks: Callable[[], Sequence[Sink]] | None = None) -> tuple[list[str], Any]:
         subnet = make_subnet(tmp_path / name, miners=2, validators=1, owner=False, seed=seed)
-        async with running(subnet, rounds=2, exact=True):
+        async with running(subnet, rounds=2, exact=True, sinks=sinks):
             await finished(subnet)
+            for node in subnet.nodes.values():
+                node.parts.metrics.close(0.2)
             for miner in subnet.miners():
                 assert [event["steps"] for event in miner.rounds().values()] == [3, 3]
-            (root,) = {roots(node)[-1] for node in subnet.nodes.values()}
-            return root
+            (found,) = {tuple(roots(node)) for node in subnet.nodes.values()}
+            (scores,) = (event["cards"] for event in subnet.nodes["validator-0"].all("scores"))
+            return list(found), {uid: {k: v for k, v in card.items() if k != "note"} for uid, card in scores.items()}
 
-    first, again, other = await asyncio.gather(final_root("a", 1), final_root("b", 1), final_root("c", 2))
-    assert first == again
-    assert other != first
+    first, again, other = await asyncio.gather(
+        run("a", 1), run("b", 1, lambda: [Stuck(), Gone(), on_a_full_disk()]), run("c", 2)
+    )
+    assert first == again and len(first[0]) == 2
+    assert other[0] != first[0]
+    for kind in ("Gone", "JsonlSink"):
+        assert sum(f"{kind} loses events" in line for line in caplog.messages) == 3, "each of three nodes, once"
 
 
 async def test_one_round_over_libp2p_ends_in_the_same_root(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class Pair:
         return self.told()
 
     def parts(self, block_s: float = 12.0) -> Parts:
-        metrics = Metrics([EventList(self.events)], role="validator", uid=0)
+        metrics = Metrics([EventList(self.events)], role="validator", uid=0, threads=False)
         clock = cast(BlockClock, SimpleNamespace(block_s=block_s))
         return replace(self.validator.parts, metrics=metrics, clock=clock)
 

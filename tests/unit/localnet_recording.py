@@ -68,6 +68,7 @@ def recorded_summary() -> dict[str, Any]:
         view,
         ChainFacts(dict.fromkeys(range(3), bytes(32)), shares),
         rounds_wanted=OPTIONS.rounds,
+        num_params=859_648,
         wire_bytes=WIRE_BYTES,
         baselines=Baselines(solo, {-1: 5.38, 0: 3.0, 1: 2.9, 2: 2.9}),
         offline=offline,

@@ -23,7 +23,7 @@ class Kept:
 
 def test_pages_that_cannot_be_read_are_one_fault_a_round(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    unread = Unread(Metrics([kept := Kept()], role="validator", uid=1))
+    unread = Unread(Metrics([kept := Kept()], role="validator", uid=1, threads=False))
     for index, uids in ((4, range(9)), (5, range(0)), (6, range(3, 4))):
         for uid in uids:
             unread.add(index, uid, DataUnavailable("cannot read page 7"))

@@ -94,6 +94,7 @@ def test_inclusion_needs_half_of_the_slices_and_credit_counts_chunks() -> None:
     outcome = combine(g.plan, counted(g), three, g.run)[2]
     assert outcome.included == (key(0), key(1), key(2))
     assert outcome.credit == {key(0): 1.0, key(1): 1.0, key(2): 1.0, key(3): sizes[3] / 7}
+    assert outcome.missing == {0: (key(3),), 1: (key(3),), 2: (key(3),)}
 
 
 @pytest.mark.parametrize(("chunks", "most"), [(6, 3), (7, 3), (8, 4)])
@@ -127,6 +128,7 @@ def test_a_chunk_that_lost_too_many_senders_is_zero_and_still_credits() -> None:
     first, second = (average[slice(*g.plan.layout.coords(spec.first_chunk + i))] for i in (0, 1))
     assert not first.any() and second.any()  # 2 of 4 missing
     assert outcome.credit == {key(0): 1.0, key(1): 1.0, key(2): 6 / 7, key(3): 6 / 7}
+    assert outcome.missing == {}, "half of the slice's chunks have them"
     assert len(outcome.included) == 4
 
 

@@ -188,6 +188,9 @@ def test_options_without_effect_warn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--subtensor.network" in load_config(Role.MINER, both).warnings[0]
     assert "external_port" in load_config(Role.MINER, ["--netuid", "1", "--axon.external_port", "5"]).warnings[0]
     assert load_config(Role.MINER, [*LOCAL, "--axon.external_port", "5"]).warnings == ()
+    team = ["--metrics.wandb_entity", "team"]
+    assert "without --metrics.wandb" in load_config(Role.MINER, [*LOCAL, *team]).warnings[0]
+    assert load_config(Role.MINER, [*LOCAL, *team, "--metrics.wandb", "offline"]).warnings == ()
     monkeypatch.setenv("DT_DRY_RUN", "true")
     assert load_config(Role.MINER, LOCAL).warnings == ("--dry-run has no effect: only a validator uses it",)
     assert load_config(Role.VALIDATOR, LOCAL).warnings == ()

@@ -46,6 +46,7 @@ def test_an_equal_log_passes() -> None:
     result = judge(log(), log(), depth=4, audit=RULES)
     assert (result.verdict, result.quality, result.failed_step, result.reason) == (Verdict.PASS, 1.0, None, "ok")
     assert (result.depth, result.error) == (4, 0.0)
+    assert (result.good, result.bad) == (RULES.error_ok, RULES.error_bad), "of the step with the largest error"
 
 
 def test_only_the_asked_prefix_is_looked_at() -> None:
@@ -59,6 +60,8 @@ def test_the_worst_group_decides(group: int) -> None:
     result = judge(at(log(), 2, lambda r: scaled(r, 1.5, group)), log(), depth=4, audit=RULES)
     assert (result.verdict, result.quality, result.failed_step, result.reason) == (Verdict.FAIL, 0.0, 2, "gradient")
     assert result.error == pytest.approx(0.5)
+    growth = 1 + 2 / RULES.error_growth_steps
+    assert (result.good, result.bad) == (RULES.error_ok * growth, RULES.error_bad * growth)
 
 
 def test_quality_falls_with_the_logarithm_between_the_bounds() -> None:
@@ -79,6 +82,7 @@ def test_a_soft_result_names_the_worst_step() -> None:
     result = judge(claimed, log(), depth=4, audit=RULES)
     assert (result.verdict, result.failed_step, result.reason) == (Verdict.SOFT, 2, "gradient")
     assert result.error == pytest.approx(0.06)
+    assert result.good is not None and result.bad is not None and result.good < 0.06 < result.bad
     assert 0.0 < result.quality < 0.5
 
 

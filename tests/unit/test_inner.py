@@ -12,7 +12,8 @@ import torch
 from tiny_training import GPT2, INNER, LLAMA, batches, loop, manifest, train
 
 from distributed_training.errors import DataUnavailable, LocalFault
-from distributed_training.metrics.base import JsonlSink, Metrics
+from distributed_training.metrics.base import Metrics
+from distributed_training.metrics.jsonl import JsonlSink
 from distributed_training.protocol.rules.schedules import RAMP_STEPS
 from distributed_training.protocol.types import StepRecord
 from distributed_training.roles.auditing.evaluation import Evaluator

@@ -7,10 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_scoring import CAP, SCORING
 
 from distributed_training.errors import ConfigError, LocalFault
-from distributed_training.journal import MIGRATIONS, Journal, claim_folder
-from distributed_training.protocol.types import ScoreCard
+from distributed_training.journal import MIGRATIONS, MOST_TOLD, Journal, claim_folder
+from distributed_training.protocol.rules.scoring import fold, fold_absent
+from distributed_training.protocol.types import AuditResult, Observation, ScoreCard, Verdict
 
 CARD = ScoreCard(
     hotkey="5F",
@@ -128,3 +132,69 @@ def test_a_claim_that_cannot_be_read_is_the_operators_error(tmp_path: Path) -> N
     (tmp_path / "manifest.sha256").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"manifest\.sha256"):
         claim_folder(tmp_path, "ab" * 32)
+
+
+def observed(round: int, quality: float) -> Observation:
+    audit = AuditResult(Verdict.PASS if quality > 0.2 else Verdict.FAIL, quality, 2, None, 0.1, "ok")
+    return Observation(5, "5F", 0, round, 1000.0 * quality, audit, 1e6 * (1 + quality), quality)
+
+
+def rounds_told(path: Path, table: str) -> set[int]:
+    with sqlite3.connect(path) as raw:
+        return {row[0] for row in raw.execute(f"SELECT round FROM {table}")}
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.none() | st.floats(0, 1), st.booleans()), min_size=20, max_size=30),
+    st.integers(1, 8),
+)
+def test_pruning_takes_old_rounds_and_never_what_scores_or_a_restart_go_on_from(
+    tmp_path_factory: pytest.TempPathFactory, course: list[tuple[int, float | None, bool]], needed: int
+) -> None:
+    """Rounds with gaps, a miner that is there or not, restarts in between; a budget of a few rounds."""
+    path, index, kept = tmp_path_factory.mktemp("pruned") / "j", 0, None
+    journal, rounds = Journal(path, needed=needed, budget_bytes=100_000), list[int]()
+    for step, quality, restart in course:
+        index += step
+        rounds.append(index)
+        loaded = journal.load_cards()[1].get("5F")
+        assert loaded == kept
+        if quality is not None:
+            kept = fold(kept, observed(index, quality), SCORING, CAP)
+            loaded = fold(loaded, observed(index, quality), SCORING, CAP)
+        elif kept is not None and loaded is not None:
+            kept, loaded = fold_absent(kept, index, SCORING), fold_absent(loaded, index, SCORING)
+        assert loaded == kept
+        journal.save_own(index, {"work": "ab" * 32})
+        journal.save_trusted(index, bytes([index]) * 32)
+        journal.save_final(index, b"hash", b"roster", oldest=0)
+        journal.save_round(index, {"text": "x" * 9000})
+        journal.save_cards(index, {} if loaded is None else {"5F": loaded}, {"5F": {"text": "x" * 9000}})
+        journal.save_told({"event": "weights", "round": index, "uid": 1, "weights": {"5": 1.0}})
+        if restart:
+            journal.close()
+            journal = Journal(path, needed=needed, budget_bytes=100_000)
+        newest = [r for r in rounds if r > index - needed]
+        assert all(journal.load_own(r) is not None and journal.is_trusted(r, bytes([r]) * 32) for r in newest)
+        assert all(journal.load_final(r) is not None for r in rounds)
+        assert rounds_told(path, "rounds") >= set(newest)
+    left = rounds_told(path, "observations")
+    assert left == rounds_told(path, "rounds") == rounds_told(path, "told") and left < set(rounds)
+    assert left == {r for r in rounds if r >= min(left)}  # the newest, without a gap
+    assert len(left) <= max(needed, 6)
+    journal.close()
+
+
+def test_lasting_trouble_does_not_fill_the_journal(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    with sqlite3.connect(tmp_path / "j") as raw:
+        raw.execute("INSERT INTO told VALUES (?, 0, 'fault', '{}')", (MOST_TOLD + 5,))
+    for _ in range(3):
+        journal.save_told({"event": "fault", "round": None, "uid": 1, "what": "disk", "detail": "full"})
+    journal.save_told({"event": "fault", "round": 3, "uid": 1, "what": "disk", "detail": "full"})
+    with sqlite3.connect(tmp_path / "j") as raw:
+        raw.execute("INSERT INTO told VALUES (2, 0, 'fault', '{}')")
+    journal.save_told({"event": "fault", "round": 3, "uid": 1, "what": "disk", "detail": "full"})
+    with sqlite3.connect(tmp_path / "j") as raw:
+        assert raw.execute("SELECT min(id), count(*) FROM told").fetchone() == (MOST_TOLD + 5, 6)

@@ -67,10 +67,10 @@ def test_without_kills_there_is_no_row_and_the_chain_is_not_asked() -> None:
 
 
 def test_a_kill_and_a_restart_are_lines_and_show_in_the_table(tmp_path: Path) -> None:
-    line = event_line("demo", killed("miner-2", "miner", 1))
+    line = event_line("demo", killed("miner-2", "miner", 1), {})
     assert line is not None
     assert "round 1: miner-2 killed at average, pid 7, block 90, 1234 bytes in flight" in line
-    assert event_line("demo", restarted("miner-2", 9, 100, [8])) == (
+    assert event_line("demo", restarted("miner-2", 9, 100, [8]), {}) == (
         "demo         miner-2 started again, pid 9; survivors: 8"
     )
     paths = RunPaths(tmp_path)
@@ -88,7 +88,8 @@ def test_a_kill_and_a_restart_are_lines_and_show_in_the_table(tmp_path: Path) ->
 
 
 def test_the_plan_belongs_to_the_run_and_is_kept_when_it_is_resumed(tmp_path: Path) -> None:
-    flags = ["--run-dir", str(tmp_path / "run"), "--miners", "2", "--kill", "miner@train", "--kill", "owner@settle"]
+    flags = ["--run-dir", str(tmp_path / "run"), "--miners", "2", "--block-seconds", "1"]  # nothing is measured
+    flags += ["--kill", "miner@train", "--kill", "owner@settle"]
     made = open_or_create(parse_options([*flags, "--rounds", "8"]), lambda text: None)
     assert {type(kill) for kill in made.kills} == {Kill} and len(made.kills) == 2
     opened = open_or_create(parse_options([*flags, "--rounds", "20"]), lambda text: None)

@@ -36,9 +36,10 @@ def test_a_success_names_picture_sample_and_what_was_not_tried_yet(summary: dict
     (root / "checkpoints" / "round-000002").mkdir(parents=True)
     said = told(summary, root)
     assert said["picture"] == [str(root / "report.png")]
-    sample = said["let the model write"]
+    sample, page = said["let the model write"], said["page"]
     assert sample[0] == sys.executable and Path(sample[1]).is_file()
-    assert sample[2:] == ["--run-dir", str(root), "--prompt", "def "]
+    assert sample[2:] == [str(root), "def main("]
+    assert page == [sys.executable, "-m", "distributed_training.dashboard", "--run-dir", str(root)]
     assert "next: miners of different speed" not in said  # the recording had 1,1,2,4
     assert said["next: one that cheats"][:2] == ["bash", str(DEMO[1])]
     summary["params"] |= {"speeds": [1, 1], "adversary": "free-rider:1"}

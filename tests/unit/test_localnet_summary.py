@@ -364,7 +364,7 @@ def test_the_text_names_losses_pay_and_every_failed_check(summary: Summary) -> N
     text = shown(summary)
     assert "together, averaged peer to peer     3.0155" in text
     assert "one worker on all tokens            2.9000" in text
-    assert "miner-3                  60     50.00 %" in text
+    assert "miner-3 (uid 6)                   60     50.00 %" in text
     assert "FAIL bytes_sent" in text and "1 of 14 checks failed: bytes_sent" in text
 
 

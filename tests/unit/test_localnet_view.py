@@ -12,13 +12,16 @@ import pytest
 from localnet_recording import SPECS, recorded, recorded_manifest, recorded_view
 from rich.console import Console
 
-from distributed_training.localnet.events import MAX_LINE_BYTES, Follower, RunEvents, RunView
+from distributed_training.localnet.events import RunEvents, RunView
 from distributed_training.localnet.layout import NodeSpec, RunPaths, node_specs
 from distributed_training.localnet.options import parse_options
 from distributed_training.localnet.run.create import Run
 from distributed_training.localnet.show.display import Display
 from distributed_training.localnet.show.table import Clock, event_line, header, render
+from distributed_training.metrics.following import MAX_LINE_BYTES, Follower
 from distributed_training.protocol.manifest import RunManifest
+
+NAMES = {spec.uid: spec.name for spec in SPECS}
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +74,16 @@ def test_the_header_follows_the_run(manifest: RunManifest) -> None:
 
 
 def test_plain_lines_tell_the_same_story() -> None:
-    lines = [line for name, event in recorded() if (line := event_line(name, event)) is not None]
+    lines = [line for name, event in recorded() if (line := event_line(name, event, NAMES)) is not None]
     text = "\n".join(lines)
     assert "miner-3      round 0: 20 steps, 40960 tokens, loss 5.330 to 3.452 in 10.5 s" in text
-    assert "owner        round 0: applied, included uids 3,4,5,6, 4 of 4 slices, state c6ace0064018b70d" in text
-    assert "validator-0  round 0: audit of uid 3: pass, depth 3, ok" in text
-    assert "validator-0  round 0: weights in block 70: 3 12.5%, 4 12.5%, 5 25.0%, 6 50.0%" in text
+    assert (
+        "owner        round 0: applied, work of miner-0, miner-1, miner-2, miner-3, 4 of 4 slices, state c6ac" in text
+    )
+    assert "validator-0  round 0: audit of miner-0: pass, depth 3, ok" in text
+    assert (
+        "validator-0  round 0: weights in block 70: miner-0 12.5%, miner-1 12.5%, miner-2 25.0%, miner-3 50.0%" in text
+    )
     assert len(lines) < len(recorded())  # single steps are left to the table
 
 
@@ -96,7 +103,7 @@ def test_a_strange_event_changes_no_number_and_stops_nothing(manifest: RunManife
     view.apply("validator-0", event)
     view.apply("a stranger", event)
     assert before == (view.heldout(), view.scores_of(1), {n.name: n.state_root for n in view.nodes.values()})
-    event_line("validator-0", event)
+    event_line("validator-0", event, NAMES)
     drawn(view, manifest, 90)
 
 

@@ -130,11 +130,11 @@ def test_a_killed_demos_directory_is_free_when_its_nodes_have_ended(tmp_path: Pa
     code = f"""
 import os, sys, pathlib
 from distributed_training.localnet.run.processes import NodeProcesses
-lock = Lock(pathlib.Path({str(tmp_path)!r}), "")
+lock, log = Lock(pathlib.Path({str(tmp_path)!r}), ""), pathlib.Path({str(tmp_path / "log")!r})
 processes = NodeProcesses(lock=lock)
-slow = "import signal, time; signal.signal(15, lambda *_: time.sleep(1.5) or sys.exit()); import sys; time.sleep(60)"
-processes.start("slow", [sys.executable, "-c", slow], pathlib.Path({str(tmp_path / "log")!r}))
-import time; time.sleep(1)
+slow = "import signal, sys, time; signal.signal(15, lambda *_: time.sleep(1) or sys.exit()); print(1, flush=True)"
+processes.start("slow", [sys.executable, "-c", slow + "; time.sleep(60)"], log)
+while not log.stat().st_size: pass
 os.kill(os.getpid(), 9)
 """
     subprocess.run([sys.executable, "-c", "from distributed_training.locks import Lock\n" + code], timeout=60)

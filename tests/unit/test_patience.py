@@ -25,7 +25,9 @@ from distributed_training.data.tokens import ByteTokenizer
 from distributed_training.errors import DataUnavailable, LocalFault, OutOfMemory
 from distributed_training.files import write_whole
 from distributed_training.journal import Journal
-from distributed_training.metrics.base import JsonlSink
+from distributed_training.metrics.base import Metrics
+from distributed_training.metrics.events import Fault
+from distributed_training.metrics.jsonl import JsonlSink
 from distributed_training.protocol.rules.assignment import page_index
 from distributed_training.protocol.types import StepRecord
 from distributed_training.roles.mining.work import Trainer, WorkTask, round_permutation
@@ -162,8 +164,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_real_full_disk_corrupts_nothing_and_is_recovered_from(tiny_disk: Path) -> None:
     store, journal = RoundStore(tiny_disk), Journal(tiny_disk / "journal.sqlite")
-    sink = JsonlSink(tiny_disk / "events.jsonl")
-    sink.write({"event": "before"})
+    metrics = Metrics([JsonlSink(tiny_disk / "events.jsonl")], role="miner", uid=0, threads=False)
+    metrics.emit(Fault(what="before", detail=""))
     journal.save_round(0, {"root": "aa"})
     fill(tiny_disk / "ballast")
     lost = [journal_refuses(journal, number) for number in range(1, 60)]
@@ -171,16 +173,16 @@ def test_a_real_full_disk_corrupts_nothing_and_is_recovered_from(tiny_disk: Path
     store.put_own(1, os.urandom(1 << 17), b"log")
     assert len(store.own_wire(1) or b"") == 1 << 17
     for number in range(500):
-        sink.write({"event": "while full", "number": number, "text": "x" * 100})
+        metrics.emit(Fault(what="while full", detail=f"{number} {'x' * 100}"))
     (tiny_disk / "ballast").unlink()
-    sink.write({"event": "after"})
+    metrics.emit(Fault(what="after", detail=""))
     journal.save_round(100, {"root": "bb"})
     store.overflow.retry()
     assert len(store.overflow) == 0 and len(RoundStore(tiny_disk).own_wire(1) or b"") == 1 << 17
-    sink.close()
+    metrics.close()
     journal.close()
     events = [json.loads(line) for line in (tiny_disk / "events.jsonl").read_text().splitlines()]
-    assert events[0]["event"] == "before" and events[-1]["event"] == "after"
+    assert events[0]["what"] == "before" and events[-1]["what"] == "after"
     reopened = Journal(tiny_disk / "journal.sqlite")
     assert reopened.last_round() == (100, {"root": "bb"})
     reopened.close()

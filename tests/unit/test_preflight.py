@@ -133,7 +133,7 @@ def test_a_hub_that_is_none_is_said_before_it_is_asked(run: Path, monkeypatch: p
 
 PROGRAMS = [
     *(["-X", "importtime", f"neurons/{name}.py"] for name in ("miner", "validator", "owner")),
-    *(["-X", "importtime", f"scripts/{name}.py"] for name in ("create_run", "evaluate", "register", "bench")),
+    *(["-X", "importtime", f"scripts/{name}.py"] for name in ("create_run", "evaluate", "sample", "register", "bench")),
     *(["-X", "importtime", f"scripts/{name}.py"] for name in ("verify_checkpoint", "build_pages", "fuzz")),
     *(["-X", "importtime", "-m", f"distributed_training.{name}"] for name in ("localnet", "simulation")),
 ]

@@ -67,6 +67,7 @@ async def test_every_fact_is_the_chains_own(tmp_path: Path) -> None:
     assert found.price == (
         "0.5 TAO: 0.4 TAO burned, 0.1 TAO locked as collateral of the hotkey (0.5 alpha unlocked per alpha it earns)"
     )
+    assert (found.spec_version, found.untested, found.collateral) == (0, "", {0: 0.0})
     for flag in ("NetworkRegistrationAllowed", "SubtokenEnabled", "SubnetEmissionEnabled"):
         assert "pays NOBODY" in (await facts(tmp_path, MODERN | {flag: False})).pays
     with pytest.raises(ConfigError, match="--netuid 8: no such subnet on this chain"):

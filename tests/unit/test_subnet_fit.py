@@ -17,7 +17,7 @@ FACTS = SubnetFacts(
     netuid=RUN.netuid, block=0, block_s=12.0, name="mine", owner_hotkey="5F", owner_coldkey="5C", tempo=360,
     num_uids=3, max_uids=RUN.max_uids, commitment_bytes=1 << 20, weights_rate_limit=1, immunity_blocks=4096,
     commit_reveal=False, reveal_epochs=1, emission_enabled=True, started=True, registration_open=True,
-    price_rao=10**9, lock_share=0.0, drain_ratio=None,
+    price_rao=10**9, lock_share=0.0, drain_ratio=None, spec_version=461, timestamp_s=None, collateral=None,
 )  # fmt: skip
 EARLY = T.first_block - T.roster_lead
 

@@ -12,13 +12,15 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer
 from typer.core import TyperGroup
 
-from distributed_training import runs
+from distributed_training import history, runs
 from distributed_training.chain.keys import registration_command, wallet_command
+from distributed_training.dashboard import __main__ as dashboard
 from distributed_training.localnet import options as demo
 from distributed_training.protocol.types import Role
 from distributed_training.settings import flags
@@ -34,6 +36,11 @@ TEXTS = [
 COMMAND = re.compile(
     r"(?:python|bash) (scripts/\w+\.py|scripts/demo\.sh|neurons/\w+\.py|-m distributed_training\.\w+)((?: [^`\n#|]*)?)"
 )
+
+MODULES: dict[str, Any] = {
+    f"-m distributed_training.{name}": module
+    for name, module in {"dashboard": dashboard, "history": history, "runs": runs, "simulation": simulation}.items()
+}
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:
@@ -60,12 +67,8 @@ def script(name: str) -> ModuleType:
 
 def parser_of(program: str, words: list[str]) -> argparse.ArgumentParser:
     name = Path(program).stem
-    if program == "-m distributed_training.runs":
-        return runs.parser()
-    if program == "-m distributed_training.simulation":
-        return simulation.parser()
-    if program == "-m distributed_training.runs":
-        return runs.parser()
+    if program in MODULES:
+        return MODULES[program].parser()
     if program.startswith("-m") or name == "demo":
         return demo._parser()
     if name == "bench":
@@ -77,11 +80,16 @@ def parser_of(program: str, words: list[str]) -> argparse.ArgumentParser:
 BTCLI = re.compile(r"(?:^|`)(btcli(?: [^\s`#|]+)+)", re.MULTILINE)
 
 
-def btcli(words: Sequence[str]) -> None:
-    """Parse a command with the installed btcli, and run nothing. Raises click's errors."""
+@cache
+def btcli_command() -> Any:
     from bittensor.cli.main import app
 
-    command, rest = typer.main.get_command(app), list(words)
+    return typer.main.get_command(app)
+
+
+def btcli(words: Sequence[str]) -> None:
+    """Parse a command with the installed btcli, and run nothing. Raises click's errors."""
+    command, rest = btcli_command(), list(words)
     context = command.make_context("btcli", rest)
     while isinstance(command, TyperGroup):
         name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])

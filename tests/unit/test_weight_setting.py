@@ -117,7 +117,7 @@ class Rig:
             chain=subnet,
             clock=self.clock,
             signer=SimpleNamespace(public_key=key(ME)),
-            metrics=Metrics([self.kept], role="validator", uid=ME),
+            metrics=Metrics([self.kept], role="validator", uid=ME, threads=False),
         )
         self.setter = WeightSetter(cast(Parts, parts))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from distributed_training.localnet.judge import fault_checks, hub_checks, loss_checks
 from distributed_training.localnet.judge.fault_checks import absent, ever_killed
+from distributed_training.localnet.names import called
 
 INCENTIVE_SUM_TOLERANCE = 1e-3
 PROPORTION_TOLERANCE = 0.15
@@ -90,7 +91,7 @@ def miners_included(summary: Summary) -> Outcome:
         excused += len(dead & set(names))
         wanted = {uid for name, uid in names.items() if name not in dead}
         if not wanted <= set(r["included"]):
-            return False, f"round {r['index']} left out uid {sorted(wanted - set(r['included']))}"
+            return False, f"round {r['index']} left out {called(summary, sorted(wanted - set(r['included'])))}"
     shown = f", but for {excused} rounds of one that had been killed" if excused else ""
     return bool(applied_rounds(summary)), f"all {len(names)} in every applied round{shown}"
 
@@ -125,7 +126,9 @@ def dead_miners(summary: Summary, r: Mapping[str, Any]) -> set[str]:
 def weights_on_chain(summary: Summary) -> Outcome:
     wanted = {node["uid"] for node in summary["nodes"].values() if node["role"] == "validator"}
     found = {int(uid) for uid, row in summary["final"]["weights"].items() if any(row.values())}
-    return wanted <= found, f"rows of uid {sorted(found)}, validators are {sorted(wanted)}"
+    return wanted <= found, f"rows of {called(summary, sorted(found))}" + (
+        f"; missing: {called(summary, sorted(wanted - found))}" if wanted - found else ""
+    )
 
 
 def incentive_sum(summary: Summary) -> Outcome:
@@ -148,7 +151,7 @@ def incentive_proportional(summary: Summary) -> Outcome:
         return False, "nothing credited or nothing paid"
     ratios = {u: paid[u] / fsum(paid.values()) * total / tokens[u] if tokens[u] else 0.0 for u in uids}
     ok = all(abs(ratio - 1.0) <= PROPORTION_TOLERANCE for ratio in ratios.values())
-    return ok, "paid share / token share by uid: " + ", ".join(f"{u} {x:.3f}" for u, x in ratios.items())
+    return ok, "paid share / token share: " + ", ".join(f"{called(summary, [u])} {x:.3f}" for u, x in ratios.items())
 
 
 def offline_check(summary: Summary) -> Outcome:
@@ -174,7 +177,7 @@ def ended_cleanly(summary: Summary) -> Outcome:
 
 
 def checkpoint_published(summary: Summary) -> Outcome:
-    return bool(summary["checkpoints"]), f"after rounds {[c['round'] for c in summary['checkpoints']]}"
+    return bool(summary["checkpoints"]), f"at the start of rounds {[c['round'] for c in summary['checkpoints']]}"
 
 
 def exact_steps(summary: Summary) -> Outcome:
@@ -205,7 +208,7 @@ def adversary_unpaid(summary: Summary) -> Outcome:
     mean = fsum(honest) / len(honest)
     cheats = {uid: incentive.get(str(uid), 0.0) for uid in miners(summary, honest=False).values()}
     ok = mean > 0 and all(share < ADVERSARY_SHARE * mean for share in cheats.values())
-    return ok, f"mean honest {mean:.4f}; " + ", ".join(f"uid {uid} {share:.4f}" for uid, share in cheats.items())
+    return ok, f"mean honest {mean:.4f}; " + ", ".join(f"{called(summary, [u])} {x:.4f}" for u, x in cheats.items())
 
 
 def adversary_took_part(summary: Summary) -> Outcome:
@@ -215,12 +218,13 @@ def adversary_took_part(summary: Summary) -> Outcome:
     """
     found: list[str] = []
     for uid in miners(summary, honest=False).values():
+        name = called(summary, [uid])
         first = next((r for r in applied_rounds(summary) if str(uid) in r["credit"]), None)
         if first is None:
-            return False, f"uid {uid} never had a record on chain"
+            return False, f"{name} never had a record on chain"
         if first["credit"][str(uid)] <= 0:
-            return False, f"uid {uid} is in no counted slice of its first round, {first['index']}"
-        found.append(f"uid {uid} is in the counted slices of its first round, {first['index']}")
+            return False, f"{name} is in no counted slice of its first round, {first['index']}"
+        found.append(f"{name} is in the counted slices of its first round, {first['index']}")
     return True, "; ".join(found)
 
 
@@ -232,10 +236,10 @@ def adversary_named(summary: Summary) -> Outcome:
         failed = [a for a in summary["failed_audits"] if a["uid"] == uid and says_why(a)]
         missing = sorted(wanted - {a["validator"] for a in failed})
         if missing:
-            return False, f"uid {uid}: no failed audit with its reason by {', '.join(missing)}"
+            return False, f"{called(summary, [uid])}: no failed audit with its reason by {', '.join(missing)}"
         first = failed[0]
         where = "" if first["failed_step"] is None else f" at step {first['failed_step']}, error {first['error']:.3g}"
-        found.append(f"uid {uid}: {first['reason']}{where}")
+        found.append(f"{called(summary, [uid])}: {first['reason']}{where}")
     return True, "; ".join(found)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from distributed_training.localnet.names import called
+
 LOSS_TOLERANCE = 1e-4
 MIN_NEWCOMER_ROUNDS = 2
 
@@ -47,9 +49,9 @@ def miner_copies(summary: Summary) -> Outcome:
     copies = summary["hub"]["miner_copies"]
     wrong = [c for c in copies if not c["ok"]]
     if wrong:
-        return False, f"round {wrong[0]['round']}, uid {wrong[0]['target']}: {wrong[0]['said']}"
+        return False, f"round {wrong[0]['round']}, {called(summary, [wrong[0]['target']])}: {wrong[0]['said']}"
     uids = sorted({c["target"] for c in copies})
-    return bool(copies), f"{len(copies)} looks at what uids {uids} published of the state"
+    return bool(copies), f"{len(copies)} looks at what was published of the state by {called(summary, uids)}"
 
 
 def pages_over_hub(summary: Summary) -> Outcome:

@@ -66,6 +66,7 @@ def build_summary(
     chain: ChainFacts,
     *,
     rounds_wanted: int,
+    num_params: int,
     wire_bytes: int,
     baselines: Baselines,
     offline: Mapping[str, Any] | None,
@@ -84,6 +85,8 @@ def build_summary(
         "seed": run.seed,
         "params": run.params,
         "manifest_sha256": run.manifest.sha256,
+        "model": {"type": run.manifest.model.config["model_type"], "num_params": num_params},
+        "minutes": minutes(run, settled),
         "rounds_wanted": rounds_wanted,
         "wire_bytes": wire_bytes,
         "initial_heldout_loss": heldout.get(-1, baselines.union.get(-1)),
@@ -116,6 +119,15 @@ def build_summary(
     summary["details"] = {check.name: check.detail for check in found}
     summary["ok"] = all(check.ok is not False for check in found)
     return summary
+
+
+def minutes(run: Run, settled: Sequence[int]) -> float | None:
+    """From the begin of the first round to the end of the last one, by the chain's clock, which a resumed run's pause
+    does not move."""
+    if not settled:
+        return None
+    blocks = run.manifest.round(settled[-1]).end_block - run.manifest.round(settled[0]).start_block
+    return blocks * run.block_s / 60
 
 
 def last(losses: Mapping[int, float]) -> float | None:

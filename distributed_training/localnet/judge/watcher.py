@@ -26,10 +26,10 @@ from typing import Any
 
 from distributed_training.chain.local.genesis import chain_params
 from distributed_training.errors import ConfigError
-from distributed_training.localnet.events import Follower
 from distributed_training.localnet.judge.chain_view import genesis_time
 from distributed_training.localnet.layout import RunPaths
 from distributed_training.localnet.run.group import alive
+from distributed_training.metrics.following import Follower
 from distributed_training.protocol.manifest import TimingSection, load_manifest
 from distributed_training.settings.entry import run_main
 from distributed_training.shutdown import stop_signals

@@ -19,6 +19,7 @@ from distributed_training.localnet.run.create import Run
 from distributed_training.localnet.run.processes import Ended
 from distributed_training.localnet.show.next_steps import next_lines
 from distributed_training.localnet.show.result_text import result_lines
+from distributed_training.localnet.show.story import story_lines
 from distributed_training.localnet.show.table import Clock, event_line, render
 from distributed_training.settings.entry import printable
 
@@ -79,7 +80,8 @@ class Display:
         return None if self._genesis is None else max(0, int((time.time() - self._genesis) / self._block_s))
 
     def event(self, name: str, event: Event) -> None:
-        line = event_line(name, event) if self.plain else None
+        names = {} if self._view is None else {node.uid: node.name for node in self._view.nodes.values()}
+        line = event_line(name, event, names) if self.plain else None
         if line is not None:
             block = "     -" if self.block is None else f"{self.block:>6}"
             self.say(f"[{block}] {line}")
@@ -124,7 +126,8 @@ class Display:
         """Print the summary and what one may do with it; the exit code of the demo."""
         for line in result_lines(summary):
             self.console.print(line, soft_wrap=True)
-        self.say("")
-        for line in next_lines(summary, paths):
-            self.say(line)
+        for part in (story_lines(summary), next_lines(summary, paths)):
+            self.say("")
+            for line in part:
+                self.say(line)
         return 0 if summary["ok"] else 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from distributed_training.commands import command, quoted
 from distributed_training.localnet.layout import REPOSITORY, RunPaths
+from distributed_training.localnet.run.page import page_command
 
 DEMO = ("bash", REPOSITORY / "scripts" / "demo.sh")
 NEXT = (
@@ -20,10 +21,11 @@ NEXT = (
 
 def next_lines(summary: Mapping[str, Any], paths: RunPaths) -> list[str]:
     """Plain text."""
-    shown = [("picture", quoted(paths.report)), ("numbers", quoted(paths.summary))]
+    page = command(*page_command(sys.executable, paths.root))
+    shown = [("picture", quoted(paths.report)), ("page", page), ("numbers", quoted(paths.summary))]
     if has_states(paths.root / "checkpoints"):
-        evaluate = (sys.executable, REPOSITORY / "scripts" / "evaluate.py")
-        shown.append(("let the model write", command(*evaluate, ("--run-dir", paths.root), ("--prompt", "def "))))
+        sample = (sys.executable, REPOSITORY / "scripts" / "sample.py")
+        shown.append(("let the model write", command(*sample, paths.root, "def main(")))
     if summary["ok"]:
         shown += [(f"next: {what}", command(*DEMO, *flags)) for what, flags in NEXT if not tried(summary, flags[0])][:2]
     else:

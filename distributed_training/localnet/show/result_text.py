@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from distributed_training.localnet.judge.fault_checks import stood_still
+from distributed_training.localnet.names import nodes_of
 
 MARKS = {True: "[green]ok  [/]", False: "[bold red]FAIL[/]", None: "[yellow]-   [/]"}
 
@@ -34,7 +35,7 @@ def checks_held(summary: Mapping[str, Any]) -> str:
 
 def loss_lines(summary: Mapping[str, Any]) -> list[str]:
     """Held-out loss together, alone, and of one worker on everything."""
-    names = {str(node["uid"]): name for name, node in summary["nodes"].items()}
+    names = nodes_of(summary)
     solo = {names[uid]: loss for uid, loss in summary["solo_heldout_loss"].items() if loss is not None}
     rows = [
         ("at the start", summary["initial_heldout_loss"]),
@@ -43,7 +44,7 @@ def loss_lines(summary: Mapping[str, Any]) -> list[str]:
     ]
     if solo:
         best = min(solo, key=lambda name: solo[name])
-        rows.append((f"alone, the best ({best})", solo[best]))
+        rows.append((f"alone, best: {best}", solo[best]))
     rows.append(("one worker on all tokens", summary["union_heldout_loss"]))
     shown = [f"  {what:<36}{'not measured' if loss is None else f'{loss:.4f}'}" for what, loss in rows]
     return ["[bold]held-out loss[/] (nats per token)", *shown]
@@ -51,15 +52,14 @@ def loss_lines(summary: Mapping[str, Any]) -> list[str]:
 
 def pay_lines(summary: Mapping[str, Any]) -> list[str]:
     """What each miner did and got."""
-    lines = ["[bold]miners[/]                steps   incentive   why not more"]
-    for name, node in summary["nodes"].items():
-        if node["role"] != "miner":
-            continue
+    lines = ["[bold]miners[/]                         steps   incentive   why not more"]
+    names = {called.partition(" (")[0]: (uid, called) for uid, called in nodes_of(summary, "miner").items()}
+    for name, (uid, called) in names.items():
         works = [r["nodes"][name] for r in summary["rounds"] if r["nodes"].get(name) is not None]
         steps = sum(w["steps"] or 0 for w in works)
-        share = summary["final"]["incentive"].get(str(node["uid"]))
+        share = summary["final"]["incentive"].get(uid)
         paid = "not measured" if share is None else f"{100 * share:.2f} %"
-        cards = [r["scores"][str(node["uid"])] for r in summary["rounds"] if str(node["uid"]) in r["scores"]]
+        cards = [r["scores"][uid] for r in summary["rounds"] if uid in r["scores"]]
         why = (cards[-1].get("reason") or "") if cards else "never scored"
-        lines.append(f"  {name:<20}{steps:>7}{paid:>12}   {escape(why)}")
+        lines.append(f"  {escape(called):<29}{steps:>7}{paid:>12}   {escape(why)}")
     return lines

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distributed_training.localnet.events import NodeView, RunView, shares_of
+from distributed_training.localnet.names import spelled
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.clock import phase, round_at
 
@@ -79,7 +80,7 @@ def bar(done: int, manifest: RunManifest, width: int = 36) -> Text:
 
 def miners_table(view: RunView, terms: Mapping[str, int]) -> Table:
     """`terms`: which terms of the score are shown, with how many digits."""
-    table = _table("miner", "uid", "doing", "steps", "loss", "state", *terms)
+    table = _table("miner", "doing", "steps", "loss", "state", *terms)
     validators = view.of_role("validator")
     for validator in validators:
         table.add_column(f"w {validator.name.removeprefix('validator-')}", justify="right", no_wrap=True)
@@ -90,7 +91,7 @@ def miners_table(view: RunView, terms: Mapping[str, int]) -> Table:
     newest = {v.name: shares_of(v.weights[-1]) if v.weights else {} for v in validators}
     for node in view.of_role("miner"):
         card = first.get(node.uid, {})
-        row = [node.name, str(node.uid), doing(node), steps(node), number(node.loss, 3), root(node)]
+        row = [named(node), doing(node), steps(node), number(node.loss, 3), root(node)]
         row += [number(card.get(term), digits) for term, digits in terms.items()]
         row += [share(newest[v.name].get(node.uid)) for v in validators]
         table.add_row(*row, share(view.incentive.get(node.uid)), remark(node, card, newest), style=_row_style(node))
@@ -98,13 +99,18 @@ def miners_table(view: RunView, terms: Mapping[str, int]) -> Table:
 
 
 def others_table(view: RunView) -> Table:
-    table = _table("node", "uid", "doing", "state", "loss")
+    table = _table("node", "doing", "state", "loss")
     table.add_column("", ratio=1, overflow="ellipsis", no_wrap=True)
     for node in view.of_role("validator") + view.of_role("owner"):
         loss = node.losses[max(node.losses)] if node.losses else None
-        cells = [node.name, str(node.uid), doing(node), root(node), number(loss, 4)]
+        cells = [named(node), doing(node), root(node), number(loss, 4)]
         table.add_row(*cells, note(node), style=_row_style(node))
     return table
+
+
+def named(node: NodeView) -> str:
+    name, _, uid = spelled(node.name, node.uid).partition(" ")
+    return f"{name} [dim]{uid}[/]"
 
 
 def loss_history(view: RunView) -> Text | None:
@@ -172,7 +178,7 @@ def note(node: NodeView) -> str:
         return f"[yellow]{node.trouble}[/]"
     if node.checkpoints:
         newest = node.checkpoints[-1]
-        return f"[dim]{len(node.checkpoints)} checkpoints, newest after round {newest.get('round')}[/]"
+        return f"[dim]{len(node.checkpoints)} checkpoints, newest after {newest.get('round')} rounds[/]"
     if node.audits:
         newest_round = max(key[0] for key in node.audits)
         verdicts = [str(e.get("verdict")) for (r, _), e in sorted(node.audits.items()) if r == newest_round]
@@ -195,9 +201,13 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def event_line(name: str, event: Mapping[str, Any]) -> str | None:
-    """One event as one plain line; None for those that would only make noise."""
+def event_line(name: str, event: Mapping[str, Any], names: Mapping[int, str]) -> str | None:
+    """One event as one plain line; None for those that would only make noise. names: of nodes, by uid."""
     e, what = event, event["event"]
+
+    def who(uid: Any) -> str:
+        return names.get(int(uid), f"uid {uid}")
+
     at = "" if e.get("round") is None else f"round {e['round']}: "
     texts: dict[str, Any] = {
         "ready": lambda: f"ready, state {e['state_root'][:16]}",
@@ -206,18 +216,18 @@ def event_line(name: str, event: Mapping[str, Any]) -> str | None:
             f"{e['loss_last']:.3f} in {e['seconds']:.1f} s"
         ),
         "round": lambda: (
-            f"{at}{'applied' if e['applied'] else 'discarded, ' + str(e['reason'])}, included uids "
-            f"{_list(e['included'])}, {len(e['counted'])} of {e['num_slices']} slices, state {e['state_root'][:16]}"
+            f"{at}{'applied' if e['applied'] else 'discarded, ' + str(e['reason'])}, work of "
+            f"{_list([who(uid) for uid in e['included']])}, {len(e['counted'])} of {e['num_slices']} slices, "
+            f"state {e['state_root'][:16]}"
         ),
         "evaluation": lambda: f"{at}held-out loss {e['heldout_loss']:.4f}",
-        "audit": lambda: f"{at}audit of uid {e['target']}: {e['verdict']}, depth {e['depth']}, {e['reason']}",
-        "scores": lambda: f"{at}scores " + ", ".join(_card(uid, card) for uid, card in e["cards"].items()),
+        "audit": lambda: f"{at}audit of {who(e['target'])}: {e['verdict']}, depth {e['depth']}, {e['reason']}",
+        "scores": lambda: f"{at}scores " + ", ".join(_card(who(uid), card) for uid, card in e["cards"].items()),
         "weights": lambda: (
             f"{at}weights in block {e['block']}: "
-            + ", ".join(f"{uid} {100 * w:.1f}%" for uid, w in e["weights"].items())
+            + ", ".join(f"{who(uid)} {100 * w:.1f}%" for uid, w in e["weights"].items())
         ),
         "checkpoint": lambda: f"{at}checkpoint {e['path']}",
-        "refused": lambda: f"refused {str(e.get('peer'))[:16]}: {e.get('reason')}",
         "fault": lambda: f"{at}{e.get('what')}: {e.get('detail')}",
         "stopped": lambda: f"stopped: {e.get('reason')}",
         "killed": lambda: (
@@ -235,10 +245,10 @@ def event_line(name: str, event: Mapping[str, Any]) -> str | None:
         return f"{name:<12} {what} event that cannot be read"
 
 
-def _card(uid: str, card: Mapping[str, Any]) -> str:
+def _card(name: str, card: Mapping[str, Any]) -> str:
     why = f" ({card['reason']})" if card.get("reason") else ""
-    return f"{uid} {100 * card['weight']:.1f}%{why}"
+    return f"{name} {100 * card['weight']:.1f}%{why}"
 
 
 def _list(values: Sequence[Any]) -> str:
-    return ",".join(str(v) for v in values) or "none"
+    return ", ".join(str(v) for v in values) or "none"

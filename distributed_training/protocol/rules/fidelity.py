@@ -69,7 +69,7 @@ def judge(
         found = tuple(measure_step(logged[step], replayed[step], audit))
         bad = next((m for m in found if m.error > m.bad), None)
         if bad is not None:
-            return _failed(depth, step, bad.error, bad.reason)
+            return _failed(depth, step, bad.error, bad.reason, bad.ok, bad.bad)
         measures.extend(found)
     return _not_failed(measures, depth)
 
@@ -140,9 +140,9 @@ def judge_vector(
         return None
     cosine = float(ours @ theirs) / (norm * other) if norm * other > 0.0 else 0.0
     if not cosine >= audit.vector_cosine_bad:  # NaN fails too
-        return _failed(depth, None, cosine if math.isfinite(cosine) else None, "vector")
-    ratio = _log_ratio(other, norm)
-    return _failed(depth, None, ratio, "vector norm") if ratio > math.log1p(audit.norm_bad) else None
+        return _failed(depth, None, cosine, "vector", audit.vector_cosine_bad, audit.vector_cosine_bad)
+    ratio, bad = _log_ratio(other, norm), math.log1p(audit.norm_bad)
+    return _failed(depth, None, ratio, "vector norm", bad, bad) if ratio > bad else None
 
 
 def _log_ratio(a: float, b: float) -> float:
@@ -155,11 +155,13 @@ def _log_ratio(a: float, b: float) -> float:
 def _not_failed(measures: Sequence[Measure], depth: int) -> AuditResult:
     worst = min(measures, key=lambda m: m.quality)
     if worst.quality >= 1.0:
-        error = max(m.error for m in measures if m.reason == "gradient")
-        return AuditResult(Verdict.PASS, 1.0, depth, None, error, "ok")
-    return AuditResult(Verdict.SOFT, worst.quality, depth, worst.step, worst.error, worst.reason)
+        top = max((m for m in measures if m.reason == "gradient"), key=lambda m: m.error)
+        return AuditResult(Verdict.PASS, 1.0, depth, None, top.error, "ok", top.ok, top.bad)
+    return AuditResult(Verdict.SOFT, worst.quality, depth, worst.step, worst.error, worst.reason, worst.ok, worst.bad)
 
 
-def _failed(depth: int, step: int | None, error: float | None, reason: str) -> AuditResult:
+def _failed(
+    depth: int, step: int | None, error: float | None, reason: str, good: float | None = None, bad: float | None = None
+) -> AuditResult:
     finite = error if error is None or math.isfinite(error) else None
-    return AuditResult(Verdict.FAIL, 0.0, depth, step, finite, reason)
+    return AuditResult(Verdict.FAIL, 0.0, depth, step, finite, reason, good, bad)

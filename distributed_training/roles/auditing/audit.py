@@ -16,6 +16,7 @@ from distributed_training.data.patience import PageReads
 from distributed_training.data.tokens import Tokenizer
 from distributed_training.errors import DataUnavailable, LocalFault, PeerFault, WireError
 from distributed_training.metrics.base import Metrics
+from distributed_training.metrics.events import Fault
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.rules.audit_plan import AuditTask
@@ -47,7 +48,7 @@ class Unread:
         if self._count == 1:
             said = f"uid {uid} is not audited: {error}"
             log.error("round %d: %s", round_index, said)
-            self._metrics.emit("fault", round=round_index, what="audit", detail=said)
+            self._metrics.emit(Fault(what="audit", detail=said), round=round_index)
 
     def close(self, round_index: int) -> None:
         """The round's audits are over."""
@@ -100,7 +101,7 @@ class Auditor:
                 await self._training.run(self._loop.shrink)
             said = f"uid {task.uid} is not audited: {error or type(error).__name__}"
             log.error("round %d: %s", plan.round.index, said)
-            self._metrics.emit("fault", round=plan.round.index, what="audit", detail=said)
+            self._metrics.emit(Fault(what="audit", detail=said), round=plan.round.index)
             return None, probe
         return result, probe
 

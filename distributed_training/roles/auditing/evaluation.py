@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from distributed_training.errors import DataUnavailable
 from distributed_training.metrics.base import Metrics
+from distributed_training.metrics.events import Evaluation, Fault
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.roles.parts import TrainingThread
 from distributed_training.training.inner import InnerLoop, out_of_memory
@@ -61,10 +62,10 @@ class Evaluator:
             self._failing = True
             return None
         self._failing = False
-        self._metrics.emit("evaluation", round=round_index, heldout_loss=loss)
+        self._metrics.emit(Evaluation(heldout_loss=loss), round=round_index)
         self.losses[round_index] = loss
         return loss
 
     def _tell(self, round_index: int, detail: str) -> None:
         log.error("round %d is not evaluated: %s", round_index, detail)
-        self._metrics.emit("fault", round=round_index, what="evaluation", detail=detail)
+        self._metrics.emit(Fault(what="evaluation", detail=detail), round=round_index)

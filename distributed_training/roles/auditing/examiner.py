@@ -8,6 +8,7 @@ from typing import Any
 
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import NetworkFault
+from distributed_training.metrics import events
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules import scoring
 from distributed_training.protocol.rules.audit_plan import AuditTask, audit_beacon
@@ -71,7 +72,7 @@ class Examiner:
         """Audit every miner of a settled round after its beacon, fold what was seen, set weights; the beacon."""
         p, plan = self._p, done.plan
         await p.clock.final(plan.round.audit_block)
-        p.metrics.emit("phase", round=plan.round.index, phase="audit")
+        p.metrics.emit(events.Phase(phase="audit"), round=plan.round.index)
         beacon = audit_beacon(await p.chain.block_hash(plan.round.audit_block), plan.round.index)
         by_key = {c.public_key: self.cards[c.hotkey] for c in plan.candidates if c.hotkey in self.cards}
         works = [done.works[key] for key in sorted(done.works)]
@@ -88,7 +89,8 @@ class Examiner:
                 observed[look.candidate.hotkey] = observation
         observed |= {c.hotkey: self._observation(done, c, 0.0, None, None, "no record") for c in _silent(done)}
         self._fold(done, observed)
-        p.metrics.emit("scores", round=plan.round.index, cards=score_table(self.cards, plan.round.index, p.manifest))
+        table = score_table(self.cards, plan.round.index, p.manifest)
+        p.metrics.emit(events.Scores(cards=table), round=plan.round.index)
         self.weights.offer(plan.round.index, self.cards)
         await self.weights.look()
         return beacon
@@ -138,19 +140,20 @@ class Examiner:
         share, spec = done.outcome.credit.get(candidate.public_key, 0.0), done.plan.slice_of(candidate.public_key)
         counted = spec is not None and _reduced(done.outcome, spec.index)
         duty = scoring.duty(share, spec is not None, counted, scoring.can_reduce(candidate, done.plan.carry))
-        self._p.metrics.emit(
-            "audit",
-            round=done.plan.round.index,
+        told = events.Audit(
             target=candidate.uid,
             verdict=None if audit is None else audit.verdict.value,
             quality=None if audit is None else audit.quality,
             depth=None if audit is None else audit.depth,
             failed_step=None if audit is None else audit.failed_step,
             error=None if audit is None else audit.error,
+            good=None if audit is None else audit.good,
+            bad=None if audit is None else audit.bad,
             reason=reason,
             goodput_bytes_per_s=goodput,
             duty=duty,
         )
+        self._p.metrics.emit(told, round=done.plan.round.index)
         return Observation(
             uid=candidate.uid,
             hotkey=candidate.hotkey,

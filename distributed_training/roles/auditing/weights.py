@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from distributed_training.errors import ChainFault, ChainRefused, said
+from distributed_training.metrics.events import Weights
 from distributed_training.protocol.rules.clock import weights_due
 from distributed_training.protocol.rules.weights import (
     NOTHING_SCORED,
@@ -194,7 +195,7 @@ class WeightSetter:
         self._watch.add(replace(sent, block=block, first=first, last=last))
         total = sum(sent.row.values())
         shares = {uid: value / total for uid, value in sent.row.items()}
-        self._p.metrics.emit("weights", round=sent.round, block=block, weights=shares)
+        self._p.metrics.emit(Weights(block=block, weights=shares), round=sent.round)
 
     def _tell(self, detail: str, kind: str) -> None:
         """Each kind once, however often it is met before weights are set."""

@@ -11,6 +11,7 @@ from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.base import Chain
 from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import ChainFault, LocalFault, NetworkFault, WireError
+from distributed_training.metrics.events import Sync
 from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.clock import round_at
@@ -176,9 +177,7 @@ def _tell(parts: Parts, index: int, progress: Progress) -> None:
         "state of round %d: %.0f %%, %.1f MB/s from %d peers",
         index, 100 * share, progress.bytes_per_s / 1e6, len(progress.by_donor),
     )  # fmt: skip
-    parts.metrics.emit(
-        "sync",
-        round=index,
+    told = Sync(
         share=share,
         bytes=progress.done_bytes,
         total_bytes=progress.total_bytes,
@@ -187,3 +186,4 @@ def _tell(parts: Parts, index: int, progress: Progress) -> None:
         seconds=progress.seconds,
         by_donor={peer_key.hex(): count for peer_key, count in progress.by_donor.items()},
     )
+    parts.metrics.emit(told, round=index)
