@@ -9,9 +9,9 @@ from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.keys import LocalKey
 from distributed_training.chain.local.substrate import local_substrate
 from distributed_training.chain.patient import PatientChain
-from distributed_training.chain.standing import costs, standings, told
 from distributed_training.chain.subnet import SubnetFacts, subnet_facts
 from distributed_training.errors import ChainFault, NotRegisteredError
+from distributed_training.operator.standing import costs, standings, told
 from distributed_training.preflight import not_registered, own_hotkey
 from distributed_training.protocol.types import Neuron
 from distributed_training.settings.config import NodeConfig

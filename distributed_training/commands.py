@@ -26,6 +26,11 @@ def python() -> str:
     return "python" if shutil.which("python") == sys.executable else sys.executable
 
 
+def extra(name: str) -> str:
+    """What installs one of this project's extras, at its exact versions, in the checkout."""
+    return command(python(), "-m", "pip", "install", "-c", "constraints.txt", "-e", f".[{name}]")
+
+
 def quoted(word: object) -> str:
     """One word of a command. What cannot be printed is written byte by byte, as bash and zsh read it."""
     text = str(word)

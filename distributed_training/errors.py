@@ -34,6 +34,11 @@ def said(error: BaseException) -> str:
     return " ".join(line for line in lines if line) or type(error).__name__
 
 
+def on_one_line(text: str) -> str:
+    """Words of others can neither begin a line of their own nor command a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def named(error: BaseException) -> str:
     """Its type, then what it says: for errors of libraries, whose text alone may tell little."""
     name, text = type(error).__name__, said(error)

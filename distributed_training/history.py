@@ -8,9 +8,8 @@ import select
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from distributed_training.errors import ConfigError
+from distributed_training.errors import ConfigError, on_one_line
 from distributed_training.operator.history import COLUMNS, FIELDS, Row, books, read
-from distributed_training.operator.verdicts import on_one_line
 from distributed_training.settings.arguments import Parser, folder, whole
 from distributed_training.settings.entry import run_main
 

@@ -12,10 +12,10 @@ import bittensor as bt
 from distributed_training.chain.answers import guarded
 from distributed_training.chain.fields import parse_fields
 from distributed_training.chain.line import READ_TIMEOUT_S
-from distributed_training.chain.standing import RAO
 from distributed_training.errors import ChainFault, ChainUnreachable, ConfigError
 from distributed_training.protocol.commitments import decode_commitment
 
+RAO = 10**9
 WHOLE_CHAIN_S = 600.0  # for what is read of all subnets
 
 
@@ -84,6 +84,10 @@ class SubnetFacts:
     collateral: dict[int, float] | None  # alpha locked by uid
 
     @property
+    def price_tao(self) -> float | None:
+        return None if self.price_rao is None else self.price_rao / RAO
+
+    @property
     def untested(self) -> str:
         return untested(self.spec_version)
 
@@ -103,14 +107,14 @@ class SubnetFacts:
     @property
     def price(self) -> str:
         """What a registration costs now, in words."""
-        if self.price_rao is None:
+        if self.price_tao is None:
             return "a price that this chain does not tell"
-        whole = f"{self.price_rao / RAO:g} TAO"
+        whole = f"{self.price_tao:g} TAO"
         if not self.lock_share:
             return f"{whole}, all of it burned" if self.lock_share == 0 else whole
-        locked = self.price_rao * self.lock_share / RAO
+        locked = self.price_tao * self.lock_share
         unlocks = "" if self.drain_ratio is None else f" ({self.drain_ratio:g} alpha unlocked per alpha it earns)"
-        burned = f"{self.price_rao / RAO - locked:g} TAO burned"
+        burned = f"{self.price_tao - locked:g} TAO burned"
         return f"{whole}: {burned}, {locked:g} TAO locked as collateral of the hotkey{unlocks}"
 
 

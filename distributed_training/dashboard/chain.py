@@ -16,13 +16,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from distributed_training.addresses import FILE
-from distributed_training.chain.standing import standings, told, word
 from distributed_training.dashboard.about import changed
 from distributed_training.dashboard.page import NO_VERDICT, ChainSeen
 from distributed_training.dashboard.site import Site
 from distributed_training.errors import ChainFault, ConfigError, LocalFault, named, said
 from distributed_training.operator import safety
 from distributed_training.operator.history import read_only
+from distributed_training.operator.standing import standings, told, word
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Roster
 from distributed_training.stillness import clocks

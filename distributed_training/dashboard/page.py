@@ -80,7 +80,6 @@ def run_document(seen: Seen, *, live: bool, sample: bool) -> dict[str, Any]:
     first = fold.initial_heldout_loss
     return {
         "version": VERSION,
-        "revision": fold.revision,
         "run": {**_run(seen.about, seen.chain), "num_slices": fold.num_slices},
         "now": _now(seen),
         "nodes": [_node(seen, node) for node in fold.nodes.values()],

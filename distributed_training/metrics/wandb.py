@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distributed_training import __version__
-from distributed_training.commands import command, python
+from distributed_training.commands import extra
 from distributed_training.errors import ConfigError
 from distributed_training.metrics.rows import Rows
 from distributed_training.protocol.manifest import RunManifest
 
 Mode = Literal["online", "offline"]
 WRITER = Path(__file__).with_name("wandb_writer.py")
-INSTALL = command(python(), "-m", "pip", "install", "wandb>=0.31,<0.32")
+NEEDED = f"the package wandb is not installed here; in the checkout: {extra('wandb')}"
 PATIENCE_S = 6.0  # with the server, when a node starts
 START_S = 20.0  # with the process, more than that
 CLOSE_S = 3.0  # a process that takes longer ends by itself, soon after the node
@@ -99,7 +99,7 @@ class WandbSink:
         Raises ConfigError for what the operator has to put right.
         """
         if getattr(find_spec("wandb"), "origin", None) is None:  # a folder of that name has none
-            raise ConfigError(f"--metrics.wandb needs the package wandb: {INSTALL}")
+            raise ConfigError(f"--metrics.wandb: {NEEDED}")
         self._rows, self._place = Rows(node.role, node.uid), folder / "wandb"
         run = {**node.run(entity, folder), "patience_s": patience_s}
         told = self._start({**run, "mode": mode})

@@ -8,7 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 
-from distributed_training.errors import NetworkFault, PeerFault
+from distributed_training.errors import NetworkFault, PeerFault, on_one_line
 from distributed_training.network.base import StreamHandler
 from distributed_training.network.budgets import Account, Accounts, Budget
 from distributed_training.network.frames import EndOfStream, FrameStream
@@ -150,7 +150,7 @@ class Serving:
 def printable(text: str) -> str:
     """Bounded, in one line, without anything that a terminal or a reader of logs takes for more than text."""
     cut = text if len(text) <= MAX_REASON_CHARS else text[:MAX_REASON_CHARS] + "..."
-    return "".join(c if c.isprintable() else "?" for c in cut)
+    return on_one_line(cut)
 
 
 def _charge(account: Account | None, size: int) -> None:

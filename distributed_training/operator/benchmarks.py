@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_training.checkpoints.benchmarks import Result
-from distributed_training.commands import command
+from distributed_training.commands import extra
 from distributed_training.errors import ConfigError
 from distributed_training.operator.sample import State
 
@@ -21,7 +21,7 @@ class Benchmarks:
     def __init__(self, names: Sequence[str], cache: Path, limit: int | None) -> None:
         """limit: samples of each task. Raises ConfigError, LocalFault."""
         if importlib.util.find_spec("lm_eval") is None:
-            install = command(sys.executable, "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[evaluate]")
+            install = extra("evaluate")
             raise ConfigError(f"--tasks: lm-evaluation-harness is not installed here; in the checkout: {install}")
         os.environ["DISABLE_MULTIPROC"] = "1"  # or the harness starts a process for each core
         sys.modules["evaluate"] = None  # type: ignore[assignment]  # it fetches metrics from the Hub, and runs them

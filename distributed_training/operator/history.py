@@ -85,10 +85,12 @@ class Book:
 
     def _round(self, index: int, doc: Mapping[str, Any], uid: int | None) -> Iterator[Row]:
         """Of the node itself, or of another uid where the node knows of it."""
-        about = {"included": uid in doc["included"], "credit": doc["credit"].get(str(uid)), "tokens": doc["own_tokens"]}
+        credit, worked = doc["credit"].get(str(uid)), uid == self.uid and doc["own_tokens"] is not None
+        included = uid in doc["included"] if worked or credit is not None else None  # of who does not train, neither
+        about = {"included": included, "credit": credit, "tokens": doc["own_tokens"]}
         if uid != self.uid:
             about |= {"tokens": doc["tokens"].get(str(uid)), "steps": None, "bytes_sent": None, "bytes_received": None}
-        if uid == self.uid or about["credit"] is not None:
+        if uid == self.uid or credit is not None:
             yield self._row("round", index, uid, {**doc, **about})
 
     def _row(self, kind: str, index: int | None, uid: int | None, doc: Mapping[str, Any]) -> Row:

@@ -11,10 +11,10 @@ from math import fsum
 from typing import TYPE_CHECKING
 
 from distributed_training.chain.base import Chain, Head
-from distributed_training.chain.standing import LAST_BLOCKS, before, standings
 from distributed_training.errors import ConfigError, LocalFault, StatePruned, named
 from distributed_training.metrics import events
 from distributed_training.metrics.base import Metrics
+from distributed_training.operator.standing import LAST_BLOCKS, before, standings
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules import membership
 from distributed_training.protocol.rules.voters import voters

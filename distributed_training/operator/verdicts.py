@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from distributed_training.errors import on_one_line
+
 
 class Verdict(Enum):
     PROVEN = "proven"
@@ -19,8 +21,3 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.verdict.value + ':':<12}{on_one_line(self.text)}"
-
-
-def on_one_line(text: str) -> str:
-    """Words of others can neither begin a line of their own nor command a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -12,14 +12,13 @@ from typing import Any
 
 from distributed_training.chain.keys import hotkey_public_key, verify
 from distributed_training.errors import ConfigError, LocalFault, WireError, named, said
-from distributed_training.metrics.wandb import ID_KEY, INSTALL, run_id, signed_text
+from distributed_training.metrics.wandb import ID_KEY, NEEDED, run_id, signed_text
 from distributed_training.operator.verdicts import Finding, Verdict
 from distributed_training.protocol.types import Roster
 
 MAGIC, BLOCK, FRAME = b":W&B", 32768, struct.Struct("<IHB")  # LevelDB's log: checksum, length, kind of a piece
 HEADER_BYTES, WHOLE, LAST = 7, 1, 4
 MAX_BYTES = 1 << 30
-NEEDED = f"this needs the package wandb: {INSTALL}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,7 +227,8 @@ def test_a_key_that_is_missing_or_refused_stops_the_start(
 
 def test_a_missing_package_is_said_with_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"needs the package wandb: \S+ -m pip install 'wandb>=0\.31,<0\.32'"):
+    told = r"wandb is not installed here; in the checkout: \S+ -m pip install -c constraints\.txt -e '\.\[wandb\]'"
+    with pytest.raises(ConfigError, match=told):
         opened(tmp_path, node())
 
 

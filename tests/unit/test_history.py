@@ -79,6 +79,7 @@ def test_all_that_is_told_of_a_uid_by_its_own_node_and_by_validators(
 def test_all_that_is_told_of_a_round_by_every_node_or_by_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = rows(run, capsys, "--round", "1")
     assert [row["node"] for row in told if row["kind"] == "round"] == ["miner-0", "validator-0"]
+    assert [row["included"] for row in told if row["kind"] == "round"] == [True, None], "a validator does not train"
     assert {row["round"] for row in told} == {1} and len(told) == 6
     assert {row["node"] for row in rows(run / "nodes" / "validator-0", capsys, "--round", "1")} == {"validator-0"}
 

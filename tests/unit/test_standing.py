@@ -7,10 +7,10 @@ from typing import Any
 
 from samples import neuron, roster
 
-from distributed_training.chain.standing import standings, word
-from distributed_training.chain.standing import told as line
 from distributed_training.chain.subnet import SubnetFacts
 from distributed_training.metrics.events import Standing
+from distributed_training.operator.standing import standings, word
+from distributed_training.operator.standing import told as line
 
 FACTS = SubnetFacts(
     netuid=38, block=5000, block_s=12.0, name="x", owner_hotkey="5a", owner_coldkey="5b", tempo=360, num_uids=64,

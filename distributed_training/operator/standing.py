@@ -10,7 +10,6 @@ from distributed_training.protocol.types import Neuron, Roster
 if TYPE_CHECKING:
     from distributed_training.chain.subnet import SubnetFacts  # alone: it loads bittensor
 
-RAO = 10**9
 LAST_BLOCKS = 1800  # of immunity, 6 h of 12 s: what comes then is said
 NEXT_ONES = 5  # uids that may be replaced before anybody has looked
 
@@ -26,7 +25,6 @@ def standings(facts: SubnetFacts, roster: Roster) -> dict[int, Standing]:
     def worth(n: Neuron) -> tuple[float, int, int]:
         return n.incentive + n.dividends, n.registered_block, n.uid
 
-    price = None if facts.price_rao is None else facts.price_rao / RAO
     worths = sorted((worth(n)[0] for n in roster.neurons), reverse=True)
     others = [n for n in roster.neurons if n.hotkey != facts.owner_hotkey]
     prunable = sorted(worth(n) for n in [n for n in others if not immune_for(n)] or others)
@@ -40,7 +38,7 @@ def standings(facts: SubnetFacts, roster: Roster) -> dict[int, Standing]:
             prunable_rank=None if n.hotkey == facts.owner_hotkey else 1 + sum(w < worth(n) for w in prunable),
             prunable=len(prunable),
             free_places=max(0, facts.max_uids - facts.num_uids),
-            price_tao=price,
+            price_tao=facts.price_tao,
             collateral=None if facts.collateral is None else facts.collateral.get(n.uid, 0.0),
         )
         for n in roster.neurons
