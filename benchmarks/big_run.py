@@ -57,7 +57,7 @@ def write_start(shape: Shape, run_dir: Path) -> None:
     for uid in range(shape.tell):
         folder = run_dir / "nodes" / shape.name(uid)
         folder.mkdir(parents=True)
-        ready = told.Ready(f"5{uid:047d}", bytes(32), bytes(32), 0, 0, "round 0")
+        ready = told.Ready(f"5{uid:047d}", bytes(32), bytes(32), 0, 0, "round 0", "0")
         (folder / "events.jsonl").write_text(line(shape, uid, shape.began, ready, None))
 
 
@@ -96,7 +96,7 @@ class _Round:
             backed_up=tuple(i for i in counted if draw.random() < 0.01), missing=missing,
             num_slices=slices, reducers=reducers, credit=credit,
             tokens={}, bytes_sent=0, bytes_received=0, sent_to={}, received_from={},
-            steps=None, own_tokens=None, seconds={},
+            steps=None, own_tokens=None, pay=None, seconds={},
         )  # fmt: skip
         given = {item.name: plain(getattr(shared, item.name)) for item in fields(shared) if item.name not in OWN}
         self.shared = _dumps(given)[1:-1]  # the same text from everybody, but for OWN: most of all bytes

@@ -29,7 +29,8 @@ from distributed_training.localnet.options import Options
 from distributed_training.localnet.run.create import Run, open_or_create
 from distributed_training.localnet.run.kills import FIRST_ROUND, PHASES, RECOVERY_ROUNDS, Kill
 from distributed_training.localnet.run.newcomers import Newcomer, Newcomers, Together
-from distributed_training.localnet.run.processes import NodeProcesses, check_ports, node_command
+from distributed_training.localnet.run.ports import check_ports
+from distributed_training.localnet.run.processes import NodeProcesses, node_command
 from distributed_training.localnet.run.stop import Interrupted, StopRequest, stop_on_signals
 from distributed_training.localnet.show.display import Display
 from distributed_training.protocol.types import Role
@@ -86,7 +87,7 @@ def churn(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         kills, added = plan(prepared.specs, args.rounds, args.add, args.seed)
         prepared = replace(prepared, kills=kills)
         extra = [spec_of(prepared, item, place) for place, item in enumerate(added)]
-        check_ports([*prepared.specs, *extra])
+        check_ports({spec.port: spec.name for spec in (*prepared.specs, *extra)})
         stop.orderly = True
         events = RunEvents(prepared.paths, prepared.specs)
         try:

@@ -14,7 +14,8 @@ from benchmarks.fault_subnet import FaultSubnet, create
 from benchmarks.small_demo import run_folder
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.options import BLOCK_SECONDS, PORT_BASE
-from distributed_training.localnet.run.processes import NodeProcesses, check_ports
+from distributed_training.localnet.run.ports import check_ports
+from distributed_training.localnet.run.processes import NodeProcesses
 from distributed_training.settings.arguments import new_folder
 
 DESCRIPTION = f"""Kill, freeze, slow, cut and lie at {len(POINTS)} points of a round: rows of fault, point, round_s,
@@ -50,7 +51,7 @@ def hotkeys(trials: Sequence[Trial]) -> list[str]:
 
 
 def measure(subnet: FaultSubnet, trials: Sequence[Trial]) -> dict[str, Any]:
-    check_ports((*subnet.honest, *subnet.saboteurs.values()))
+    check_ports({spec.port: spec.name for spec in (*subnet.honest, *subnet.saboteurs.values())})
     say(f"{len(trials)} faults, one a round of {subnet.round_s:.0f} s; run directory {subnet.paths.root}")
     with NodeProcesses() as processes:
         course = FaultRun(subnet, trials, processes, say)

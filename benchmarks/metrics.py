@@ -143,6 +143,7 @@ def a_round() -> list[events.Record]:
         received_from={"miner": 150_000_000},
         steps=STEPS,
         own_tokens=4_194_304,
+        pay=0.01,
         seconds={"train": 400.1, "average": 90.2, "settle": 60.3},
     )
     audit = events.Audit(

@@ -13,7 +13,7 @@ from benchmarks.weather_rows import judge, problems
 from benchmarks.weather_run import WeatherRun
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.options import BLOCK_SECONDS, PORT_BASE
-from distributed_training.localnet.run.processes import check_ports
+from distributed_training.localnet.run.ports import check_ports
 from distributed_training.settings.arguments import new_folder, real, whole
 
 HONEST = ("owner", "validator-0", "validator-1", "miner-0", "miner-1", "miner-2")
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if any(root.iterdir()):
             raise ConfigError(f"--run-dir {root} is not empty; expected a new directory")
         subnet = create(root, [], args.block_seconds, args.port_base, HONEST)
-        check_ports(subnet.honest)
+        check_ports({spec.port: spec.name for spec in subnet.honest})
         course = WeatherRun(subnet, args, say)
         asyncio.run(course.run())
         say("all processes ended; recomputing every round")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 
+from distributed_training import __version__
 from distributed_training.averaging.budget import peer_budget
 from distributed_training.averaging.butterfly import Butterfly
 from distributed_training.averaging.disk import check_disk
@@ -36,6 +37,7 @@ from distributed_training.roles.auditing.evaluation import Evaluator
 from distributed_training.roles.auditing.probe import Prober
 from distributed_training.roles.exporting import Exporter, exporter_of
 from distributed_training.roles.follower import Follower
+from distributed_training.roles.heartbeat import heartbeat
 from distributed_training.roles.joining.bootstrap import choose_start
 from distributed_training.roles.joining.snapshots import serve_snapshots
 from distributed_training.roles.miner import Miner
@@ -50,6 +52,7 @@ from distributed_training.roles.sharing import SharedState, SharedStates
 from distributed_training.roles.validator import Validator
 from distributed_training.settings.config import NodeConfig
 from distributed_training.settings.places import HubRepo
+from distributed_training.shutdown import Border
 from distributed_training.training.flat import to_flat
 from distributed_training.training.outer import initial_state
 
@@ -116,9 +119,16 @@ async def make_parts(
 
 
 async def live(
-    role: Role, config: NodeConfig, parts: Parts, engine: Engine, me: Neuron, make_worker: MakeWorker = honest_worker
+    role: Role,
+    config: NodeConfig,
+    parts: Parts,
+    engine: Engine,
+    me: Neuron,
+    make_worker: MakeWorker = honest_worker,
+    border: Border | None = None,
 ) -> None:
-    """Announce the node, then run one round after the other until `config.rounds` are settled."""
+    """Announce the node, then run one round after the other until `config.rounds` are settled, or `border` is asked
+    for."""
     reduces = role is Role.MINER and not config.axon.outbound_only
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -130,8 +140,9 @@ async def live(
             beside += [
                 tasks.create_task(_stay_in_reach(config, parts, witnesses, address), name="reach"),
                 tasks.create_task(look_after_hotkey(parts), name="hotkey"),
+                tasks.create_task(heartbeat(parts), name="heartbeat"),
             ]
-            await _follow(role, config, parts, engine, me, make_worker)
+            await _follow(role, config, parts, engine, me, make_worker, border or Border())
             for task in beside:
                 task.cancel()
     except* (HotkeyTaken, NotRegisteredError) as lost:
@@ -163,19 +174,17 @@ async def _stay_in_reach(config: NodeConfig, parts: Parts, witnesses: Witnesses,
 
 
 def _unreachable(parts: Parts, text: str) -> None:
-    log.error("%s", text)
     parts.metrics.emit(Fault(what="unreachable", detail=text))
 
 
 async def _follow(
-    role: Role, config: NodeConfig, parts: Parts, engine: Engine, me: Neuron, make_worker: MakeWorker
+    role: Role, config: NodeConfig, parts: Parts, engine: Engine, me: Neuron, make_worker: MakeWorker, border: Border
 ) -> None:
     """The main loop: one round after the other."""
     initial = initial_state(to_flat(engine.model), parts.manifest.average)
     parts.peers.limit(peer_budget(parts.manifest, len(initial.params), parts.clock.block_s))
     check_disk(parts.manifest, len(initial.params), config.disk.budget_gib, config.node_dir)
     start = await choose_start(parts, initial)
-    log.info("starting at round %d from %s", start.index, start.source)
     follower = Follower(parts, start.index, start.state, trusted=start.trusted)
     await follower.save()
     node = _role(role, config, parts, engine, me, follower, make_worker)
@@ -192,23 +201,33 @@ async def _follow(
         block=head,
         start_round=start.index,
         source=start.source,
+        version=__version__,
     )
     parts.metrics.emit(ready)
     shared = _shared(config, parts, engine, follower)
+    border.where = lambda: _awaited(parts, follower.index)
     try:
-        while config.rounds is None or follower.index < config.rounds:
+        while not border.asked and (config.rounds is None or follower.index < config.rounds):
             await rounds.one(node)
             if shared is not None:
                 await shared.offer()
         await follower.save()  # the last round's state, whatever the manifest's interval of snapshots
-        if isinstance(node, Owner | Validator):
+        if border.asked or not isinstance(node, Miner):  # nobody audits the run's last round
             await node.finish()
     finally:
         if isinstance(node, Owner | Validator):
             await node.cancel()
         if shared is not None:
             await shared.cancel()
-    parts.metrics.emit(Stopped(reason="rounds done"))
+    if border.asked:
+        log.info("left before round %d, as asked", follower.index)
+    parts.metrics.emit(Stopped(reason="asked to leave" if border.asked else "rounds done"))
+
+
+def _awaited(parts: Parts, index: int) -> str:
+    """What a node that is to leave between two rounds waits for."""
+    block = parts.manifest.round(index).map_block + parts.manifest.timing.finality
+    return f"round {index}, settled in block {block}, in about {parts.clock.seconds_until(block):.0f} s"
 
 
 def _shared(config: NodeConfig, parts: Parts, engine: Engine, follower: Follower) -> SharedState | None:

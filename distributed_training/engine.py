@@ -14,6 +14,7 @@ from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.recipes.start import take_start
 from distributed_training.settings.config import NodeConfig
+from distributed_training.training.device import chosen_device, no_room, out_of_memory
 from distributed_training.training.inner import InnerLoop
 from distributed_training.training.model import run_model
 
@@ -48,16 +49,20 @@ def load_engine(config: NodeConfig, manifest: RunManifest, source: PinnedPages) 
     check_trust(source.missing_digests, manifest.data.page_trust)
     model = run_model(manifest.model)
     take_start(model, manifest, config.run_dir)
-    device = chosen_device(config.device)
-    return Engine(model, InnerLoop(model, manifest, device), TokenisedPages(source, tokenizer), tokenizer)
+    return Engine(model, inner_loop(config, model, manifest), TokenisedPages(source, tokenizer), tokenizer)
 
 
-def chosen_device(name: str) -> str:
-    """What `--device NAME` means here. Raises ConfigError for one that this machine has not got."""
-    kind = name.partition(":")[0]
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(kind, True):
-        raise ConfigError(f"--device {name}: this torch ({torch.__version__}) finds none; use --device auto or cpu")
-    if name != "auto":
-        return name
-    return "cuda" if there["cuda"] else "cpu"
+def inner_loop(config: NodeConfig, model: torch.nn.Module, manifest: RunManifest) -> InnerLoop:
+    """Raises ConfigError for a device that cannot be used and a micro-batch larger than a step, LocalFault for a model
+    that does not fit on the device."""
+    size, device = manifest.data.batch_size, chosen_device(config.device)
+    if config.micro_batch is not None and config.micro_batch > size:
+        raise ConfigError(
+            f"--micro-batch {config.micro_batch}: a step of this run has {size} sequences; give 1 to {size}"
+        )
+    try:
+        return InnerLoop(model, manifest, device, config.micro_batch)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise no_room(device, error) from None

@@ -89,6 +89,10 @@ class OutOfMemory(LocalFault):
         self.retry = retry
 
 
+class DeviceLost(LocalFault):
+    """The accelerator failed: this process can use it no more, a new one may. The message holds what mends it."""
+
+
 class StateDiverged(LocalFault):
     """Our state is not the majority's: what is left is to recompute it, or to join again."""
 

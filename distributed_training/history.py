@@ -17,17 +17,16 @@ DESCRIPTION = """\
 List what the journals of nodes keep of one uid or of one round: how the rounds went, what validators saw of a miner and
 how its audits ended, the share of their weights it got, faults, and the newest score cards. Nodes may be running.
 """
-EPILOG = """\
-examples:
+EXAMPLES = """\
   python -m distributed_training.history --run-dir runs/local --uid 5
   python -m distributed_training.history --run-dir runs/local --round 3 --csv
-  python -m distributed_training.history --run-dir runs/local/nodes/validator-0 --uid 5 --follow --json
+  python -m distributed_training.history --run-dir runs/local --uid 5 --follow
 """
 POLL_S = 1.0
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m distributed_training.history", description=DESCRIPTION, epilog=EPILOG)
+    made = Parser(prog="python -m distributed_training.history", description=DESCRIPTION, examples=EXAMPLES)
     add = made.add_argument
     add("--run-dir", type=folder, metavar="DIR", required=True, help="folder of a run (all its nodes), or of one node")
     which = made.add_mutually_exclusive_group(required=True)

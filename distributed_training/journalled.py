@@ -13,6 +13,7 @@ from distributed_training.chain.base import Chain, Head
 from distributed_training.chain.patient import PatientChain
 from distributed_training.errors import ChainFault, ChainReplaced, LocalFault
 from distributed_training.journal import Journal
+from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.commitments import decode_commitment, encode_commitment
 from distributed_training.protocol.manifest import TimingSection
 from distributed_training.protocol.types import BlockRef, Field, Neuron, Roster
@@ -28,6 +29,7 @@ class JournalledChain(PatientChain):
     def __init__(self, chain: Chain, block_s: float, journal: Journal, timing: TimingSection) -> None:
         super().__init__(chain, block_s)
         self._journal, self._timing, self._final = journal, timing, -1
+        self._unkept = Ongoing(log, "blocks are not kept in the journal", "blocks are kept in the journal again")
 
     @classmethod
     async def begin(cls, chain: Chain, block_s: float, journal: Journal, timing: TimingSection) -> JournalledChain:
@@ -77,8 +79,9 @@ class JournalledChain(PatientChain):
             return
         try:
             self._journal.save_final(block, hash_, roster, oldest=block - KEPT_ROUNDS * t.length)
+            self._unkept.end()
         except LocalFault as fault:
-            log.warning("what block %d said is not kept: %s", block, fault)
+            self._unkept.begin(fault)
 
 
 def _row(neuron: Neuron) -> dict[str, Any]:

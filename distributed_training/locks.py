@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -49,7 +50,7 @@ class Holder:
             return False
         except OSError:  # another user's
             pass
-        return True
+        return _command_of(self.pid) in (self.command, None)  # else the number is another process's by now
 
     def __str__(self) -> str:
         where = "" if self.host == os.uname().nodename else f" on {self.host}"
@@ -79,7 +80,7 @@ class Lock:
         try:
             _lock(file, time.monotonic() + wait_s)
             file.truncate(0)
-            file.write(f"{os.getpid()}\n{_own_command()}\n{os.uname().nodename}\n".encode())
+            file.write(f"{os.getpid()}\n{_one_line(sys.orig_argv)}\n{os.uname().nodename}\n".encode())
             file.flush()
         except OSError as error:
             file.close()
@@ -121,13 +122,35 @@ def holder(folder: Path, name: str = LOCK_FILE) -> Holder | None:
     pid, command, host = (*text.split("\n"), "", "")[:3]
     if not (pid.isascii() and pid.isdigit()):
         return None
-    shown = command if len(command) <= MAX_COMMAND else command[:MAX_COMMAND] + "..."
-    return Holder(int(pid), shown or "unknown", host[:MAX_HOST] or os.uname().nodename, datetime.fromtimestamp(since))
+    host = host[:MAX_HOST] or os.uname().nodename
+    return Holder(int(pid), _shown(command) or "unknown", host, datetime.fromtimestamp(since))
 
 
-def _own_command() -> str:
-    """In one line."""
-    return " ".join(shlex.join(sys.orig_argv).encode(errors="backslashreplace").decode().split())
+def held(folder: Path, name: str = LOCK_FILE) -> Holder | None:
+    """The process that has the folder now; None if none has. Changes nothing there."""
+    try:
+        with (folder / name).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return holder(folder, name) if error.errno in TAKEN else None
+    return None
+
+
+def _shown(command: str) -> str:
+    return command if len(command) <= MAX_COMMAND else command[:MAX_COMMAND] + "..."
+
+
+def _one_line(argv: Sequence[str]) -> str:
+    return " ".join(shlex.join(argv).encode(errors="backslashreplace").decode().split())
+
+
+def _command_of(pid: int) -> str | None:
+    """As a lock file has it; None where this machine does not say."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    except OSError:
+        return None
+    return _shown(_one_line([os.fsdecode(word) for word in words])) or None
 
 
 def _lock(file: BinaryIO, until: float) -> None:

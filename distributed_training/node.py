@@ -23,7 +23,7 @@ from distributed_training.chain.sole import SoleChain
 from distributed_training.checkpoints.base import CheckpointStore
 from distributed_training.data.reading import TablePages
 from distributed_training.data.tokens import TOKENIZER_FILE
-from distributed_training.engine import chosen_device, load_engine
+from distributed_training.engine import Engine, load_engine
 from distributed_training.errors import ConfigError, HotkeyTaken, LocalFault, said
 from distributed_training.finding.find import Finder
 from distributed_training.finding.serving import FileService, run_files
@@ -38,18 +38,20 @@ from distributed_training.operator.dry_run import print_weights
 from distributed_training.operator.safety import Watch
 from distributed_training.preflight import node_lock
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.protocol.types import Role, SubnetParams
+from distributed_training.protocol.types import Neuron, Role, SubnetParams
 from distributed_training.recipes.build import model_size
 from distributed_training.roles.miner import ExactStepsMissed
 from distributed_training.roles.pages import share_pages
 from distributed_training.roles.parts import TrainingThread
 from distributed_training.roles.sharing import KEPT_ROUNDS
 from distributed_training.settings.config import NodeConfig, require_address
-from distributed_training.settings.logs import bind, setup_logging
-from distributed_training.shutdown import run_until_stopped
+from distributed_training.settings.logs import bind, end_logging, keep_in, setup_logging
+from distributed_training.shutdown import Border, run_until_stopped
 from distributed_training.sinks import open_sinks
 from distributed_training.sources import open_checkpoints, open_pages, repo_opener
 from distributed_training.stillness import say_after_a_pause
+from distributed_training.supervisor import Supervised
+from distributed_training.training.device import chosen_device, device_text, surprise
 from distributed_training.training.speed import flop_per_s
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,21 @@ def main(
         torch.set_num_threads(config.threads)
     if config.dry_run:
         return asyncio.run(print_weights(config))
-    return _exit_code(run_until_stopped(_live(role, config, make_worker, wrap)))
+    border = Border()
+    try:
+        _say_device(config.device)
+        return _exit_code(run_until_stopped(_live(role, config, make_worker, wrap, border), border=border))
+    except ConfigError as error:
+        log.error("the node ends: %s", error, extra={"file_only": True})
+        raise
+    finally:
+        end_logging()
+
+
+def _say_device(asked: str) -> None:
+    """Before anything is connected. Raises ConfigError, DeviceLost."""
+    if warning := surprise(asked, chosen_device(asked)):
+        log.warning("%s", warning)
 
 
 def _exit_code(result: BaseException | None) -> int:
@@ -101,19 +117,24 @@ def _exit_code(result: BaseException | None) -> int:
     return EXIT_LOCAL_FAULT
 
 
-async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: WrapAdapters) -> None:
+async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: WrapAdapters, border: Border) -> None:
     """Everything a node opens is closed here, in reverse order."""
     async with AsyncExitStack() as stack:
+        supervised = Supervised()
+        stack.callback(asyncio.create_task(supervised.stay_in_touch(), name="supervisor").cancel)
         require_address(config)
         client, signer, me = await connect(config, stack)
         params = await client.params()
         config, manifest = await _find(config, PatientChain(client, params.block_s), params, signer)
         stack.enter_context(node_lock(config))
+        bind(uid=me.uid)
+        keep_in(config.logging.file or config.node_dir / "log" / "node.log")
         pages = await asyncio.to_thread(_pages, config, manifest)
         engine = load_engine(config, manifest, pages)
+        _say_who(role, config, manifest, engine, me, signer)
         claim_folder(config.node_dir, manifest.sha256)
         sinks = await asyncio.to_thread(open_sinks, config, manifest, role, me, signer)
-        metrics = Metrics(sinks, role=role.name.lower(), uid=me.uid)
+        metrics = Metrics([*sinks, supervised], role=role.name.lower(), uid=me.uid)
         stack.callback(metrics.close)
         client.tell_news(lambda news: metrics.emit(Fault(what="runtime", detail=news)))
         keep = manifest.keep
@@ -124,15 +145,16 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: W
         watch = Watch(client, chain, manifest, me, metrics)
         stack.callback(asyncio.create_task(watch.run(params.block_s), name="safety").cancel)
         stores = await asyncio.to_thread(_stores, role, config, manifest)
-        adapters = wrap(await _adapters(config, manifest, chain, signer, stores, stack))
         training = TrainingThread()
-        stack.callback(training.close)
+        stack.callback(training.close)  # after the transport: peers do not wait until a step is done
+        adapters = wrap(await _adapters(config, manifest, chain, signer, stores, stack))
         parts = await make_parts(config, manifest, adapters, journal, metrics, training)
         share_pages(parts.peers, pages, manifest.tag, manifest.public.run_key)
         FileService(parts.peers, run_files(manifest, pages.table.path, config.run_dir / TOKENIZER_FILE))
+        supervised.watch(lambda: parts.clock.finalized, (keep.max_missing_rounds + 2) * manifest.timing.length)
         await adapters.transport.start()
         stack.callback(asyncio.create_task(say_after_a_pause(), name="stillness").cancel)
-        await live(role, config, parts, engine, me, make_worker)
+        await live(role, config, parts, engine, me, make_worker, border)
 
 
 async def _find(
@@ -159,6 +181,30 @@ def _show(config: NodeConfig, block_s: float, manifest: RunManifest) -> None:
     num_coords = model_size(manifest.model.config)
     for line in needs_lines(manifest, needs(manifest, num_coords, block_s), flop_per_s(chosen_device(config.device))):
         log.info("%s", line)
+
+
+def _say_who(
+    role: Role, config: NodeConfig, manifest: RunManifest, engine: Engine, me: Neuron, signer: LocalKey
+) -> None:
+    log.info(
+        "start: %s, uid %d of subnet %d, hotkey %s %s; run %s %s, %s; %s; at %s",
+        role.name.lower(),
+        me.uid,
+        manifest.netuid,
+        config.wallet.hotkey,
+        signer.hotkey,
+        manifest.name,
+        manifest.sha256[:16],
+        manifest.model.config["model_type"],
+        device_text(chosen_device(config.device)),
+        _where(config),
+    )
+
+
+def _where(config: NodeConfig) -> str:
+    if config.announced is not None:
+        return "{}:{}".format(*config.announced)
+    return "no port of its own" if config.axon.outbound_only else f"port {config.axon.port}"
 
 
 def _pages(config: NodeConfig, manifest: RunManifest) -> TablePages:

@@ -82,6 +82,8 @@ def existing_folder(path: Path) -> Path:
 
 def existing(path: Path) -> Path:
     """A file or a folder that we may read. Raises ConfigError."""
+    if _kind(path) is None:
+        raise ConfigError(f"expected a file or a folder, {path} does not exist")
     return existing_file(path) if _kind(path) == "file" else existing_folder(path)
 
 
@@ -96,6 +98,8 @@ def usable_folder(path: Path) -> Path:
     if _kind(there) != "folder":
         raise ConfigError(f"{path}: {there} is no folder")
     if not os.access(there, os.W_OK | os.X_OK):
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            raise ConfigError(f"{path}: the disk of {there} is mounted read-only (after an error of it? see dmesg)")
         what = "write to this folder" if there == path else f"make it: {there} is closed to this user"
         raise ConfigError(f"{path}: this user may not {what}")
     return path

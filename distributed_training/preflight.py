@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,8 @@ from distributed_training.chain.keys import (
     local_registration,
     registration_command,
 )
+from distributed_training.devices import refusal, seen_gpus, torch_here
+from distributed_training.doctor.cheap import at_a_start
 from distributed_training.errors import ConfigError, NotRegisteredError
 from distributed_training.locks import Lock
 from distributed_training.network.ports import free_port
@@ -24,7 +25,8 @@ from distributed_training.paths import existing_file, existing_folder, is_missin
 from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.protocol.types import Role
 from distributed_training.settings.config import NodeConfig, load_config, require_address
-from distributed_training.settings.places import HubRepo
+from distributed_training.settings.entry import tell
+from distributed_training.settings.places import HubRepo, folder_of
 
 ONE_PROCESS = "one node per hotkey: stop that one first, or give this one a hotkey of its own (--wallet.hotkey)"
 
@@ -32,15 +34,19 @@ ONE_PROCESS = "one node per hotkey: stop that one first, or give this one a hotk
 def prepare(role: Role, argv: Sequence[str]) -> NodeConfig:
     """The node's configuration, checked as far as this machine alone can tell. Prints warnings. Raises ConfigError."""
     config = load_config(role, argv)
+    if config.device not in ("auto", "cpu") and (why := refusal(config.device, seen_gpus(), torch_here())):
+        raise ConfigError(why)
     for warning in config.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        tell("warning", warning)
     _check_folders(role, config)
+    for trouble in at_a_start(config):
+        tell("warning", f"{trouble.found}; {trouble.fix}")
     require_address(config)
     if config.announced is not None and is_documentation(config.announced[0]):
-        print(f"warning: {config.announced[0]} is an example's address: no peer will reach it", file=sys.stderr)
+        tell("warning", f"{config.announced[0]} is an example's address: no peer will reach it")
     own_hotkey(config)
     if config.local_chain is None and (warning := coldkey_warning(config.wallet.path, config.wallet.name)) is not None:
-        print(f"warning: {warning}", file=sys.stderr)
+        tell("warning", warning)
     if config.dry_run and config.run_is_open:
         raise ConfigError("--dry-run reads what a running validator keeps: name its run directory with --run-dir")
     if not config.dry_run:
@@ -48,6 +54,9 @@ def prepare(role: Role, argv: Sequence[str]) -> NodeConfig:
             node_lock(config).release()  # another node of this hotkey explains a port that is in use
         if not config.axon.outbound_only:
             asyncio.run(free_port(config.axon.ip, config.axon.port))
+        if config.metrics.prometheus is not None:
+            host, _, port = config.metrics.prometheus.rpartition(":")
+            asyncio.run(free_port(host, int(port), flag="--metrics.prometheus", wait_s=0.0))
     return config
 
 
@@ -80,29 +89,48 @@ _read = cache(load_hotkey)
 
 def not_registered(config: NodeConfig, price: str | None = None) -> str:
     """With the command that registers this hotkey, and what that costs where it is known."""
-    wallet, chain, what = config.wallet, config.subtensor, f"hotkey {config.wallet.hotkey!r} is not registered on"
+    chain, what = config.subtensor, f"hotkey {config.wallet.hotkey!r} is not registered on subnet {config.netuid}"
+    where = "" if config.local_chain is not None else f" of {chain.chain_endpoint or chain.network}"
+    cost = "" if price is None else f" (a place costs {price})"
+    return f"{what}{where}{cost}; {how_to_register(config)}"
+
+
+def how_to_register(config: NodeConfig) -> str:
+    wallet, chain = config.wallet, config.subtensor
     if config.local_chain is not None:
-        command = local_registration(wallet.name, wallet.hotkey, config.local_chain.parent)
-        return f"{what} subnet {config.netuid}; register it with: {command}"
+        return f"register it with: {local_registration(wallet.name, wallet.hotkey, config.local_chain.parent)}"
     where, address, folder = "", None, wallet.path
     if is_missing(wallet.path / wallet.name / "coldkey"):
         where, address, folder = ", on the machine that has the coldkey,", own_hotkey(config).hotkey, None
-    network, cost = chain.chain_endpoint or chain.network, "" if price is None else f" (a place costs {price})"
+    network = chain.chain_endpoint or chain.network
     command = registration_command(network, config.netuid, wallet.name, wallet.hotkey, address=address, wallets=folder)
-    return f"{what} subnet {config.netuid} of {network}{cost}; register it{where} with: {command}"
+    return f"register it{where} with: {command}"
 
 
 def _check_folders(role: Role, config: NodeConfig) -> None:
     """As far as files are needed that a person names. Raises ConfigError with the flag."""
     _named("--run-dir", usable_folder, config.run_dir)
     _named("--run-dir", usable_folder, config.node_dir)
-    if config.local_chain is not None and is_missing(config.local_chain):
-        raise ConfigError(_no_local_chain(config))
+    check_local_chain(config)
     if not (config.run_is_open or (config.by_default("manifest") and is_missing(config.manifest))):  # else it is found
         _check_manifest(config)
+    check_places(role, config)
+
+
+def check_local_chain(config: NodeConfig) -> None:
+    """Raises ConfigError where a local chain is named and none is there."""
+    if config.local_chain is None or not is_missing(config.local_chain):
+        return
+    if (endpoint := config.subtensor.chain_endpoint) is not None and endpoint.startswith(FILE):
+        raise ConfigError(f"--subtensor.chain_endpoint {endpoint}: no local chain is there")
+    raise ConfigError(f"--run-dir {config.run_dir}: no local run is there (scripts/demo.sh makes one)")
+
+
+def check_places(role: Role, config: NodeConfig) -> None:
+    """Pages and checkpoints that a person named. Raises ConfigError with the flag."""
     if isinstance(config.pages, Path) and not (config.by_default("pages") and is_missing(config.pages)):
         if is_missing(config.pages):
-            raise ConfigError(f"--pages: expected a folder with pages.bin, {config.pages} does not exist")
+            _named("--pages", folder_of, config.pages)
         _named("--pages", existing_folder if config.pages.is_dir() else existing_file, config.pages)
     if isinstance(config.checkpoints, Path) and role is Role.OWNER:
         _named("--checkpoints", usable_folder, config.checkpoints)
@@ -116,12 +144,6 @@ def _check_manifest(config: NodeConfig) -> None:
     except ConfigError as error:
         mend = "; move that file away and the run is found on chain" if config.by_default("manifest") else ""
         raise ConfigError(f"{error}{mend}") from None
-
-
-def _no_local_chain(config: NodeConfig) -> str:
-    if (endpoint := config.subtensor.chain_endpoint) is not None and endpoint.startswith(FILE):
-        return f"--subtensor.chain_endpoint {endpoint}: no local chain is there"
-    return f"--run-dir {config.run_dir}: no local run is there (scripts/demo.sh makes one)"
 
 
 def _named(flag: str, check: Callable[[Path], Path], path: Path) -> None:

@@ -19,14 +19,16 @@ if TYPE_CHECKING:  # it loads bittensor, and a wrong flag should not wait for th
 DESCRIPTION = """\
 List the runs that hotkeys announce on a chain, by subnet: who announced them and where their files lie, who is in them,
 when they last said something; and whether the subnet pays, and what a place on it costs.
-
+"""
+EXAMPLES = """\
   python -m distributed_training.runs --netuid 38
-  python neurons/miner.py --netuid 38 --run DIGITS ...         # joins one; without --run that of most validator stake
+  python neurons/miner.py --netuid 38 --run DIGITS ...
+                          joins one; without --run that of most validator stake
 """
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m distributed_training.runs", description=DESCRIPTION)
+    made = Parser(prog="python -m distributed_training.runs", description=DESCRIPTION, examples=EXAMPLES)
     subnet = "only this subnet, whether it has runs or not (default: all that have)"
     made.add_argument("--netuid", type=whole(1, 65535, "a subnet"), metavar="N", help=subnet)
     chain_arguments(made, "finney")

@@ -1,4 +1,4 @@
-"""From a stop request to the end of the process, within a limit that holds whatever hangs."""
+"""From a request to leave to the end of the process: within a limit whatever hangs, or at the border of a round."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 
-SHUTDOWN_S = 8.0
-EXIT_FORCED = 1
+from distributed_training.supervisor import notify
+
+SHUTDOWN_S = 12.0  # supervisors wait 20 s before they kill
 
 log = logging.getLogger(__name__)
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Those that ask us to stop: Ctrl-C, a supervisor's, the end of the terminal unless nohup made us deaf to it."""
+    """Those that ask us to stop: Ctrl-C, a supervisor's, the end of the terminal unless nohup made us deaf to it, and
+    the one that asks to leave at the border of a round, for whoever is in none."""
     deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return (signal.SIGINT, signal.SIGTERM, *(() if deaf else (signal.SIGHUP,)))
+    return (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, *(() if deaf else (signal.SIGHUP,)))
 
 
 @contextmanager
@@ -41,37 +44,49 @@ def every_stop_as_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_until_stopped(life: Coroutine[None, None, None], limit_s: float = SHUTDOWN_S) -> BaseException | None:
+class Border:
+    """Where a node that was asked to (SIGUSR1) leaves of its own accord: the end of the round that is under way."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.where: Callable[[], str] | None = None  # says what is waited for; None: no round is under way
+
+
+def run_until_stopped(
+    life: Coroutine[None, None, None], limit_s: float = SHUTDOWN_S, border: Border | None = None
+) -> BaseException | None:
     """Run `life` in its own event loop; a stop signal cancels it, further ones change nothing. Returns what it raised.
 
-    `limit_s` after the signal the process exits with EXIT_FORCED: a thread of its own watches, so neither a blocked
-    event loop nor threads that are joined at its end can outlast it.
+    SIGUSR1 only tells `border`, if a round is under way there; a stop signal still cancels after it.
+
+    `limit_s` after a stop signal the process is over, with exit code 0, for it did what it was told: a thread of its
+    own watches, so neither a blocked event loop, nor threads that are joined at its end, nor the end of the interpreter
+    can outlast it. What it leaves half done is what a kill -9 may leave too: every file is written whole or not at all.
     """
-    requested, ended = threading.Event(), threading.Event()
+    requested = threading.Event()
 
     def enforce() -> None:
         requested.wait()
-        if not ended.wait(limit_s):
-            os._exit(EXIT_FORCED)
+        time.sleep(limit_s)
+        with suppress(OSError):
+            os.write(2, f"left after {limit_s:g} s: something here takes longer than that to end\n".encode())
+        os._exit(0)
 
     threading.Thread(target=enforce, name="limit on a stop", daemon=True).start()
-    try:
-        return asyncio.run(_run(life, requested))
-    finally:
-        ended.set()
+    return asyncio.run(_run(life, requested, border or Border()))
 
 
-async def _run(life: Coroutine[None, None, None], requested: threading.Event) -> BaseException | None:
+async def _run(life: Coroutine[None, None, None], requested: threading.Event, border: Border) -> BaseException | None:
     stopping, loop = asyncio.Event(), asyncio.get_running_loop()
-    told = False
 
     def request(number: int, frame: object) -> None:
         """Between any two instructions, also of a load that keeps the loop: the limit counts from here."""
-        nonlocal told
-        if not told:
-            told = True
-            requested.set()
-            with suppress(RuntimeError):  # the loop is over, the process nearly so
+        with suppress(RuntimeError):  # the loop is over, the process nearly so
+            if number == signal.SIGUSR1 and border.where is not None:
+                loop.call_soon_threadsafe(_ask, border)
+            elif not requested.is_set():
+                requested.set()
+                notify("STOPPING=1")
                 loop.call_soon_threadsafe(stopping.set)
 
     former = {number: signal.signal(number, request) for number in stop_signals()}
@@ -83,7 +98,13 @@ async def _run(life: Coroutine[None, None, None], requested: threading.Event) ->
         log.info("stopping on request")
         node.cancel()
     result = (await asyncio.gather(node, return_exceptions=True))[0]
-    if not told:  # else a second signal changes nothing until the process ends
+    if not requested.is_set():  # else a second signal changes nothing until the process ends
         for number, handler in former.items():
             signal.signal(number, handler)
     return result
+
+
+def _ask(border: Border) -> None:
+    if not border.asked and border.where is not None:
+        border.asked = True
+        log.info("leaving on request once this is done: %s", border.where())

@@ -44,9 +44,9 @@ def open_pages(
     Raises ConfigError for what a person has to put right, HubFault when the Hub does not answer now.
     """
     prepare_client()
-    where = f"hub:{place.repo_id}@{_commit(place)}" if isinstance(place, HubRepo) else str(place)
+    where = f"hub:{place.repo_id}@{commit_of(place)}" if isinstance(place, HubRepo) else str(place)
     cache_dir = None if run_dir is None else run_dir / CACHE_DIR
-    places = [*mirrors, *_pinned(public)]
+    places = [*mirrors, *pinned(public)]
     limit = int(cache_gib * (1 << 30))
     return remote.open_pages(where, places, cache_dir=cache_dir, cache_bytes=limit, peers_give=peers_give)
 
@@ -80,19 +80,19 @@ def repo_opener(node_dir: Path, manifest: RunManifest) -> Callable[[str], Checkp
     return lambda repo_id: HubCheckpoints(repo_id, run, node_dir / OTHERS_DIR)
 
 
-def _pinned(public: str) -> list[str]:
+def pinned(public: str) -> list[str]:
     """The place at a commit, or nothing if there is none or it cannot be asked now: pages may come from elsewhere."""
     if not public.startswith(PREFIX):
         return [public] if public else []
     repo = parse_repo(public)
     try:
-        return [f"{PREFIX}{repo.repo_id}@{_commit(repo)}"]
+        return [f"{PREFIX}{repo.repo_id}@{commit_of(repo)}"]
     except (LocalFault, ConfigError) as error:
         log.warning("the run's place of pages: %s", error)
         return []
 
 
-def _commit(place: HubRepo) -> str:
+def commit_of(place: HubRepo) -> str:
     """What a branch or tag names now: what is read must not change while it is read."""
     if place.revision is not None and COMMIT.fullmatch(place.revision):
         return place.revision

@@ -12,11 +12,11 @@ def start() -> int:
     from distributed_training.preflight import prepare  # within run_main, which says what goes wrong here
 
     config = prepare(Role.MINER, sys.argv[1:])
-    with only_loading():
+    with only_loading(stopped=0):
         from distributed_training.node import main  # late: it loads torch, and a wrong flag should not wait for that
 
     return main(Role.MINER, config)
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(start))
+    sys.exit(run_main(start, stopped=0))

@@ -26,7 +26,7 @@ from benchmarks.table import Stopwatch, show
 from distributed_training.errors import ConfigError
 from distributed_training.settings.arguments import Parser, new_file
 from distributed_training.settings.entry import run_main
-from distributed_training.settings.flags import nearest
+from distributed_training.settings.words import nearest
 
 BENCHMARKS = {
     "faults": "kill, freeze, slow, cut, lie at every point of a round, on real processes: no hang, all identical",

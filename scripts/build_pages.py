@@ -31,27 +31,35 @@ from distributed_training.settings.places import parse_repo
 DESCRIPTION = """\
 Build the pages of a run into --out DIR. Same input, same pages.bin, same sha256. Three ways, chosen by what is given:
 
-  FOOTERS   a data set on the Hub that is parquet: only the footers of its files are read (about 1 GB for FineWeb's
-            sample-350BT, 40 MB for sample-10BT), nothing is copied. A page is a row group of the data set, read from
-            the Hub by one request when it is trained on. Stopped by Ctrl-C or anything else, the same command goes on.
-            Such pages are believed for the commit of the data set; --digests reads each once and pins its content.
-  REWRITE   any other data set, or with --filter: streamed once through the `datasets` library (pip install -e
-            '.[data]') and written as pages into --out; --upload publishes them.
-  TEXT      --text DIR: plain text files on this disk.
+  FOOTERS  a data set on the Hub that is parquet: only the footers of its files
+           are read (about 1 GB for FineWeb's sample-350BT, 40 MB for
+           sample-10BT), nothing is copied. A page is a row group of the data
+           set, read from the Hub by one request when it is trained on. Stopped
+           by Ctrl-C or anything else, the same command goes on. Such pages are
+           believed for the commit of the data set; --digests reads each once
+           and pins its content.
+  REWRITE  any other data set, or with --filter: streamed once through the
+           `datasets` library (pip install -e '.[data]') and written as pages
+           into --out; --upload publishes them.
+  TEXT     --text DIR: plain text files on this disk.
+"""
+EXAMPLES = """\
+  FineWeb, all of sample-10BT (15 million documents), from the footers:
+    python scripts/build_pages.py --dataset HuggingFaceFW/fineweb \\
+        --name sample-10BT --out pages/10BT
+  sample-350BT at a commit, the first 2,000 pages, with digests:
+    python scripts/build_pages.py --dataset HuggingFaceFW/fineweb \\
+        --name sample-350BT --revision COMMIT --limit 2000 --digests \\
+        --out pages/350BT
+  the best English pages of it as a data set of your own:
+    python scripts/build_pages.py --dataset HuggingFaceFW/fineweb \\
+        --name sample-10BT --limit 4000 --out pages/best --upload ORG/best \\
+        --filter "language_score > 0.95 and language == 'en'"
+  JSON lines on this machine, the column `content`:
+    python scripts/build_pages.py --dataset json --column content \\
+        --data-files 'corpus/*.jsonl.gz' --out pages/mine
 """
 EPILOG = """\
-examples:
-  FineWeb, all of sample-10BT (15 million documents), from the footers:
-    python scripts/build_pages.py --dataset HuggingFaceFW/fineweb --name sample-10BT --out pages/10BT
-  sample-350BT at the commit that was printed the first time, the first 2,000 pages, with digests:
-    python scripts/build_pages.py --dataset HuggingFaceFW/fineweb --name sample-350BT --revision COMMIT \\
-        --limit 2000 --digests --out pages/350BT
-  the best English pages of it as a data set of your own:
-    python scripts/build_pages.py --dataset HuggingFaceFW/fineweb --name sample-10BT \\
-        --filter "language_score > 0.95 and language == 'en'" --limit 4000 --out pages/best --upload ORG/best-pages
-  JSON lines on this machine, the column `content`:
-    python scripts/build_pages.py --dataset json --data-files 'corpus/*.jsonl.gz' --column content --out pages/mine
-
 A private data set needs a token that may read it: HF_TOKEN, or `hf auth login`. HF_ENDPOINT names another Hub.
 --filter compares columns with numbers, texts in quotes, True, False or None: < <= > >= == != in, not in, and, or, not.
 """
@@ -77,27 +85,32 @@ class Result:
 
 
 def parser() -> Parser:
-    made = Parser(description=DESCRIPTION, epilog=EPILOG)
-    add = made.add_argument
+    made = Parser(description=DESCRIPTION, examples=EXAMPLES, epilog=EPILOG)
+    add = made.group("what is built")
     add("--out", type=new_folder, required=True, metavar="DIR", help="where the pages go")
     add("--dataset", metavar="ORG/NAME", help="data set on the Hub; with --data-files: parquet, json, csv or text")
+    add("--text", type=file_or_folder, metavar="DIR", help="TEXT: folder of text files, or one file")
+    add("--limit", type=whole(1, 1 << 31, "pages"), metavar="N", help="the first N pages; default: all")
+    add("--upload", metavar="ORG/NAME", help="publish: make this data set and put everything there in one commit")
+    add = made.group("of a data set")
     add("--name", metavar="CONFIG", help="configuration of the data set, as its card names it")
     add("--revision", metavar="REV", help="commit, tag or branch; default main; the commit is printed")
     add("--split", metavar="SPLIT", help="default: train, or the only one")
     add("--column", metavar="NAME", help="column that holds the documents; default text")
-    add("--limit", type=whole(1, 1 << 31, "pages"), metavar="N", help="the first N pages; default: all")
-    add("--digests", action="store_true", default=None, help="FOOTERS: read every page and pin its content")
-    add("--heldout-pages", type=whole(1, 4096, "pages"), metavar="N", help="FOOTERS: row groups kept out; default 4")
-    add("--threads", type=whole(1, 64, "threads"), metavar="N", help="FOOTERS: requests at a time; default 8")
-    add("--data-files", metavar="GLOB", help="REWRITE: files on this machine")
-    add("--filter", metavar="EXPRESSION", help="REWRITE: rows to keep")
-    add("--rewrite", action="store_true", default=None, help="REWRITE even where FOOTERS would do")
-    add("--text", type=file_or_folder, metavar="DIR", help="TEXT: folder of text files, or one file")
-    add("--page-bytes", type=whole(1, 1 << 28, "bytes"), metavar="N", help="REWRITE, TEXT: bytes of text in a page")
-    add("--heldout-bytes", type=whole(1, 1 << 28, "bytes"), metavar="N", help="REWRITE, TEXT: bytes of text kept out")
+    add = made.group("FOOTERS: where parquet lies on the Hub")
+    add("--digests", action="store_true", default=None, help="read every page and pin its content")
+    add("--heldout-pages", type=whole(1, 4096, "pages"), metavar="N", help="row groups kept out; default 4")
+    add("--threads", type=whole(1, 64, "threads"), metavar="N", help="requests at a time; default 8")
+    add = made.group("REWRITE: any other data set")
+    add("--data-files", metavar="GLOB", help="files on this machine")
+    add("--filter", metavar="EXPRESSION", help="rows to keep")
+    add("--rewrite", action="store_true", default=None, help="even where FOOTERS would do")
+    add = made.group("REWRITE and TEXT: sizes")
+    add("--page-bytes", type=whole(1, 1 << 28, "bytes"), metavar="N", help="bytes of text in a page")
+    add("--heldout-bytes", type=whole(1, 1 << 28, "bytes"), metavar="N", help="bytes of text kept out")
+    add = made.group("the run's tokenizer")
     add("--tokenizer", metavar="NAME|FILE", help="tokenizer of the run: a tokenizer.json is put beside the pages")
     add("--eos", metavar="TOKEN", help="special token of the tokenizer.json that ends a document")
-    add("--upload", metavar="ORG/NAME", help="publish: make this data set and put everything there in one commit")
     return made
 
 

@@ -1,9 +1,5 @@
 """Write a run manifest: the one document two nodes must agree on. Checks it, and prints what the run asks of a miner.
 
-    python scripts/create_run.py --model my_config.json --text ~/books --netuid 38 --in 2h --subtensor.network test \\
-        --wallet.name W --wallet.hotkey OWNER --out runs/mine/manifest.json
-    python scripts/create_run.py --check runs/mine/manifest.json --subtensor.network test
-
 A run is launched by committing the manifest's sha256 with the owner's hotkey (neurons/owner.py does it). Every constant
 of the recipe can be replaced: --set timing.length=150, or whole sections in a TOML or JSON file given with --options. A
 chain that is named decides by its tempo, quota, uids and immunity what can be, and says whether the subnet pays at all.
@@ -13,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import math
 import sys
@@ -21,80 +16,83 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import structlog
-
 from distributed_training.addresses import FILE
 from distributed_training.commands import command, python
 from distributed_training.errors import ConfigError
 from distributed_training.files import write_whole
-from distributed_training.paths import existing_folder, typed, usable_folder
+from distributed_training.paths import typed, usable_folder
 from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.recipes.reading import read_document, read_model, read_recipe, recipe_names
 from distributed_training.settings import arguments
-from distributed_training.settings.arguments import Parser, any_path, file, file_name, file_or_folder, place, whole
+from distributed_training.settings.arguments import (
+    Parser,
+    any_path,
+    assignment,
+    file,
+    file_name,
+    file_or_folder,
+    place,
+    whole,
+)
 from distributed_training.settings.config import WALLETS
 from distributed_training.settings.entry import run_main
 from distributed_training.settings.flags import find, merge
-from distributed_training.settings.places import HubRepo
+from distributed_training.settings.places import HubRepo, folder_of
 
 if TYPE_CHECKING:
     from distributed_training.chain.subnet import SubnetFacts
     from distributed_training.recipes.creation import Created
 
+EXAMPLES = """\
+  python scripts/create_run.py --model my_config.json --text ~/books \\
+      --netuid 38 --in 2h --subtensor.network test \\
+      --wallet.name W --wallet.hotkey OWNER --out runs/mine/manifest.json
+  python scripts/create_run.py --check runs/mine/manifest.json \\
+      --subtensor.network test
+"""
 # What loads torch or bittensor is imported where it is used: a wrong flag should not wait for that.
 
 
-def parser() -> argparse.ArgumentParser:
-    made = Parser(description=__doc__)
-    add = made.add_argument
-    add("--check", type=file, metavar="FILE", help="only validate this manifest")
-    add("--recipe", choices=recipe_names(), default="gpt2-124m", help="model and constants to start from")
+def parser() -> Parser:
+    made = Parser(__doc__ or "", examples=EXAMPLES)
+    add = made.group("model and data")
     add("--model", type=file_or_folder, metavar="FILE", help="config.json as published; default: the recipe's")
-    start = "begin with the numbers of this model, hub:ORG/NAME[@REVISION] or a folder: config.json and safetensors"
-    add("--start", type=place, metavar="REPO_OR_DIR", help=start)
-    pages = "directory with pages.bin (scripts/build_pages.py makes it), or hub:ORG/NAME@COMMIT"
-    add("--pages", type=place, metavar="PLACE", help=pages)
     add("--text", type=file_or_folder, metavar="DIR", help="build the pages from this folder of text files, or file")
+    add("--pages", type=place, metavar="PLACE", help="folder that scripts/build_pages.py made, or hub:ORG/NAME@COMMIT")
     add("--tokenizer", metavar="NAME|FILE", help="gpt2, bytes or a tokenizer.json; default by the model")
     add("--eos", metavar="TOKEN", help="special token of the tokenizer.json that ends a document")
-    add("--seed", type=whole(0, 2**63 - 1, "a seed"), default=0, metavar="N", help="of the initial weights; default 0")
-    add("--name", metavar="NAME", help="of the run; default: the recipe's name, or after the model")
+    start = "begin with the numbers of this model, hub:ORG/NAME[@REVISION] or a folder: config.json and safetensors"
+    add("--start", type=place, metavar="REPO_OR_DIR", help=start)
+    add = made.group("subnet and time")
     add("--netuid", type=whole(1, 65535, "a subnet"), metavar="N", help="number of the subnet; needed")
     when = "when round 0 starts, from now by the chain's own blocks: 30m, 2h, 1d"
     add("--in", dest="start_in", type=arguments.duration, metavar="TIME", help=when)
-    add("--public.checkpoints", dest="checkpoints", type=place, metavar="PLACE", help="hub:ORG/NAME: checkpoints")
-    add("--public.pages", dest="public_pages", metavar="PLACE", help="hub:ORG/NAME or https://...; default: --pages")
+    add("--tempo", type=whole(1, 2**32 - 1, "blocks"), metavar="N", help="blocks of an epoch, where no chain is asked")
+    arguments.chain_arguments(made, None)
+    add = made.group("who speaks for it")
     add("--wallet.name", dest="wallet", type=file_name, default="default", metavar="NAME", help="the owner's wallet")
     speaks = "the owner's hotkey, which speaks for the run; only its public part is read"
     add("--wallet.hotkey", dest="hotkey", type=file_name, metavar="NAME", help=speaks)
     add("--wallet.path", dest="wallets", type=any_path, metavar="DIR", help=f"default {WALLETS}")
-    arguments.chain_arguments(made, None)
-    add("--options", type=file, metavar="FILE", help="TOML or JSON with sections to replace")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. outer.momentum=0.8")
-    tempo = "blocks of the subnet's epoch, for the quota, where no chain is asked"
-    add("--tempo", type=whole(1, 2**32 - 1, "blocks"), metavar="BLOCKS", help=tempo)
+    add = made.group("where it is written and published")
     add("--out", type=any_path, metavar="FILE", help="where to write; an existing file is not replaced")
+    add("--public.checkpoints", dest="checkpoints", type=place, metavar="PLACE", help="hub:ORG/NAME: checkpoints")
+    add("--public.pages", dest="public_pages", metavar="PLACE", help="hub:ORG/NAME or https://...; default: --pages")
+    add = made.group("constants")
+    add("--recipe", choices=recipe_names(), default="gpt2-124m", help="model and constants to start from")
+    add("--set", type=assignment, action="append", default=[], metavar="KEY=VALUE", help="e.g. outer.momentum=0.8")
+    add("--options", type=file, metavar="FILE", help="TOML or JSON with sections to replace")
+    add("--seed", type=whole(0, 2**63 - 1, "a seed"), default=0, metavar="N", help="of the initial weights; default 0")
+    add("--name", metavar="NAME", help="of the run; default: the recipe's name, or after the model")
+    add = made.group("a manifest that is there")
+    add("--check", type=file, metavar="FILE", help="only validate this manifest")
     return made
-
-
-def assignment(text: str) -> dict[str, Any]:
-    """`a.b=1` -> {"a": {"b": 1}}; the value is JSON, or text if it is not. Raises ConfigError."""
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise ConfigError(f"--set {text}: expected KEY=VALUE, for example timing.length=150")
-    try:
-        parsed: Any = json.loads(value)
-    except ValueError:
-        parsed = value
-    for part in reversed(key.split(".")):
-        parsed = {part: parsed}
-    return parsed
 
 
 def chosen(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of the manifest that were given. Raises ConfigError."""
     layers = [] if args.options is None else [read_document(args.options, "--options")]
-    given = merge(*layers, *(assignment(text) for text in args.set))
+    given = merge(*layers, *args.set)
     pages = args.public_pages or (str(args.pages) if isinstance(args.pages, HubRepo) else None)
     public = {"checkpoints": None if args.checkpoints is None else str(args.checkpoints), "pages": pages}
     if args.hotkey is not None:
@@ -161,7 +159,7 @@ def build(args: argparse.Namespace, given: dict[str, Any], facts: SubnetFacts | 
     place = pages_place(args)
     if isinstance(place, Path) and args.text is None:
         try:
-            existing_folder(place)
+            folder_of(place)
         except ConfigError as error:
             raise ConfigError(f"--pages: {error} (scripts/build_pages.py makes one)") from None
     start, tokenizer_name = None, args.tokenizer
@@ -296,5 +294,5 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     # What goes wrong is told in one line, which a log of the places of pages would only say twice.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    logging.getLogger("distributed_training").setLevel(logging.ERROR)
     sys.exit(run_main(lambda: main(sys.argv[1:])))

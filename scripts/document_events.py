@@ -17,8 +17,7 @@ DESCRIPTION = """\
 Write docs/events.md: every event a node tells, made of its record in distributed_training/metrics/events.py.
 Run it after a change to a record; a test compares the two.
 """
-EPILOG = """\
-example:
+EXAMPLES = """\
   python scripts/document_events.py
 """
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "events.md"
@@ -68,7 +67,7 @@ def _named(kind: Any) -> str:
 
 
 def main() -> int:
-    Parser(description=DESCRIPTION, epilog=EPILOG).parse_args()
+    Parser(description=DESCRIPTION, examples=EXAMPLES).parse_args()
     write_whole(PAGE, page().encode())
     print(f"{PAGE.name}: {len(get_args(Record))} events")
     return 0

@@ -17,16 +17,17 @@ Load a published state of a run and measure it on the run's held-out text, as th
 With --tasks it does benchmarks of lm-evaluation-harness instead (an optional extra: it says how to install it).
 """
 EPILOG = """\
-Tasks that tell small models (100 million parameters) apart, with what chance alone would score:
-  lambada_openai  the last word of a paragraph         accuracy, chance 0
-  blimp           which of two sentences is English    accuracy, chance 1/2 (67 small tasks, their mean is kept)
-  piqa            how everyday things are done         accuracy, chance 1/2
-  arc_easy sciq   questions of school and science      accuracy, chance 1/4
-  hellaswag       how a story goes on                  accuracy, chance 1/4; moves late
+Tasks that tell small models (100 million parameters) apart, with the accuracy of chance alone:
+  lambada_openai  the last word of a paragraph       chance 0
+  blimp           which of two sentences is English  chance 1/2 (of 67 tasks)
+  piqa            how everyday things are done       chance 1/2
+  arc_easy sciq   questions of school and science    chance 1/4
+  hellaswag       how a story goes on                chance 1/4; moves late
+
 Any other of the harness works too, and your own: a .yaml file of the harness's form, its data files beside it. Results
 go to benchmarks.json beside the checkpoints; the live page shows them, and so does the owner's next model card.
-
-examples:
+"""
+EXAMPLES = """\
   python scripts/evaluate.py --run-dir runs/local --prompt 'def main('
   python scripts/evaluate.py ORG/NAME --revision TAG --pages hub:ORG/PAGES
   python scripts/evaluate.py newest --tasks arc_easy,piqa --all-tags --limit 200
@@ -35,18 +36,20 @@ examples:
 
 
 def parser() -> Parser:
-    made = Parser(description=DESCRIPTION, epilog=EPILOG)
+    made = Parser(description=DESCRIPTION, examples=EXAMPLES, epilog=EPILOG)
     checkpoint_arguments(made)
-    add = made.add_argument
+    add = made.group("the held-out loss, and a text")
     add("--pages", type=place, metavar="PLACE", help="folder or hub:ORG/NAME of the pages (default: RUN_DIR/pages)")
     add("--prompt", default="", metavar="TEXT", help="what the sample begins with (default: nothing)")
     add("--tokens", type=whole(0, 100_000, "tokens"), default=100, metavar="N", help="its length")
     add("--seed", type=whole(0, 2**63 - 1, "a seed"), default=0, metavar="N", help="of the sample")
+    add = made.group("benchmarks")
     add("--tasks", metavar="NAME,...", help="benchmarks to do instead, by name or .yaml file")
     add("--all-tags", action="store_true", help="on every checkpoint of the run that is there")
     add("--limit", type=whole(1, 10**9, "samples"), metavar="N", help="the first N samples of each task (default: all)")
     help_ = "of the benchmarks (default: benchmarks.json beside the checkpoints; for a repository, here)"
     add("--results", type=new_file, metavar="FILE", help=help_)
+    add = made.group("what it computes with")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     return made
 
@@ -62,13 +65,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def evaluate(options: argparse.Namespace) -> None:
     # Late: they load torch, and a wrong flag should not wait for that.
-    from distributed_training.operator.evaluate import available, heldout_loss
+    from distributed_training.operator.evaluate import heldout_loss
     from distributed_training.operator.published import cache, find, trusted_manifest
     from distributed_training.operator.sample import States, write
     from distributed_training.sources import open_pages
+    from distributed_training.training.device import chosen_device
     from distributed_training.training.generate import Sampling
 
-    device = available(options.device)
+    device = chosen_device(options.device, mps=True)
     store, ref = find(options)
     state = States(store, trusted_manifest(options), device).load(ref)
     pages = options.run_dir / "pages" if options.pages is None else options.pages
@@ -89,11 +93,11 @@ def benchmark(options: argparse.Namespace) -> None:
         os.environ.setdefault(library, "1")
     from distributed_training.checkpoints.benchmarks import FILE, add_results
     from distributed_training.operator.benchmarks import Benchmarks
-    from distributed_training.operator.evaluate import available
     from distributed_training.operator.published import FOLDER, cache, find, history, trusted_manifest
     from distributed_training.operator.sample import States
+    from distributed_training.training.device import chosen_device
 
-    device = available(options.device)
+    device = chosen_device(options.device, mps=True)
     store, ref = find(options)
     print("reading the data of the tasks", flush=True)
     benchmarks = Benchmarks(options.tasks.split(","), cache(options), options.limit)

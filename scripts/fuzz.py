@@ -30,12 +30,12 @@ Fuzz the decoders and RPC handlers of a node (targets in tests/fuzz). Each targe
 With atheris (pip install -e '.[fuzz]') inputs are guided by coverage; without it a plain seeded mutator edits valid
 samples. Both start from the same samples, check the same properties and are repeatable by their seed.
 """
-EPILOG = """\
-examples:
+EXAMPLES = """\
   python scripts/fuzz.py all --runs 20000 --seed 7
   python scripts/fuzz.py work carry --runs 1000000 --ends
-  python scripts/fuzz.py --replay tests/fuzz/corpus/work/0123456789ab.bin
-
+  python scripts/fuzz.py --replay tests/fuzz/corpus/work/FILE.bin
+"""
+EPILOG = """\
 An input that breaks a property is saved in tests/fuzz/corpus/TARGET and the exit code is 1. Every test run replays
 that folder: commit the file together with the fix.
 """
@@ -45,7 +45,7 @@ HEAD = ("target", "inputs", "accepted", "refused", "ends", "peak_bytes", "rss_mb
 
 
 def parser() -> Parser:
-    made = Parser(description=DESCRIPTION, epilog=EPILOG)
+    made = Parser(description=DESCRIPTION, examples=EXAMPLES, epilog=EPILOG)
     add = made.add_argument
     add("targets", nargs="*", default=["all"], metavar="TARGET", help="names, or `all` (default)")
     add("--runs", type=RUNS, default=20_000, metavar="N", help="inputs per target (default: 20000)")

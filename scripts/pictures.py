@@ -18,7 +18,8 @@ from distributed_training.settings.entry import run_main
 DESCRIPTION = """\
 Make the pictures of docs/ again from a run of the demo that has ended: report.png, and the live page of it as
 page-light.png, page-dark.png and page-phone.png (these need a chromium: apt-get install chromium).
-
+"""
+EXAMPLES = """\
   bash scripts/demo.sh --speeds 1,1,2,4 --rounds 8 --run-dir runs/pictures
   python scripts/pictures.py --run-dir runs/pictures
 """
@@ -32,7 +33,7 @@ SETTLE_MS = 1000  # until the round that is shown has come
 
 
 def parser() -> Parser:
-    made = Parser(description=DESCRIPTION)
+    made = Parser(description=DESCRIPTION, examples=EXAMPLES)
     made.add_argument("--run-dir", type=folder, metavar="DIR", required=True, help="of a run that has ended")
     made.add_argument("--out", type=new_folder, metavar="DIR", default=REPOSITORY / "docs", help="default: docs/")
     return made

@@ -16,18 +16,18 @@ It makes the wallet key NAME if the run has none (derived from the run's seed: w
 play money on its coldkey, buys a registration and prints the uid. Run it again and nothing more happens.
 On a real network you use `btcli tx burned-register` with real money instead: a node that is not registered says how.
 """
-EPILOG = """\
-example:
+EXAMPLES = """\
   python scripts/register.py --run-dir runs/local --wallet.hotkey extra
-  python neurons/miner.py --preset local --run-dir runs/local --wallet.hotkey extra --axon.port 9150
-
-A validator also needs stake, and gets its permit at the end of the epoch:
-  python scripts/register.py --run-dir runs/local --wallet.hotkey extra-validator --stake 1000
+  python neurons/miner.py --preset local --run-dir runs/local \\
+      --wallet.hotkey extra --axon.port 9150
+  a validator also needs stake, and gets its permit at the end of the epoch
+  python scripts/register.py --run-dir runs/local --stake 1000 \\
+      --wallet.hotkey extra-validator
 """
 
 
 def parser() -> Parser:
-    made = Parser(description=DESCRIPTION, epilog=EPILOG)
+    made = Parser(description=DESCRIPTION, examples=EXAMPLES)
     add = made.add_argument
     add("--run-dir", type=folder, required=True, metavar="DIR", help="directory of the local run")
     add("--wallet.hotkey", type=file_name, dest="hotkey", required=True, metavar="NAME", help="name of the hotkey")

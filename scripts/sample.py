@@ -25,21 +25,23 @@ It works at the lowest priority and on one thread, so that it may be used beside
 EPILOG = """\
 With --chat what you type is continued, then what you type next, with all that was said before as far as the model's
 context goes: a model that was trained on plain text continues, it does not answer. Ctrl-C stops a text, Ctrl-D ends.
-
-examples:
+"""
+EXAMPLES = """\
   python scripts/sample.py newest 'def main('
   python scripts/sample.py newest 'Once upon a time' --temperature 0
-  python scripts/sample.py ORG/NAME 'Once upon a time' --revision TAG --device cuda --seed 7
+  python scripts/sample.py ORG/NAME 'Once upon a time' --revision TAG
   python scripts/sample.py runs/local/checkpoints/round-000004 'import '
   python scripts/sample.py newest --chat
 """
 
 
 def parser() -> Parser:
-    made = Parser(description=DESCRIPTION, epilog=EPILOG)
+    made = Parser(description=DESCRIPTION, examples=EXAMPLES, epilog=EPILOG)
     checkpoint_arguments(made)
-    add = made.add_argument
-    add("prompt", nargs="?", default="", metavar="PROMPT", help="what the text begins with (default: nothing)")
+    made.add_argument(
+        "prompt", nargs="?", default="", metavar="PROMPT", help="what the text begins with (default: nothing)"
+    )
+    add = made.group("the text")
     add("--chat", action="store_true", help="read prompts from the terminal, one after the other")
     add("--tokens", type=whole(1, 100_000, "tokens"), default=200, metavar="N", help="at most so many (default: 200)")
     help_ = "how bold: 0 always takes the most likely token (default: 0.8)"
@@ -50,6 +52,7 @@ def parser() -> Parser:
     add("--top-p", type=real(1e-6, 1, "a probability"), default=1.0, metavar="P", help=help_)
     help_ = "the same seed gives the same text on the same machine (default: 0)"
     add("--seed", type=whole(0, 2**63 - 1, "a seed"), default=0, metavar="N", help=help_)
+    add = made.group("what it computes with")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--threads", type=whole(1, 1024, "threads"), default=1, metavar="N", help="of the CPU (default: 1)")
     return made
@@ -59,12 +62,12 @@ def sample(options: argparse.Namespace) -> None:
     # Late: they load torch, and a wrong flag should not wait for that.
     import torch
 
-    from distributed_training.operator.evaluate import available
     from distributed_training.operator.published import find, history, trusted_manifest
     from distributed_training.operator.sample import EARLIER, States, earlier, encoded
+    from distributed_training.training.device import chosen_device
 
     torch.set_num_threads(options.threads)
-    device = available(options.device)
+    device = chosen_device(options.device, mps=True)
     store, ref = find(options)
     states = States(store, trusted_manifest(options), device)
     state = states.load(ref)

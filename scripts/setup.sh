@@ -1,10 +1,18 @@
-# Sourced by demo.sh and test.sh: makes or re-uses the virtual environment; afterwards $DT_PYTHON is its interpreter and
-# the first `python` on the PATH. Valid for bash 3.2, the one of macOS.
+# Makes the virtual environment of this checkout, or brings it up to date: bash scripts/setup.sh
+# With the build of torch that the GPU of this machine needs (several GB, said before the download), else the CPU's.
+#
 #   PYTHON=...          the Python to use; default: the newest of Python 3.11 to 3.14 on the PATH
 #   DT_VENV=...         where the environment lives; default .venv
-#   DT_TORCH=...        what to install as torch; default the pinned version, as a CPU build
-#   DT_TORCH_INDEX=...  extra package index for torch; default PyTorch's CPU index on Linux, none with DT_TORCH
+#   DT_TORCH=...        which torch: auto (the default), cpu, cu130, cu126, rocm7.2, or what pip takes (torch==2.13.0);
+#                       it is remembered until the next one is named
+#   DT_TORCH_INDEX=...  extra package index for torch; default PyTorch's for that build, on Linux
+#
+#   DT_TORCH=cpu bash scripts/setup.sh      # no CUDA, although there is a GPU
+#   DT_TORCH=auto bash scripts/setup.sh     # look again, after a change of GPU or driver
+
+# Other scripts source it: then $DT_PYTHON is the interpreter, and the first `python` on the PATH. Valid for bash 3.2.
 # shellcheck shell=bash
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # for `sh scripts/setup.sh`
 
 DT_ROOT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 # shellcheck source=scripts/find_python.sh
@@ -23,7 +31,7 @@ for name in ("pyproject.toml", "constraints.txt", "scripts/setup.sh"):
 print(sys.version_info[:2], digest.hexdigest())'
 
 _dt_stamp() {
-    "$1/bin/python" -c "$_DT_STAMP" "$DT_ROOT" "${DT_TORCH:-}" 2>/dev/null </dev/null
+    "$1/bin/python" -c "$_DT_STAMP" "$DT_ROOT" "$_dt_torch" 2>/dev/null </dev/null
 }
 
 _dt_ready() {
@@ -46,28 +54,77 @@ _dt_check_folder() {
         _dt_fail "$venv holds other things than an environment of this project; set DT_VENV to a folder of its own"
 }
 
+_dt_is_build() {
+    case "$1" in cpu | mps | cu[0-9]* | rocm[0-9]*) ;; *) false ;; esac
+}
+
+# Sets _dt_torch: a build (cpu, cu130...) or what pip takes; _dt_how: `asked` by a person or `auto`; of what was looked
+# for _dt_gpus and _dt_trouble. A build for a GPU is kept while nobody asks for another: one may have fallen off the bus.
+_dt_choose() {
+    local venv=$1 python=$2 asked=${DT_TORCH:-} kept answer
+    kept=$(cat "$venv/.torch" 2>/dev/null) || kept=""
+    _dt_how=auto _dt_torch="" _dt_gpus="" _dt_trouble=""
+    case "$asked" in
+        auto) kept="" ;;
+        "") ;;
+        torch | torch[=@\<\>~!\ ]* | */* | *.whl) kept="asked $asked" ;;
+        *) _dt_is_build "$asked" || _dt_fail "DT_TORCH=$asked: expected auto, cpu, cu130, cu126, rocm7.2, or what pip takes (torch==2.13.0)"
+            kept="asked $asked" ;;
+    esac
+    case "$kept" in
+        "asked "* | "auto cu"* | "auto rocm"*) _dt_how=${kept%% *} _dt_torch=${kept#* } && return ;;
+    esac
+    answer=$("$python" -I "$DT_ROOT/distributed_training/devices.py" 2>/dev/null </dev/null) || answer=""
+    { IFS= read -r _dt_torch && IFS= read -r _dt_gpus && IFS= read -r _dt_trouble; } <<<"$answer" || true
+    _dt_is_build "$_dt_torch" || _dt_torch=cpu
+}
+
 _dt_check_platform() {
-    case "${DT_TORCH:+chosen }$(uname -sm)" in
+    local chosen=chosen
+    if [ -z "$_dt_torch" ] || _dt_is_build "$_dt_torch"; then chosen=""; fi
+    case "${chosen:+chosen }$(uname -sm)" in
         "chosen "* | "Linux x86_64" | "Linux aarch64" | "Darwin arm64") ;;
         *) _dt_fail "torch and hivemind have builds for Linux on x86_64 and aarch64 and for Macs with Apple silicon, not for $(uname -sm)" ;;
     esac
 }
 
-# The extra index that has CPU builds of torch, if this machine wants one; fails if it cannot be reached.
+# The extra index that has this build of torch, if this machine wants one; fails if it cannot be reached.
 _dt_torch_index() {
     if [ -n "${DT_TORCH_INDEX+set}" ]; then
         echo "$DT_TORCH_INDEX"
         return
     fi
-    [ "$(uname -s)" = Linux ] && [ -z "${DT_TORCH:-}" ] || return 0
-    local index=https://download.pytorch.org/whl/cpu
+    [ "$(uname -s)" = Linux ] && _dt_is_build "$_dt_torch" || return 0
+    local index=https://download.pytorch.org/whl/$_dt_torch
     if "$1" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=10).close()' \
         "$index" >/dev/null 2>&1 </dev/null; then
         echo "$index"
     else
-        echo "note: PyTorch's CPU index cannot be reached; torch comes from pip's own index, perhaps with 4 GB of CUDA" >&2
         return 1
     fi
+}
+
+# Sets index, torch and gb of _dt_install, and says what a build for a GPU costs.
+_dt_plan_torch() {
+    local download=""
+    torch=$(grep '^torch==' "$DT_ROOT/constraints.txt")
+    _dt_is_build "$_dt_torch" || torch=$_dt_torch
+    case "$_dt_torch" in
+        cu[0-9]*) gb=9 download="about 3 GB" ;;
+        rocm*) gb=25 download="about 5 GB (an estimate)" ;;
+    esac
+    if index=$(_dt_torch_index "$1"); then
+        [ -z "$download" ] || [ -z "$index" ] || torch="$torch+$_dt_torch"
+    else
+        case "$_dt_torch" in
+            cpu) gb=9 && echo "note: PyTorch's CPU index cannot be reached; torch comes from pip's own index, perhaps with 3 GB of CUDA" >&2 ;;
+            cu130) echo "note: PyTorch's index of $_dt_torch cannot be reached; torch comes from pip's own index, which has that build" >&2 ;;
+            *) _dt_fail "PyTorch's index of $_dt_torch cannot be reached, or there is none; try again, or DT_TORCH=cpu bash scripts/setup.sh" ;;
+        esac
+    fi
+    [ -z "$_dt_trouble" ] || echo "warning: torch comes for the CPU: $_dt_trouble" >&2
+    [ -z "$download" ] ||
+        echo "torch comes as $_dt_torch${_dt_gpus:+, for $_dt_gpus}: $download of download; DT_TORCH=cpu bash scripts/setup.sh does without."
 }
 
 # Half a GB more than what stays: for what was downloaded but not yet unpacked.
@@ -131,15 +188,17 @@ project = tomllib.load(open(sys.argv[1], "rb"))["project"]
 print("\n".join(project["dependencies"] + project["optional-dependencies"]["dev"]))'
 
 _dt_install() {
-    local venv=$1 began=$SECONDS torch index gb=2
-    torch=${DT_TORCH:-$(grep '^torch==' "$DT_ROOT/constraints.txt")}
+    local venv=$1 began=$SECONDS kept torch index gb=2
+    kept=$(cat "$venv/.torch" 2>/dev/null) || case "$_dt_torch" in mps) kept="auto mps" ;; *) kept="auto cpu" ;; esac
     if _dt_whole "$venv"; then
-        index=$(_dt_torch_index "$venv/bin/python") || true
+        _dt_plan_torch "$venv/bin/python"
+        [ "${kept#* }" = "$_dt_torch" ] || _dt_check_room "$venv/bin/python" "$venv" "$gb"
         echo "Bringing $venv up to date."
         touch "$venv/.installing" 2>/dev/null || _dt_fail "$venv is out of date and cannot be written; set DT_VENV to another folder"
     else
         [ -n "${_dt_maker:-}" ] || _dt_find_python "$venv/.uv.$$" # another set-up broke it meanwhile
-        index=$(_dt_torch_index "$_dt_base") || gb=6
+        kept=" $_dt_torch"
+        _dt_plan_torch "$_dt_base"
         _dt_check_room "$_dt_base" "$venv" "$gb"
         echo "Installing into $venv: about $gb GB of disk; one to five minutes, most of it download (once)."
         touch "$venv/.installing" 2>/dev/null || _dt_fail "cannot write to $venv; set DT_VENV to a folder that can be written"
@@ -149,20 +208,31 @@ _dt_install() {
     mkdir -p "$venv/.tmp"
     _dt_constraints >"$venv/constraints.txt"
     "$venv/bin/python" -c "$_DT_REQUIREMENTS" "$DT_ROOT/pyproject.toml" >"$venv/requirements.txt"
-    echo "  torch ($torch${index:+, CPU build})"
+    echo "  torch ($torch${index:+, from $index})"
+    # pip takes one build of a version for another
+    [ "${kept#* }" = "$_dt_torch" ] || "$venv/bin/python" -m pip uninstall --quiet --yes torch >/dev/null 2>&1 </dev/null || true
     # shellcheck disable=SC2086
     _dt_pip "$venv" torch ${index:+--extra-index-url "$index"} $torch
     echo "  everything else"
     _dt_pip "$venv" "the dependencies" -r "$venv/requirements.txt"
     rm -rf "$venv/.tmp" "$venv/.uv".* "$venv/pip.log"
+    echo "$_dt_how $_dt_torch" >"$venv/.torch"
     _dt_stamp "$venv" >"$venv/.stamp"
     rm -f "$venv/.installing"
     echo "Installed in $((SECONDS - began)) s."
+    case "$_dt_torch" in cu[0-9]* | rocm*) "$venv/bin/python" -c "$_DT_SEES" "$DT_ROOT" </dev/null || true ;; esac
 }
 
-# With DT_TORCH the user chose another torch: our pin of it must not get in the way.
+_DT_SEES='import sys, torch
+sys.path.insert(0, sys.argv[1])
+from distributed_training.devices import no_gpu, seen_gpus, torch_here
+why, fix = no_gpu(seen_gpus(), torch_here())
+if torch.cuda.is_available(): print("torch", torch.__version__, "uses", torch.cuda.get_device_name(0))
+else: print("warning: torch finds no GPU:", "; ".join(filter(None, (why, fix))) or "python -c \"import torch; torch.cuda.init()\" says why", file=sys.stderr)'
+
+# Whose torch is not one of our builds must not have our pin of it in the way.
 _dt_constraints() {
-    if [ -n "${DT_TORCH:-}" ]; then grep -v '^torch==' "$DT_ROOT/constraints.txt"; else cat "$DT_ROOT/constraints.txt"; fi
+    if _dt_is_build "$_dt_torch"; then cat "$DT_ROOT/constraints.txt"; else grep -v '^torch==' "$DT_ROOT/constraints.txt"; fi
 }
 
 # Puts the checkout on the path of the environment: relative to it where it lies inside, so that both may move.
@@ -183,6 +253,7 @@ _dt_setup() {
         *) venv=$DT_ROOT/$venv ;;
     esac
     unset PYTHONHOME PYTHONPATH # those of another Python, or of conda
+    _dt_choose "$venv" "$venv/bin/python"
     if ! _dt_ready "$venv"; then
         _dt_check_platform
         if ! _dt_whole "$venv"; then
@@ -191,6 +262,7 @@ _dt_setup() {
         fi
         mkdir -p "$venv" 2>/dev/null || _dt_fail "cannot create $venv; set DT_VENV to a folder that can be written"
         _dt_lock "${_dt_base:-$venv/bin/python}" "$venv"
+        _dt_choose "$venv" "${_dt_base:-$venv/bin/python}"
         _dt_ready "$venv" || _dt_install "$venv"
         exec 9<&-
     fi
@@ -200,4 +272,19 @@ _dt_setup() {
     export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv" PYTHONPATH="$DT_ROOT"
 }
 
-_dt_setup
+# Run by a person, not sourced.
+_dt_main() {
+    set -euo pipefail
+    local line
+    case "$*" in
+        "") _dt_setup && echo "Ready: $DT_PYTHON" ;;
+        -h | --help)
+            while IFS= read -r line && [ -n "$line" ]; do
+                line=${line#\#} && echo "${line# }"
+            done <"$DT_ROOT/scripts/setup.sh"
+            ;;
+        *) _dt_fail "setup.sh takes no arguments but --help; what it does is chosen by variables: see there" ;;
+    esac
+}
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then _dt_main "$@"; else _dt_setup; fi

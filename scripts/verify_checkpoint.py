@@ -23,21 +23,19 @@ Files against training_state.json, numbers against the state root, and with a ch
 and this checkpoint, and the state root that validators committed. Exit code 0 when nothing failed
 and, if a chain was asked, the owner or the validators named this state there; a line NOT proven says what is open.
 """
-EPILOG = """\
-examples:
-  python scripts/verify_checkpoint.py ORG/NAME --revision TAG --netuid 12 --chain finney
-  python scripts/verify_checkpoint.py runs/local/checkpoints --run-dir runs/local
+EXAMPLES = """\
+  python scripts/verify_checkpoint.py ORG/NAME --revision TAG \\
+      --netuid 12 --chain finney
+  python scripts/verify_checkpoint.py --run-dir runs/local
 """
 
 
 def parser() -> Parser:
-    made = Parser(description=DESCRIPTION, epilog=EPILOG)
+    made = Parser(description=DESCRIPTION, examples=EXAMPLES)
     checkpoint_arguments(made)
-    add = made.add_argument
+    add = made.group("which chain")
     add("--netuid", type=whole(0, 65535, "a subnet"), metavar="N", help="its subnet, with --chain")
-    made.add_argument(
-        "--chain", type=chain, metavar="NETWORK", help="finney, test, or ws://... of a chain node; needs --netuid"
-    )
+    add("--chain", type=chain, metavar="NETWORK", help="finney, test, or ws://... of a chain node; needs --netuid")
     return made
 
 

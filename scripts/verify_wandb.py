@@ -26,16 +26,16 @@ this project of this account; with --netuid the chain is asked whether the hotke
 That proves who opened a run, not its numbers: what counts is on chain, and validators check it. Exit code 0 when every
 run is proven.
 """
-EPILOG = """\
-examples:
+EXAMPLES = """\
   python scripts/verify_wandb.py ENTITY/PROJECT --netuid 12
   python scripts/verify_wandb.py runs/mine/nodes/default/wandb
-  python scripts/verify_wandb.py runs/local/nodes --netuid 1 --subtensor.chain_endpoint file:runs/local/chain.sqlite
+  python scripts/verify_wandb.py runs/local/nodes --netuid 1 \\
+      --subtensor.chain_endpoint file:runs/local/chain.sqlite
 """
 
 
 def parser() -> Parser:
-    made = Parser(description=DESCRIPTION, epilog=EPILOG)
+    made = Parser(description=DESCRIPTION, examples=EXAMPLES)
     where = "folder with what nodes recorded (run-*.wandb, at any depth), or ENTITY/PROJECT at Weights & Biases"
     made.add_argument("place", metavar="DIR_OR_PROJECT", help=where)
     made.add_argument("--netuid", type=whole(1, 65535, "a subnet"), metavar="N", help="ask its chain for the uids too")

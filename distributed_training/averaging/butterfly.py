@@ -15,7 +15,6 @@ from distributed_training.averaging.gather import Patience, Slices
 from distributed_training.averaging.inbox import Inbox
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.reducing import Publish, Reduction
-from distributed_training.averaging.retries import Retries
 from distributed_training.averaging.scatter import OwnWork as OwnWork
 from distributed_training.averaging.store import RoundStore
 from distributed_training.averaging.touch import Touch
@@ -25,6 +24,7 @@ from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import NetworkFault, PeerFault
 from distributed_training.network.base import Stream
 from distributed_training.network.peers import PeerBook
+from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.clock import bulk_timeout_s, stall_timeout_s
 from distributed_training.protocol.rules.membership import backup_of
@@ -68,6 +68,7 @@ class Butterfly:
         if candidate is None or inbox is None:
             raise PeerFault(f"uid {neuron.uid} may not send slice {slice_index} of round {round_index} here")
         await scatter.receive_slice(stream, candidate, inbox, self._works, max(1.0, self._left_s(plan)))
+        log.debug("round %d: slice %d of uid %d is in", round_index, slice_index, candidate.uid)
         if inbox is reduction.own:
             await scatter.report_until_done(stream, inbox, self._stall_s, lambda: self._left_s(plan))
 
@@ -127,30 +128,31 @@ class Butterfly:
         """Until the reducer's output is on chain, or the cut-off. Its backup gets our chunks when it seems lost."""
         ours = None if reduction is None else reduction.needs_us(spec.index)
         taken = backed_up = False
-        reducer_tries = Retries(log, f"slice {spec.index}, its reducer {spec.reducer.hex()[:12]}")
-        backup_tries = Retries(log, f"slice {spec.index}, its backup")
-        with reducer_tries, backup_tries:
-            while not (taken and backed_up) and (left_s := self._left_s(plan)) > 0:
-                try:
-                    if not taken:
-                        stream = await self._deliver(plan, spec, spec.reducer, own)
-                        taken = True
-                        reducer_tries.worked()
-                        if reduction is not None:
-                            reduction.touch.took(spec.reducer)
-                        done = await scatter.until_done(stream, self._stall_s, lambda: self._left_s(plan))
-                        if done and ours is not None:
-                            ours.spare()
-                        return
-                except (NetworkFault, PeerFault) as error:
-                    reducer_tries.failed(error)
-                    if reduction is not None and taken:
-                        reduction.touch.lost(spec.reducer)
-                backed_up = backed_up or await self._back_up(plan, spec, own, ours, backup_tries)
-                await asyncio.sleep(min(left_s, self._clock.block_s / 2))
+        to_reducer = f"round {plan.round.index}: slice {spec.index} to its reducer {spec.reducer.hex()[:12]}"
+        to_backup = f"round {plan.round.index}: slice {spec.index} to its backup"
+        reducer_tries = Ongoing(log, to_reducer, f"{to_reducer}: taken", logging.DEBUG)
+        backup_tries = Ongoing(log, to_backup, f"{to_backup}: taken", logging.DEBUG)
+        while not (taken and backed_up) and (left_s := self._left_s(plan)) > 0:
+            try:
+                if not taken:
+                    stream = await self._deliver(plan, spec, spec.reducer, own)
+                    taken = True
+                    reducer_tries.end()
+                    if reduction is not None:
+                        reduction.touch.took(spec.reducer)
+                    done = await scatter.until_done(stream, self._stall_s, lambda: self._left_s(plan))
+                    if done and ours is not None:
+                        ours.spare()
+                    return
+            except (NetworkFault, PeerFault) as error:
+                reducer_tries.begin(error)
+                if reduction is not None and taken:
+                    reduction.touch.lost(spec.reducer)
+            backed_up = backed_up or await self._back_up(plan, spec, own, ours, backup_tries)
+            await asyncio.sleep(min(left_s, self._clock.block_s / 2))
 
     async def _back_up(
-        self, plan: RoundPlan, spec: SliceSpec, own: OwnWork, ours: Inbox | None, tries: Retries
+        self, plan: RoundPlan, spec: SliceSpec, own: OwnWork, ours: Inbox | None, tries: Ongoing
     ) -> bool:
         """Our chunks to the reducer that stands in. True: it has them, or there is none."""
         backup = backup_of(plan.slices, spec.index)
@@ -161,13 +163,16 @@ class Butterfly:
         try:
             stream = await self._deliver(plan, spec, backup.reducer, own)
         except (NetworkFault, PeerFault) as error:
-            tries.failed(f"{backup.reducer.hex()[:12]}: {error}")
+            tries.begin(f"{backup.reducer.hex()[:12]}: {error}")
             return False
-        tries.worked()
+        tries.end()
         await stream.close()
         return True
 
     async def _deliver(self, plan: RoundPlan, spec: SliceSpec, reducer: bytes, own: OwnWork) -> Stream:
         target, left_s = plan.candidate(reducer), max(0.05, self._left_s(plan))
         assert target is not None, "reducers are candidates"
-        return await scatter.send_slice(self._peers, target, spec, plan, own, self._stall_s, left_s)
+        stream = await scatter.send_slice(self._peers, target, spec, plan, own, self._stall_s, left_s)
+        count = spec.last_chunk - spec.first_chunk
+        log.debug("round %d: slice %d, %d chunks, sent to uid %d", plan.round.index, spec.index, count, target.uid)
+        return stream

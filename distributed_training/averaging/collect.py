@@ -10,11 +10,11 @@ from typing import TypeVar
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.gather import Slices
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.averaging.retries import Retries
 from distributed_training.chain.base import Chain
 from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import NetworkFault, PeerFault, WireError
 from distributed_training.network.peers import PeerBook
+from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.rules import membership
 from distributed_training.protocol.rules.membership import Claim
 from distributed_training.protocol.types import NO_BACKUP
@@ -126,17 +126,17 @@ class Collector:
         self, what: str, claim: Claim, holders: tuple[bytes, ...], ask: Callable[[bytes], Awaitable[T]]
     ) -> T:
         """Ask one peer after the other, and all of them again, until one gives it. Ends otherwise only cancelled."""
-        with Retries(log, what) as retries:
-            while True:
-                for peer_key in self._sources(claim, holders):
-                    try:
-                        found = await ask(peer_key)
-                    except (NetworkFault, PeerFault) as error:
-                        retries.failed(f"{peer_key.hex()[:12]}: {error}")
-                    else:
-                        retries.worked()
-                        return found
-                await asyncio.sleep(self._clock.block_s / 2)
+        tries = Ongoing(log, what, f"{what}: here", logging.DEBUG)
+        while True:
+            for peer_key in self._sources(claim, holders):
+                try:
+                    found = await ask(peer_key)
+                except (NetworkFault, PeerFault) as error:
+                    tries.begin(f"{peer_key.hex()[:12]}: {error}")
+                else:
+                    log.debug("%s is here, from %s", what, peer_key.hex()[:12])
+                    return found
+            await asyncio.sleep(self._clock.block_s / 2)
 
     def _sources(self, claim: Claim, holders: tuple[bytes, ...]) -> list[bytes]:
         """Peer keys to ask, best first, ourselves left out."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distributed_training.files import write_whole
+from distributed_training.ongoing import Ongoing
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ class Overflow:
 
     def __init__(self, budget: int = BUDGET, write: Callable[[Path, bytes], None] = write_whole) -> None:
         self._budget, self._write_whole, self._files = budget, write, dict[Path, bytes]()
-        self._refused = False
+        self._trouble = Ongoing(log, "the disk takes no files", "the disk takes files again", logging.ERROR)
         self.on_trouble: Callable[[str], None] = lambda detail: None
 
     def __len__(self) -> int:
@@ -35,12 +36,13 @@ class Overflow:
             if len(data) > self._budget:
                 raise
             self._keep(path, data)
-            self._say(f"cannot write {path}: {error.strerror}; it is kept in memory")
+            detail = f"cannot write {path}: {error.strerror}; it is kept in memory"
+            if self._trouble.begin(detail):
+                self.on_trouble(detail)
         else:
             self._files.pop(path, None)
-            if self._refused and not self._files:
-                log.info("the disk takes files again")
-                self._refused = False
+            if not self._files:
+                self._trouble.end()
 
     def retry(self) -> None:
         """Write what is still wanted, as far as there is room."""
@@ -50,9 +52,7 @@ class Overflow:
             except OSError:
                 return
             self._files.pop(path, None)
-        if self._refused:
-            log.info("the disk takes files again")
-            self._refused = False
+        self._trouble.end()
 
     def forget(self, folder: Path) -> None:
         """Nobody asks for the files of this folder any more."""
@@ -67,9 +67,3 @@ class Overflow:
         self._files[path] = data
         while sum(map(len, self._files.values())) > self._budget:
             self._files.pop(next(iter(self._files)))
-
-    def _say(self, detail: str) -> None:
-        if not self._refused:
-            self._refused = True
-            log.error(detail)
-            self.on_trouble(detail)

@@ -76,7 +76,7 @@ class Reduction:
     async def _run(self, publish: Publish) -> bytes | None:
         await self.own.wait(self._left_s())
         if missing := self.own.missing():
-            log.warning("slice %d: %d sender(s) incomplete at the cut-off", self.own.spec.index, len(missing))
+            log.info("slice %d: %d sender(s) incomplete at the cut-off", self.own.spec.index, len(missing))
             if await self.touch.cut_off(self.own.expected - set(missing)):
                 log.warning("slice %d: our line is cut, it is left to the backup", self.own.spec.index)
                 return None
@@ -89,7 +89,7 @@ class Reduction:
         if self.stand_in is None:
             return said
         if await self.stand_in.wait(self._left_s()):
-            log.warning("slice %d: standing in for its reducer", self.stand_in.spec.index)
+            log.info("slice %d: standing in for its reducer", self.stand_in.spec.index)
             other = self._keep(await self._reduced(self.stand_in))
             output = replace(output, record=replace(output.record, backup=other))
         if said is None or output.record.backup != NO_BACKUP:
@@ -97,6 +97,8 @@ class Reduction:
         return said
 
     async def _reduced(self, inbox: Inbox) -> SliceOutput:
+        index = self.plan.round.index
+        log.debug("round %d: reducing slice %d of %d senders", index, inbox.spec.index, len(inbox.works))
         return await asyncio.to_thread(
             reduce_slice, self.plan, inbox.spec, inbox.chunks, dict(inbox.works), self._manifest
         )

@@ -186,6 +186,18 @@ def _decrypted(data: bytes, keyfile: Path) -> bytes:
 
 def _password(keyfile: Path) -> tuple[str, str]:
     """(password, where it is from). Raises ConfigError when nobody can be asked."""
+    if (told := _told_password(keyfile)) is not None:
+        return told
+    if sys.stdin is not None and sys.stdin.isatty():
+        try:
+            return getpass.getpass(f"password of the hotkey {keyfile}: "), "the terminal"
+        except EOFError:
+            pass
+    raise ConfigError(_no_password(keyfile))
+
+
+def _told_password(keyfile: Path) -> tuple[str, str] | None:
+    """(password, variable). Raises ConfigError for one that bittensor did not save."""
     password = os.environ.get(PASSWORD_VARIABLE)
     if password:
         return password, PASSWORD_VARIABLE
@@ -196,17 +208,26 @@ def _password(keyfile: Path) -> tuple[str, str]:
         raise ConfigError(
             f"{saved} is not what bittensor saves there; give the password as it is in {PASSWORD_VARIABLE}"
         ) from None
-    if password:
-        return password, saved
-    if sys.stdin is not None and sys.stdin.isatty():
-        try:
-            return getpass.getpass(f"password of the hotkey {keyfile}: "), "the terminal"
-        except EOFError:
-            pass
-    raise ConfigError(
+    return (password, saved) if password else None
+
+
+def _no_password(keyfile: Path) -> str:
+    return (
         f"the hotkey at {keyfile} is encrypted and there is no terminal to ask for its password; give it in the "
         f"environment variable {PASSWORD_VARIABLE}"
     )
+
+
+def unopened(path: Path, wallet: str, hotkey: str) -> str | None:
+    """Why a node that nobody sits at cannot open this hotkey, if it is encrypted and no password was given."""
+    keyfile = path / wallet / "hotkeys" / hotkey
+    try:
+        sealed = core.keyfile_data_is_encrypted(keyfile.read_bytes())
+        return _no_password(keyfile) if sealed and _told_password(keyfile) is None else None
+    except ConfigError as error:
+        return str(error)
+    except (core.KeyfileError, ValueError, OSError):
+        return None  # `load_hotkey` says it
 
 
 def _way_out(path: Path, wallet: str, hotkey: str) -> str:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from distributed_training.chain.base import Chain, Head
 from distributed_training.errors import ChainUnreachable
+from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.types import Field, Roster, SubnetParams
 
 T = TypeVar("T")
@@ -25,7 +26,9 @@ class PatientChain:
 
     def __init__(self, chain: Chain, block_s: float) -> None:
         self._chain, self._pause_s = chain, block_s
-        self._out_since: float | None = None
+        self._outage = Ongoing(
+            log, f"the chain cannot be reached, asking again every {block_s:.3g} s", "the chain answers again"
+        )
 
     async def head(self) -> Head:
         return await self._patiently(self._chain.head)
@@ -56,19 +59,8 @@ class PatientChain:
             try:
                 answer = await read()
             except ChainUnreachable as fault:
-                self._lost(fault)
+                self._outage.begin(fault)  # one line per outage, however many reads meet it
                 await asyncio.sleep(self._pause_s)
             else:
-                self._found()
+                self._outage.end()
                 return answer
-
-    def _lost(self, fault: ChainUnreachable) -> None:
-        """One line per outage, however many reads meet it."""
-        if self._out_since is None:
-            self._out_since = asyncio.get_running_loop().time()
-            log.warning("the chain cannot be reached, asking again every %.3g s: %s", self._pause_s, fault)
-
-    def _found(self) -> None:
-        if self._out_since is not None:
-            log.info("the chain answers again after %.0f s", asyncio.get_running_loop().time() - self._out_since)
-            self._out_since = None

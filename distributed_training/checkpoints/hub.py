@@ -104,9 +104,9 @@ class HubCheckpoints:
                     sha = sha or self._commit(round_index, folder, mine, hashlib.sha256(state).hexdigest())
                     return self._tag(round_index, sha, mine)
                 except HubConflict as error:  # look again what is there
-                    log.info("%s", error)
+                    log.debug("%s", error)
                 except HubMissing as error:  # the Hub was down when `check` would have made it
-                    log.info("%s", error)
+                    log.debug("%s", error)
                     create(self._api, self._repo)
         raise HubFault(f"cannot publish the checkpoint of round {round_index}: others keep changing {self._repo}")
 

@@ -13,18 +13,24 @@ from distributed_training.settings.entry import run_main
 DESCRIPTION = """\
 Show a run in a browser: loss, tokens, who took part, the round as a timeline, scores and why a miner has its weight,
 what the chain says. It reads and never writes; it needs no login, asks no other machine, and answers this one only.
-
-  python -m distributed_training.dashboard --run-dir runs/demo            # of a demo, or of a node: as it goes on
-  python -m distributed_training.dashboard --events all.jsonl             # of event files, wherever they come from
-  python -m distributed_training.dashboard --run-dir runs/demo --page-dir public    # a copy for any web server, once
-
-From another machine: ssh -L 8765:127.0.0.1:8765 HOST, then http://127.0.0.1:8765/ there.
 """
+EXAMPLES = """\
+  of a demo, or of a node: as it goes on
+    python -m distributed_training.dashboard --run-dir runs/demo
+  of event files, wherever they come from
+    python -m distributed_training.dashboard --events all.jsonl
+  a copy for any web server, once
+    python -m distributed_training.dashboard --run-dir runs/demo \\
+        --page-dir public
+"""
+EPILOG = "From another machine: ssh -L 8765:127.0.0.1:8765 HOST, then http://127.0.0.1:8765/ there."
 PORT = 8765
 
 
 def parser() -> Parser:
-    made = Parser(prog="python -m distributed_training.dashboard", description=DESCRIPTION)
+    made = Parser(
+        prog="python -m distributed_training.dashboard", description=DESCRIPTION, examples=EXAMPLES, epilog=EPILOG
+    )
     add = made.add_argument
     what = made.add_mutually_exclusive_group()
     what.add_argument("--run-dir", type=folder, metavar="DIR", help="run directory of a demo or of a node")

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import sqlite3
 import threading
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,6 @@ from distributed_training.dashboard.page import NO_VERDICT, ChainSeen
 from distributed_training.dashboard.site import Site
 from distributed_training.errors import ChainFault, ConfigError, LocalFault, named, said
 from distributed_training.operator import safety
-from distributed_training.operator.history import read_only
 from distributed_training.operator.standing import standings, told, word
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Roster
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
 LOCAL_S, REMOTE_S = 3.0, 60.0  # between two looks
 SHARES_ROUNDS = 100  # newest rounds whose weights and incentive are kept
-MAX_COPY_BYTES = 1 << 30
 
 log = logging.getLogger(__name__)
 Shares = dict[int, tuple[dict[int, dict[int, float]], dict[int, float]]]
@@ -68,8 +65,8 @@ class ChainWatch:
                 await self._look_at(self._endpoint)
             elif (stamp := changed(self._file, self._file.with_name(self._file.name + "-wal"))) != self._looked:
                 with TemporaryDirectory(prefix="page-") as folder:
-                    copy = await asyncio.to_thread(_copied, self._file, Path(folder) / "chain.sqlite")
-                    if copy is not None:
+                    copy = Path(folder) / "chain.sqlite"
+                    if await asyncio.to_thread(self._copy, self._file, copy):
                         await self._look_at(f"{FILE}{copy}")
                 self._looked = stamp
             self.trouble = ""
@@ -77,6 +74,12 @@ class ChainWatch:
             self.tell_trouble(said(error))
         except Exception as error:  # the edge: a file half made, a runtime of tomorrow; the next look may be better
             self.tell_trouble(named(error))
+
+    @staticmethod
+    def _copy(file: Path, copy: Path) -> bool:
+        from distributed_training.operator.asking import local_copy  # late: it loads bittensor
+
+        return local_copy(file, copy) is not None
 
     def tell_trouble(self, text: str) -> None:
         """Once in the log, and in the page."""
@@ -145,17 +148,3 @@ def chain_seen(
         hotkeys={n.uid: n.hotkey for n in neurons},
         read_at=clocks()[0],
     )
-
-
-def _copied(path: Path, target: Path) -> Path | None:
-    """The chain as of its last closed block, from which on the copy's clock goes; None before its block 0."""
-    from distributed_training.chain.local.genesis import resume_clock
-
-    if path.stat().st_size > MAX_COPY_BYTES:
-        raise LocalFault(f"{path} is larger than {MAX_COPY_BYTES >> 30} GiB: the page goes without it")
-    with closing(read_only(path)) as source, closing(sqlite3.connect(target)) as copy:
-        if source.execute("select value from meta where name = 'genesis_time'").fetchone()[0] == "null":
-            return None
-        source.backup(copy)
-    resume_clock(target)
-    return target

@@ -129,5 +129,5 @@ class PageSink:
             copy_once(self._site, self._watch, self._folder)
 
     def close(self) -> None:
-        """The end of the run, in the page."""
-        copy_once(self._site, self._watch, self._folder)
+        """The end of the run, in the page; the chain as last seen: who ends waits for no answer."""
+        copy_once(self._site, None, self._folder)

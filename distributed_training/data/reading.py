@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-
-import structlog
 
 from distributed_training.data.base import Page
 from distributed_training.data.chunks import decode
@@ -17,9 +15,9 @@ from distributed_training.data.pages import PageEntry, page_digest
 from distributed_training.data.places.base import Directory, Place
 from distributed_training.data.places.cache import HELDOUT, ChunkCache
 from distributed_training.errors import DataUnavailable
+from distributed_training.ongoing import Ongoing
 
-_SAY_EVERY_S = 600.0
-log = structlog.stdlib.get_logger("distributed_training.data")
+log = logging.getLogger(__name__)
 
 Documents = tuple[str, ...]
 
@@ -43,7 +41,7 @@ class TablePages:
         self._places, self._cache, self.last_resort = tuple(places), cache, last_resort
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._said: dict[str, float] = {}
+        self._troubles: dict[str, Ongoing] = {}
 
     @property
     def num_pages(self) -> int:
@@ -117,7 +115,7 @@ class TablePages:
                 return self._from(place, key, entry, expected, what)
             except DataUnavailable as error:
                 self._count(f"{place.name} failed")
-                self._say(place.name, str(error))
+                self._trouble(place.name).begin(error)
                 said.append(str(error) if len(self._places) == 1 else f"{place.name}: {error}")
         raise DataUnavailable(f"cannot read {what}: {'; '.join(said)}")
 
@@ -137,6 +135,7 @@ class TablePages:
                 place.forget(name)
                 raise
         self._count(place.name)
+        self._trouble(place.name).end()
         if not isinstance(place, Directory):
             self._keep(key, data)
         return found
@@ -176,11 +175,10 @@ class TablePages:
         with self._lock:
             self._counts[name] += 1
 
-    def _say(self, place: str, error: str) -> None:
-        """In the log, but not for every page of an outage."""
-        now = time.monotonic()
+    def _trouble(self, place: str) -> Ongoing:
+        """Once for each outage of a place, not for every page of it."""
         with self._lock:
-            if now - self._said.get(place, -_SAY_EVERY_S) < _SAY_EVERY_S:
-                return
-            self._said[place] = now
-        log.warning("a place of pages fails", place=place, error=error)
+            if place not in self._troubles:
+                began, over = f"a place of pages fails: {place}", f"a place of pages gives pages again: {place}"
+                self._troubles[place] = Ongoing(log, began, over)
+            return self._troubles[place]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import structlog
 from huggingface_hub import hf_hub_download
 
 from distributed_training.data.page_file import PAGES_FILE, PageTable, open_page_table
@@ -21,7 +21,7 @@ from distributed_training.hub import Repo, hub_errors
 
 HUB = "hub:"
 CHECK_S = 15.0  # for a place to answer at the start of a node
-log = structlog.stdlib.get_logger("distributed_training.data")
+log = logging.getLogger(__name__)
 
 
 def open_pages(
@@ -99,11 +99,11 @@ def _check(places: Sequence[Place], file_name: str, *, can_do_without: bool) -> 
             if isinstance(error, Denied) or not isinstance(place, HttpPlace):
                 refused.append((place.name, str(error)))
             else:
-                log.warning("a place of pages does not answer yet", place=place.name, error=str(error))
+                log.warning("a place of pages does not answer yet: %s: %s", place.name, error)
     if len(refused) == len(places) and not can_do_without:
         raise ConfigError("no place has the pages: " + "; ".join(said for _, said in refused))
     for name, said in refused:
-        log.warning("a place of pages has nothing for us", place=name, error=said)
+        log.warning("a place of pages has nothing for us: %s: %s", name, said)
 
 
 def place_of(

@@ -53,7 +53,7 @@ class Finder:
         """The configuration in the run's directory, and the manifest. Raises ConfigError, NetworkFault, LocalFault."""
         config = self.config
         if config.run_is_open or (config.by_default("manifest") and not config.manifest.exists()):
-            run, manifest = await self._choose()
+            run, manifest = await self.choose()
             config = config.in_run(manifest.tag)
             write_whole(config.manifest, manifest.canonical(), shared=True)
         else:
@@ -63,7 +63,7 @@ class Finder:
         if manifest.public.checkpoints and config.by_default("checkpoints"):
             config = config.model_copy(update={"checkpoints": parse_repo(manifest.public.checkpoints)})
         await asyncio.to_thread(self.show, manifest)
-        if missing := _missing(config, manifest):
+        if missing := missing_files(config, manifest):
             await self._fill(config, run, manifest, missing)
         return config, manifest
 
@@ -77,8 +77,9 @@ class Finder:
 
     # --- which run ----------------------------------------------------------------------------------
 
-    async def _choose(self) -> tuple[SeenRun, RunManifest]:
-        """The first run that can be found and that nothing speaks against. Each other one is said in a line."""
+    async def choose(self) -> tuple[SeenRun, RunManifest]:
+        """The first run that can be found and that nothing speaks against; each other one is said in a line. Writes
+        only to `scratch`: `TAG.json`, what came as its manifest. Raises ConfigError."""
         runs, by_hand = seen_runs(self.roster, self.subnet_owner), self.config.run
         refused: list[str] = []
         found = candidates(runs, by_hand)
@@ -120,7 +121,7 @@ class Finder:
                 except ConfigError as error:
                     log.warning("%s is of no use and is asked for again: %s", kept, said(error))
             path = self.scratch / f"{run.tag.hex()}.json"
-            giver = await fetch(wanted, path, await self._sources(run, None), say=log.warning, patience_s=SOON_S)
+            giver = await fetch(wanted, path, await self.sources(run, None), say=log.warning, patience_s=SOON_S)
             manifest = self._parsed(path, wanted)
             log.info("run %s: its manifest is from %s", manifest.sha256[:16], giver)
             return manifest, None
@@ -146,14 +147,14 @@ class Finder:
                 if not path.exists():
                     log.info("%s is not in %s yet: asking for it", wanted.name, path.parent)
                     try:
-                        giver = await fetch(wanted, path, await self._sources(run, manifest))
+                        giver = await fetch(wanted, path, await self.sources(run, manifest))
                     except NetworkFault as fault:
                         raise ConfigError(f"run {manifest.sha256[:16]} lacks {said(fault)}; put it in {path}") from None
                     log.info("%s is here, from %s", wanted.name, giver)
         finally:
             lock.release()
 
-    async def _sources(self, run: SeenRun | None, manifest: RunManifest | None) -> list[Source]:
+    async def sources(self, run: SeenRun | None, manifest: RunManifest | None) -> list[Source]:
         """Nodes of the run, then validators of others, who may know of it; then the places that are named."""
         tag = None if run is None else run.tag
         others = [(n, n.commitment) for n in self.roster.neurons if n.may_validate and n.commitment is not None]
@@ -182,7 +183,7 @@ async def _alone(folder: Path) -> Lock:
         await asyncio.sleep(1.0)
 
 
-def _missing(config: NodeConfig, manifest: RunManifest) -> list[tuple[Wanted, Path]]:
+def missing_files(config: NodeConfig, manifest: RunManifest) -> list[tuple[Wanted, Path]]:
     """Files that the run needs in its directory and that nobody gave by hand."""
     data, found = manifest.data, list[tuple[Wanted, Path]]()
     if data.tokenizer == "file":

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 
+from distributed_training.localnet.before import asked
 from distributed_training.localnet.layout import lock_run
-from distributed_training.localnet.options import parse_options
+from distributed_training.localnet.run.ports import with_ports
 from distributed_training.settings.entry import only_loading, run_main
 
 
 def start() -> int:
-    options = parse_options(sys.argv[1:])
-    with lock_run(options.run_dir) as lock:
+    asked_for = asked(sys.argv[1:])
+    with lock_run(asked_for.run_dir) as lock, with_ports(asked_for) as options:
         with only_loading():
             from distributed_training.localnet.demo import run_demo  # late: it loads torch; a refusal should not wait
 

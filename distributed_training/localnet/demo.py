@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from distributed_training.chain.client import BittensorChain
 from distributed_training.chain.local.genesis import start_clock
 from distributed_training.commands import quoted
-from distributed_training.errors import ChainFault, ConfigError
+from distributed_training.errors import ChainFault, ConfigError, LocalFault
 from distributed_training.localnet.events import DEMO, RunEvents, RunView
 from distributed_training.localnet.finish import finish, stored_result
 from distributed_training.localnet.judge import watcher
@@ -25,7 +26,8 @@ from distributed_training.localnet.judge.chain_view import (
     shares_at,
     with_chain,
 )
-from distributed_training.localnet.layout import NEWCOMER, NodeSpec, node_specs
+from distributed_training.localnet.layout import NEWCOMER, NodeSpec
+from distributed_training.localnet.names import many
 from distributed_training.localnet.options import Options
 from distributed_training.localnet.run.comparison import Comparison
 from distributed_training.localnet.run.create import Run, open_or_create
@@ -33,7 +35,8 @@ from distributed_training.localnet.run.faults import Killer, Start, restarted
 from distributed_training.localnet.run.hub import DemoHub, start_hub
 from distributed_training.localnet.run.newcomers import Disturber, Newcomer, Newcomers, Together
 from distributed_training.localnet.run.page import Page
-from distributed_training.localnet.run.processes import NodeProcesses, check_ports, joining_command, node_command
+from distributed_training.localnet.run.processes import NodeProcesses, joining_command, node_command
+from distributed_training.localnet.run.room import check_left, full
 from distributed_training.localnet.run.stop import POLL_S, Interrupted, StopRequest, stop_on_signals
 from distributed_training.localnet.show.display import Display
 from distributed_training.locks import Lock
@@ -69,7 +72,6 @@ def run_demo(options: Options, lock: Lock) -> int:
     display = Display(plain=options.plain)
     with stop_on_signals() as stop:
         try:
-            check_ports(node_specs(options))
             run = open_or_create(options, display.say)
             stop.orderly = True
             with Page(run.paths, display.say, stop) if options.open else nullcontext() as page:
@@ -79,6 +81,10 @@ def run_demo(options: Options, lock: Lock) -> int:
                 if page is not None:
                     page.stay()
                 return code
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise LocalFault(full(options.run_dir)) from None
         except Interrupted:
             display.say(f"stopped; the same command with --run-dir {quoted(options.run_dir)} goes on from here")
             return INTERRUPTED
@@ -89,7 +95,10 @@ def _whole(run: Run, options: Options, display: Display, stop: StopRequest, lock
     result = stored_result(run, options.rounds)
     if result is None:
         return _run(run, options, display, stop, lock)
-    display.say(f"{run.paths.root} is complete; this is its summary")
+    done = many(result["rounds_wanted"], "round")
+    display.say(
+        f"{run.paths.root} has its {done} and this is its summary; the same command with a larger --rounds goes on"
+    )
     return display.result(result, run.paths)
 
 
@@ -106,7 +115,7 @@ def _run(run: Run, options: Options, display: Display, stop: StopRequest, lock: 
         stack.callback(events.close)
         events.drain()
         comparison = Comparison(run, events.view, helpers)
-        if len(events.view.applied()) <= options.rounds:  # else only the comparison was not finished
+        if len(events.view.applied()) < options.rounds:  # else only the comparison was not finished
             rounds = rounds_to_run(run, options.rounds, events.view)
             watch = replace(make_watch(run, rounds, processes, events, display, stop, hub), comparison=comparison)
             train(with_newcomer(watch, options, hub) if options.hub or options.newcomer else watch)
@@ -169,12 +178,12 @@ def with_newcomer(watch: Watch, options: Options, hub: DemoHub | None) -> Watch:
 
 
 def rounds_to_run(run: Run, wanted: int, view: RunView) -> int:
-    """One round more than are to be applied; a resumed chain goes on from where it stands when the nodes are loaded."""
+    """Rounds of the run when the nodes stop; a resumed chain goes on from where it stands when they are loaded."""
     if not (run.resumed and resume_clock(run.paths)):
-        return wanted + 1
+        return wanted
     head = with_chain(run.paths, run.manifest, final_head)
     loading = int(LOADING_S / run.block_s)
-    return next_round(run.manifest.timing, head + loading) + max(0, wanted - len(view.applied())) + 1
+    return next_round(run.manifest.timing, head + loading) + max(0, wanted - len(view.applied()))
 
 
 def train(watch: Watch) -> None:
@@ -186,7 +195,7 @@ def train(watch: Watch) -> None:
         if watch.comparison is not None:
             watch.comparison.start()
         follow(watch)
-    except Interrupted:
+    except (Interrupted, LocalFault):
         if watch.comparison is not None:
             watch.comparison.give_up()
         raise
@@ -201,7 +210,7 @@ def start_nodes(watch: Watch) -> None:
     root = watch.run.paths.root
     for name, start in watch.starts.items():
         node = watch.events.view.nodes[name]
-        was_killed, node.exit_code, node.killed = node.killed, None, False
+        was_killed, node.exit_code, node.killed, node.stopped = node.killed, None, False, False
         watch.processes.start(name, start.command, start.log)
         if was_killed:  # the run was stopped before its restart was due
             again = restarted(name, watch.processes.last_pid(name), watch.display.block, ())
@@ -211,13 +220,13 @@ def start_nodes(watch: Watch) -> None:
 
 def wait_ready(watch: Watch) -> None:
     """Until every node that lives is ready; then block 0. Raises ConfigError when too few are left."""
-    nodes = watch.events.view.nodes
+    nodes = [watch.events.view.nodes[name] for name in watch.starts]
     started, ready_before = time.time(), time.monotonic() + READY_TIMEOUT_S
     while True:
         tick(watch)
         codes = watch.processes.exit_codes()
-        ready = [n for n in nodes.values() if n.ready is not None and n.ready["time"] >= started - 1]
-        waiting = [n for n in nodes.values() if n not in ready and codes[n.name] is None]
+        ready = [n for n in nodes if n.ready is not None and n.ready["time"] >= started - 1]
+        waiting = [n for n in nodes if n not in ready and codes[n.name] is None]
         if not waiting:
             break
         if time.monotonic() > ready_before:
@@ -272,6 +281,7 @@ def read_incentive(watch: Watch) -> None:
 def tick(watch: Watch) -> None:
     """Everything new: events into view and file, processes that ended, the table."""
     watch.stop.check()
+    check_left(watch.run.paths.root)
     for name, event in watch.events.poll():
         watch.display.event(name, event)
         watch.killer.saw(name, event)

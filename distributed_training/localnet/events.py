@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from distributed_training.localnet.layout import NodeSpec, RunPaths
 from distributed_training.metrics.following import DEMO, Follower
 
 Event = Mapping[str, Any]
+EVENTS = "events.jsonl"  # of a node, in its folder
+LOOK_S = 2.0
+MOST_NODES = 64  # that are followed
 
 
 @dataclass(slots=True)
@@ -31,7 +35,8 @@ class NodeView:
     tokens_per_s: float | None = None
     state_root: str | None = None
     trouble: str = ""  # last fault, or why it stopped
-    exit_code: int | None = None
+    stopped: bool = False  # it said so itself
+    exit_code: int | None = None  # None also for a node that the demo did not start
     killed: bool = False  # by the demo, and not started again yet
     rounds: dict[int, Event] = field(default_factory=dict)
     trains: dict[int, Event] = field(default_factory=dict)
@@ -49,12 +54,12 @@ class RunView:
     def __init__(self, specs: Sequence[NodeSpec]) -> None:
         self.nodes: dict[str, NodeView] = {}
         for spec in specs:
-            self.add(spec)
+            self.add(spec.name, spec.role.name.lower(), spec.uid)
         self.incentive: dict[int, float] = {}
         self.block: int | None = None
 
-    def add(self, spec: NodeSpec) -> None:
-        self.nodes[spec.name] = NodeView(spec.name, spec.role.name.lower(), spec.uid)
+    def add(self, name: str, role: str, uid: int) -> None:
+        self.nodes.setdefault(name, NodeView(name, role, uid))
 
     def of_role(self, role: str) -> list[NodeView]:
         return [node for node in self.nodes.values() if node.role == role]
@@ -106,7 +111,11 @@ def _ready(node: NodeView, event: Event) -> None:
     node.ready = event
     node.readies.append(event)
     node.state_root = event["state_root"]
-    node.trouble = ""
+    node.trouble, node.stopped = "", False
+
+
+def _stopped(node: NodeView, event: Event) -> None:
+    node.stopped = True
 
 
 def _phase(node: NodeView, event: Event) -> None:
@@ -175,6 +184,7 @@ HANDLERS = {
     "checkpoint": _checkpoint,
     "shared": _shared,
     "fault": _trouble,
+    "stopped": _stopped,
 }
 
 
@@ -189,6 +199,7 @@ class RunEvents:
         self._paths, self._followers = paths, dict[str, Follower]()
         for spec in specs:
             self.add(spec)
+        self._look_at = 0.0  # monotonic, when to look for nodes that nobody told us of
         self.notes: list[Event] = []  # the demo's own events, those of earlier parts of a resumed run first
         kept = _demo_lines(paths.events)
         for line in kept:
@@ -198,11 +209,28 @@ class RunEvents:
 
     def add(self, spec: NodeSpec) -> None:
         """One more node to follow: one that joins while the run goes on."""
-        self.view.add(spec)
-        self._followers[spec.name] = Follower(self._paths.node(spec.name) / "events.jsonl")
+        self._follow(spec.name, spec.role.name.lower(), spec.uid)
+
+    def _follow(self, name: str, role: str, uid: int) -> None:
+        self.view.add(name, role, uid)
+        self._followers.setdefault(name, Follower(self._paths.node(name) / EVENTS))
+
+    def _find(self) -> None:
+        """Nodes that a person started in this run directory."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_S
+        for file in sorted(self._paths.root.glob(f"nodes/*/{EVENTS}")):
+            name = file.parent.name
+            if name in self._followers or len(self.view.nodes) >= MOST_NODES:
+                continue
+            told = next((e for e in Follower(file).read() if e.get("event") == "ready"), {})
+            if told.get("role") in ("miner", "validator") and isinstance(told.get("uid"), int):
+                self._follow(name, told["role"], told["uid"])
 
     def poll(self) -> Sequence[tuple[str, Event]]:
         """New events as (node, event), already in the view and in the run's file."""
+        self._find()
         fresh = [(name, event) for name, follower in self._followers.items() for event in follower.read()]
         fresh.sort(key=lambda item: item[1].get("time") or 0.0)
         for name, event in fresh:

@@ -40,6 +40,7 @@ def stored_result(run: Run, rounds_wanted: int) -> dict[str, Any] | None:
     try:
         summary = json.loads(run.paths.summary.read_text())
         enough = summary["rounds_wanted"] >= rounds_wanted and summary["checks"]["rounds_applied"]
+        enough = enough and isinstance(summary["joined"], dict)  # else one of a former version
     except (OSError, ValueError, KeyError):
         return None
     return summary if enough else None
@@ -77,7 +78,7 @@ def finish(
         offline=read_json(run.paths.root / offline.RESULT) if rounds else None,
         faults=fault_rows(run, view, events.notes, max(rounds, default=-1)),
         watch=watch_rows(read_json(run.paths.root / watcher.RESULT), rounds),
-        newcomer=newcomer_facts(view),
+        joined=joined_facts(run, view),
         hub=None if hub is None else hub_facts(run, view, hub, processes.exit_codes().get(VERIFY)),
     )
     write_summary(run.paths.summary, summary)
@@ -118,23 +119,26 @@ def newest_commit(view: RunView) -> str | None:
     return None if newest is None else str(newest["path"]).rpartition("/")[2]
 
 
-def newcomer_facts(view: RunView) -> dict[str, Any] | None:
-    """How the node fared that joined in the middle, by itself; None where none was ever ready."""
-    node = view.nodes.get(NEWCOMER)
-    if node is None or not node.readies:
-        return None
-    included = {
-        index for other in view.nodes.values() for index, e in other.rounds.items() if node.uid in e["included"]
-    }
-    return {
-        "role": node.role,
-        "uid": node.uid,
-        "source": node.readies[0].get("source"),
-        "start_round": node.first_round,
-        "rounds": sorted(node.rounds),
-        "included": sorted(included),
-        "exit_code": node.exit_code,
-    }
+def joined_facts(run: Run, view: RunView) -> dict[str, dict[str, Any]]:
+    """By name, how each node fared that joined while the run went on: the newcomer, and those that a person started."""
+    own = {spec.name for spec in run.specs}
+    found: dict[str, dict[str, Any]] = {}
+    for node in (n for n in view.nodes.values() if n.name not in own and n.readies):
+        included = {
+            index for other in view.nodes.values() for index, e in other.rounds.items() if node.uid in e["included"]
+        }
+        found[node.name] = {
+            "role": node.role,
+            "uid": node.uid,
+            "hotkey": node.readies[0].get("hotkey"),
+            "by_demo": node.name == NEWCOMER,
+            "source": node.readies[0].get("source"),
+            "start_round": node.first_round,
+            "rounds": sorted(node.rounds),
+            "included": sorted(included),
+            "exit_code": node.exit_code,
+        }
+    return found
 
 
 def hub_facts(run: Run, view: RunView, hub: DemoHub, verify_code: int | None) -> dict[str, Any]:

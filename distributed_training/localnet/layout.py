@@ -92,20 +92,19 @@ def node_specs(options: Options, repository: Path = REPOSITORY) -> tuple[NodeSpe
         specs.append(
             NodeSpec(f"validator-{i}", Role.VALIDATOR, uid, options.port_base + uid, None, False, None, script)
         )
-    cheats = options.adversary
-    for i, steps in enumerate(options.steps_per_round):
+    cheats = [adversary for adversary in options.adversaries for _ in range(adversary.count)]
+    for steps, cheat in zip(options.steps_per_round, [*[None] * (options.miners - len(cheats)), *cheats], strict=True):
         uid = len(specs)
-        cheating = cheats is not None and i >= options.miners - cheats.count
         specs.append(
             NodeSpec(
-                name=f"miner-{i}",
+                name=f"miner-{uid - 1 - options.validators}",
                 role=Role.MINER,
                 uid=uid,
                 port=options.port_base + uid,
                 steps=steps,
-                exact_steps=options.steps is not None and not cheating,
-                adversary=cheats.name if cheats and cheating else None,
-                script=cheats.script if cheats and cheating else neurons / "miner.py",
+                exact_steps=options.steps is not None and cheat is None,
+                adversary=None if cheat is None else cheat.name,
+                script=neurons / "miner.py" if cheat is None else cheat.script,
             )
         )
     return tuple(specs)

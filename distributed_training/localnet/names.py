@@ -11,13 +11,15 @@ def spelled(name: str, uid: int, adversary: str | None = None) -> str:
 
 
 def nodes_of(summary: Mapping[str, Any], role: str | None = None) -> dict[str, str]:
-    """uid, as a summary's keys have it -> what the node is called, by uid; the newcomer is one of them."""
-    nodes = {**summary["nodes"]}
-    if summary["newcomer"] is not None:
-        nodes["newcomer"] = summary["newcomer"]
+    """uid, as a summary's keys have it -> what the node is called, by uid; those that joined are among them."""
+    nodes = {**summary["nodes"], **summary["joined"]}
     wanted = {name: node for name, node in nodes.items() if role in (None, node["role"])}
     ordered = sorted(wanted.items(), key=lambda item: item[1]["uid"])
     return {str(node["uid"]): spelled(name, node["uid"], node.get("adversary")) for name, node in ordered}
+
+
+def many(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def brief(name: str, longest: int = 16) -> str:

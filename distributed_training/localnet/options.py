@@ -12,14 +12,15 @@ from typing import Any
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.run.kills import PHASES, KillRequest, parse_kill
 from distributed_training.settings.arguments import Parser, file_or_folder, folder, new_folder, real, whole
-from distributed_training.settings.flags import nearest
+from distributed_training.settings.words import nearest
 
 STEPS_AT_SPEED_1 = 5
+ROUNDS = 6  # by default
 MIN_BLOCK_S, MAX_BLOCK_S = 0.25, 12.0
 BLOCK_SECONDS = real(MIN_BLOCK_S, MAX_BLOCK_S, "seconds")  # also of the benchmarks' --block-seconds
 PORT_BASE = whole(1024, 65000, "a port")
 MAX_MINERS = 12
-MIN_ROUNDS_NEWCOMER = 6
+MIN_ROUNDS_NEWCOMER = 7
 MAX_VALIDATORS = 3
 ADVERSARIES_DIR = Path(__file__).resolve().parents[2] / "adversaries"
 
@@ -31,30 +32,34 @@ peer, validators replay parts of the miners' work and pay them on a chain (one S
 checkpoints. A live table shows it; at the end the run is checked from the outside and compared with miners that
 train alone. Nothing leaves this machine; all connections are on its loopback interface.
 """
+EXAMPLES = """\
+  4 equal miners, 2 validators, 6 rounds: 3 to 4 minutes
+    bash scripts/demo.sh
+  miners of different speed: more steps, more pay
+    bash scripts/demo.sh --speeds 1,1,2,4
+  miners that cheat, and what becomes of them
+    bash scripts/demo.sh --adversary free-rider --rounds 8
+  your model, your text
+    bash scripts/demo.sh --model my_config.json --text ~/my_texts
+"""
 EPILOG = """\
-examples:
-  bash scripts/demo.sh                              4 equal miners, 2 validators, 5 rounds: 3 to 4 minutes
-  bash scripts/demo.sh --speeds 1,1,2,4             miners of different speed: more steps, more pay
-  bash scripts/demo.sh --adversary free-rider --rounds 8
-  bash scripts/demo.sh --kill miner@train --kill miner@average --kill validator@average --kill owner@train --rounds 8
-  bash scripts/demo.sh --model my_config.json --text ~/my_texts
-  bash scripts/demo.sh --hub auto                   pages and checkpoints over a Hugging Face Hub
-  bash scripts/demo.sh --open                       with a live page of it in the browser
-  bash scripts/demo.sh --newcomer --rounds 6        one more miner joins by the subnet's number alone
-  bash scripts/demo.sh --seed 7 --steps 20          repeatable: the same final state root every time
+Rounds have numbers from 0: --rounds 6 runs rounds 0 to 5. What a miner did in a round is audited and paid during the
+next one.
 
 what it leaves in the run directory:
-  summary.json  every number and every check      events.jsonl  all events of all nodes
-  report.png    loss, scores, weights, incentive  nodes/NAME/log.txt  the log of one node
+  summary.json  every number and every check
+  report.png    loss, scores, weights, incentive
+  events.jsonl  all events of all nodes
+  nodes/NAME/log.txt  the log of one node
 
-exit code: 0 no check failed, 1 some did, 2 wrong options, 130 stopped by Ctrl-C.
+exit codes: 0 no check failed, 1 some did, or trouble of this machine, 2 wrong options, 130 stopped by Ctrl-C.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Adversary:
     name: str  # as given, with dashes
-    count: int  # the last `count` miners run its program
+    count: int  # so many miners run its program
 
     @property
     def script(self) -> Path:
@@ -63,19 +68,19 @@ class Adversary:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    rounds: int  # rounds that are to be applied; one more is run, so that the last is audited and paid
+    rounds: int  # the last of them is audited by nobody: that happens in the next one
     miners: int
     validators: int
     speeds: tuple[int, ...]  # one per miner
     seed: int
     steps: int | None  # exact inner steps a round at speed 1; None: up to 5, whatever the time allows
-    adversary: Adversary | None
+    adversaries: tuple[Adversary, ...]  # the last miners, in this order
     model: Path | None
     text: Path | None
     pages: Path | None  # a folder with pages.bin, from scripts/build_pages.py
     tokenizer: str | None  # gpt2, bytes or a tokenizer.json; None: by the model
     run_dir: Path
-    port_base: int
+    port_base: int  # 0: free ones are found when it starts (run/ports.py)
     plain: bool
     kills: tuple[KillRequest, ...] = ()
     block_s: float | None = None  # None: what this machine can do (run/pace.py)
@@ -100,7 +105,7 @@ class Options:
             "speeds": list(self.speeds),
             "seed": self.seed,
             "steps": self.steps,
-            "adversary": None if self.adversary is None else f"{self.adversary.name}:{self.adversary.count}",
+            "adversary": ",".join(f"{a.name}:{a.count}" for a in self.adversaries) or None,
             "model": None if self.model is None else str(self.model),
             "text": None if self.text is None else str(self.text),
             "pages": None if self.pages is None else str(self.pages),
@@ -125,13 +130,13 @@ def parse_options(argv: Sequence[str], *, adversaries_dir: Path = ADVERSARIES_DI
         speeds=speeds,
         seed=args.seed,
         steps=args.steps,
-        adversary=_adversary(args.adversary, miners, adversaries_dir),
+        adversaries=_adversaries(args.adversary, miners, adversaries_dir),
         model=args.model,
         text=args.text,
         pages=_pages(args),
         tokenizer=args.tokenizer,
         run_dir=run_dir.absolute(),
-        port_base=_port_base(args.port_base, 1 + args.validators + miners + (args.hub is not None or args.newcomer)),
+        port_base=args.port_base or 0,
         plain=args.plain,
         kills=_kills(args, miners),
         block_s=args.block_seconds,
@@ -159,83 +164,60 @@ def _kills(args: argparse.Namespace, miners: int) -> tuple[KillRequest, ...]:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="scripts/demo.sh",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-    )
-    add = parser.add_argument
-    add("--rounds", metavar="N", type=whole(1, 1000, "rounds"), default=5, help="rounds to apply; default 5")
+    parser = Parser(DESCRIPTION, examples=EXAMPLES, epilog=EPILOG, prog="bash scripts/demo.sh")
+    add = parser.group("how much")
+    help_ = f"rounds to run; default {ROUNDS}"
+    add("--rounds", metavar="N", type=whole(1, 1000, "rounds"), default=ROUNDS, help=help_)
     help_ = "default 4, or as many as --speeds names"
     add("--miners", metavar="N", type=whole(2, MAX_MINERS, "miners"), help=help_)
     add("--validators", metavar="N", type=whole(1, MAX_VALIDATORS, "validators"), default=2, help="default 2")
     add("--speeds", metavar="S,S,...", help=f"speed of each miner; 1 means {STEPS_AT_SPEED_1} inner steps a round")
-    add(
-        "--seed",
-        metavar="N",
-        type=whole(0, 2**32 - 1, "a seed"),
-        default=1,
-        help="all keys, the model's start and the data order follow from it; default 1",
-    )
-    add(
-        "--steps",
-        metavar="N",
-        type=whole(1, 200, "inner steps"),
-        help="exactly N inner steps a round at speed 1; a miner that misses them fails the run",
-    )
-    _add_kill(parser)
-    add("--adversary", metavar="NAME[:COUNT]", help="the last COUNT miners (default 1) run adversaries/NAME.py")
+    help_ = "exactly N inner steps a round at speed 1, so that the end is the same every time; who misses them fails"
+    add("--steps", metavar="N", type=whole(1, 200, "inner steps"), help=help_)
+    help_ = "all keys, the model's start and the data order follow from it; default 1"
+    add("--seed", metavar="N", type=whole(0, 2**32 - 1, "a seed"), default=1, help=help_)
     _add_inputs(parser)
-    add(
-        "--hub",
-        choices=["auto"],
-        help="start a Hugging Face Hub on this machine: all nodes read pages and checkpoints over it, a validator "
-        "joins in the middle from it alone, and the end is checked with plain transformers",
-    )
-    add(
-        "--newcomer",
-        action="store_true",
-        help="a miner joins in the middle as a stranger would: from an empty directory, told the subnet and no more",
-    )
-    add(
-        "--open",
-        action="store_true",
-        help="serve a live page of the run on this machine, and show it where there is a desktop; at a terminal it "
-        "stays after the end, until Ctrl-C",
-    )
-    add("--run-dir", metavar="DIR", type=new_folder, help="default runs/DATE-TIME; a run that is there is resumed")
-    add("--port-base", metavar="N", type=PORT_BASE, default=9100, help="first port; default 9100")
-    add(
-        "--block-seconds",
-        metavar="S",
-        type=BLOCK_SECONDS,
-        help="length of a block; default: measured, so that a round has room for all that is computed in it",
-    )
+    _add_trouble(parser)
+    add = parser.group("what you see")
+    add("--open", action="store_true", help="a live page in the browser; at a terminal it stays until Ctrl-C")
     add("--plain", action="store_true", help="one line per event instead of the live table")
+    add = parser.group("this machine")
+    add("--run-dir", metavar="DIR", type=new_folder, help="default runs/DATE-TIME; a run that is there is resumed")
+    help_ = "first of the ports, one for each node; default: the first free ones from 9100 on"
+    add("--port-base", metavar="N", type=PORT_BASE, help=help_)
+    help_ = "length of a block; default: measured, so that a round has room for all that is computed in it"
+    add("--block-seconds", metavar="S", type=BLOCK_SECONDS, help=help_)
     return parser
 
 
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_inputs(parser: Parser) -> None:
+    add = parser.group("what is trained on what")
     add("--model", metavar="FILE", type=file_or_folder, help="config.json of a causal model, as published")
     add("--text", metavar="DIR", type=file_or_folder, help="folder of text, or a file; default: Python's own library")
     add("--tokenizer", metavar="NAME|FILE", help="gpt2, bytes or a tokenizer.json; default: what fits the model")
     add("--pages", metavar="DIR", type=folder, help="pages that scripts/build_pages.py made, of FineWeb for instance")
+    help_ = (
+        "a Hugging Face Hub on this machine: pages and checkpoints go over it, a validator joins from it alone, and "
+        "the end is checked with plain transformers"
+    )
+    add("--hub", choices=["auto"], help=help_)
 
 
-def _add_kill(parser: argparse.ArgumentParser) -> None:
+def _add_trouble(parser: Parser) -> None:
+    add = parser.group("who comes, cheats and dies")
+    help_ = "the last COUNT miners (default 1) run adversaries/NAME.py; repeatable, for others before them"
+    add("--adversary", metavar="NAME[:COUNT]", action="append", default=[], help=help_)
+    help_ = "a miner joins in the middle as a stranger would: from an empty directory, told the subnet and no more"
+    add("--newcomer", action="store_true", help=help_)
     phases = "; ".join(
         f"{', '.join(names)} of {'an' if role == 'owner' else 'a'} {role}" for role, names in PHASES.items()
     )
-    parser.add_argument(
-        "--kill",
-        metavar="ROLE@PHASE[:ROUND]",
-        action="append",
-        default=[],
-        help="kill -9 a node when it says that this phase begins, and start it again 10 s later; repeatable. ROLE: "
-        f"miner, validator, owner, or a node like miner-2. PHASE: {phases}. Without ROUND the kills are spread over "
-        "the rounds by the seed, each of another node",
+    help_ = (
+        "kill -9 a node when it says that this phase begins, and start it again 10 s later; repeatable. ROLE: miner, "
+        f"validator, owner, or a node like miner-2. PHASE: {phases}. Without ROUND the kills are spread over the "
+        "rounds by the seed, each of another node"
     )
+    add("--kill", metavar="ROLE@PHASE[:ROUND]", action="append", default=[], help=help_)
 
 
 def _speeds(text: str | None, miners: int | None) -> tuple[int, ...]:
@@ -251,9 +233,18 @@ def _speeds(text: str | None, miners: int | None) -> tuple[int, ...]:
     return tuple(int(p) for p in parts)
 
 
-def _adversary(text: str | None, miners: int, directory: Path) -> Adversary | None:
-    if text is None:
-        return None
+def _adversaries(texts: Sequence[str], miners: int, directory: Path) -> tuple[Adversary, ...]:
+    found = [_adversary(text, miners, directory) for text in texts]
+    twice = next((a.name for n, a in enumerate(found) if a.name in {b.name for b in found[:n]}), None)
+    if twice is not None:
+        raise ConfigError(f"argument --adversary: {twice} is given twice; say how many with --adversary {twice}:COUNT")
+    cheats = sum(adversary.count for adversary in found)
+    if cheats >= miners:
+        raise ConfigError(f"argument --adversary: {cheats} of {miners} miners would cheat; expected more --miners")
+    return tuple(found)
+
+
+def _adversary(text: str, miners: int, directory: Path) -> Adversary:
     name, _, count = text.partition(":")
     # Those that take a miner's flags and no more; the saboteur needs to be told its fault.
     known = sorted(p.stem.replace("_", "-") for p in directory.glob("*.py") if "sys.exit(run(" in p.read_text("utf-8"))
@@ -270,9 +261,3 @@ def _pages(args: argparse.Namespace) -> Path | None:
         if args.pages is not None and getattr(args, other) is not None:
             raise ConfigError(f"argument --pages: not with --{other}, which brings pages of its own")
     return args.pages
-
-
-def _port_base(base: int, count: int) -> int:
-    if base + count > 65536:
-        raise ConfigError(f"argument --port-base: expected at most {65536 - count}, as {count} nodes need a port each")
-    return base

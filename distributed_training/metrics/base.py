@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from distributed_training.errors import named
 from distributed_training.metrics.events import Fault, Record
+from distributed_training.metrics.told import Words
 
 QUEUE_EVENTS = 4096  # that wait for one sink: minutes of a busy node
 CLOSE_S = 4.0  # for all sinks together, at the end of the process
@@ -46,12 +47,14 @@ class Metrics:
     def __init__(self, sinks: Sequence[Sink], *, role: str, uid: int, threads: bool = True) -> None:
         """threads=False: `emit` itself writes to the sinks, for those who read them in the same turn of their loop."""
         self._role, self._uid = role, uid
+        self.words = Words(role, uid)  # the log, in the order in which things happen
         self._outlets = [_Outlet(sink, self, threads) for sink in sinks]
         self._told: SimpleQueue[_Told | None] = SimpleQueue()  # without a bound: nothing that its thread does can wait
         self._thread = _started(self._pass_on, "metrics") if threads else None
 
     def emit(self, record: Record, *, round: int | None = None) -> None:
         """Send one event. From any thread."""
+        self.words.hear(record, round)
         told = (time.time(), record, round)
         if self._thread is None:
             self._send(self._event(*told), self._outlets)

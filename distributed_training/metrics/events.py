@@ -21,6 +21,7 @@ class Ready:
     block: Annotated[int, "head of the chain"]
     start_round: Annotated[int, "the first round that it settles"]
     source: Annotated[str, "where the state is from, in words"]
+    version: Annotated[str, "of this program"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Round:
     steps: Annotated[int | None, "own steps; null: none"]
     own_tokens: Annotated[int | None, "own tokens; null: none"]
     seconds: Annotated[Mapping[str, float | None], "s of the phases train, average and settle; null: not measured"]
+    pay: Annotated[float | None, "own share of the incentive, of a validator of the dividends, 0 to 1; null: not known"]
 
 
 @dataclass(frozen=True, slots=True)

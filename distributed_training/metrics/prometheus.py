@@ -22,8 +22,8 @@ from distributed_training.protocol.types import Role
 FLAG = "--metrics.prometheus"
 AUDITS = ("pass", "soft", "fail", "none")
 FAULTS = (
-    "audit", "chain", "checkpoint", "commit", "data", "disk", "evaluation", "hotkey", "map", "memory", "metrics",
-    "probe", "round", "runtime", "shared", "state", "unreachable", "weights", "worker", "other",
+    "audit", "chain", "checkpoint", "commit", "data", "device", "disk", "evaluation", "hotkey", "map", "memory",
+    "metrics", "probe", "round", "runtime", "shared", "state", "unreachable", "weights", "worker", "other",
 )  # fmt: skip
 OUTCOMES = ("counted", "backed_up", "lost")
 PEERS = (*(role.name.lower() for role in Role), "stranger")

@@ -20,6 +20,7 @@ from distributed_training.network.hints import DhtNode, HintBoard
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.ports import free_port
 from distributed_training.network.serving import Serving
+from distributed_training.ongoing import Ongoing
 
 MAX_METHOD_BYTES = 64
 METHOD_TIMEOUT_S = 10.0  # an incoming stream must say what it wants
@@ -225,9 +226,10 @@ class DaemonTransport:
 
     async def _watch(self) -> None:
         # The daemon is a separate program: if it dies under us, start another instead of going silent.
+        down = Ongoing(log, "the network daemon ended, starting another", "another network daemon runs", logging.ERROR)
         while True:
             ending = await self._daemon.ended()
-            log.error("the network daemon ended (%s); starting another", ending)
+            down.begin(ending)
             running = False
             while not running:
                 await self._leave_board()
@@ -237,7 +239,8 @@ class DaemonTransport:
                     await self._launch()
                     running = True
                 except LocalFault as fault:
-                    log.error("%s", fault)
+                    down.begin(fault)
+            down.end()
 
     async def _leave_board(self) -> None:
         board, self._hints = self._hints, None

@@ -10,11 +10,12 @@ import errno
 import socket
 
 from distributed_training.errors import ConfigError
+from distributed_training.network.listeners import listener
 
 PORT_WAIT_S = 3.0  # the daemon of a node that was just killed still holds its port for up to 2 s (measured)
 
 
-async def free_port(host: str, port: int, wait_s: float = PORT_WAIT_S) -> int:
+async def free_port(host: str, port: int, wait_s: float = PORT_WAIT_S, *, flag: str = "--axon.port") -> int:
     """`port`, or a free one for 0. Raises ConfigError if it stays taken for `wait_s` or the host is not ours."""
     deadline = asyncio.get_running_loop().time() + wait_s
     while True:
@@ -22,10 +23,11 @@ async def free_port(host: str, port: int, wait_s: float = PORT_WAIT_S) -> int:
             return _try_bind(host, port)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+                mend = f"{flag} from 1024 on" if error.errno == errno.EACCES else "an address of this machine"
+                raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}; give {mend}") from error
             if asyncio.get_running_loop().time() > deadline:
                 raise ConfigError(
-                    f"port {port} is in use; stop what listens there, or give another one with --axon.port"
+                    f"port {port} is in use by {listener(port)}; stop that, or give another one with {flag}"
                 ) from error
         await asyncio.sleep(0.2)
 

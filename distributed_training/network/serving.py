@@ -58,7 +58,7 @@ class Serving:
         self.refusals += 1
         if (skipped := self._may_log(peer_key)) is not None:
             shown = printable(reason) + (f" (and {skipped} more, not logged)" if skipped else "")
-            log.info("refused a stream from %s: %s", peer_key.hex()[:12], shown)
+            log.debug("refused a stream from %s: %s", peer_key.hex()[:12], shown)
 
     def _may_log(self, peer_key: bytes) -> int | None:
         """How many lines were left out before this one; None: leave it out as well."""

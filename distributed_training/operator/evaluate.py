@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
 from distributed_training.data.base import PageSource
 from distributed_training.data.loader import heldout_sequences
-from distributed_training.errors import ConfigError, said
+from distributed_training.errors import ConfigError
 from distributed_training.operator.sample import State
 from distributed_training.training.flat import to_flat
 from distributed_training.training.inner import InnerLoop
-
-
-def available(device: str) -> str:
-    """The device itself; for auto the best there is. Raises ConfigError for one that torch does not know, or that this
-    machine does not have."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch without CUDA asserts
-        raise ConfigError(
-            f"--device {device}: it cannot be used here ({said(error)[:200]}); give auto, cpu, cuda or mps"
-        ) from None
-    return device
 
 
 def heldout_loss(state: State, source: PageSource, device: str) -> float:

@@ -47,8 +47,9 @@ class Book:
     uid: int | None = None
     _given: set[tuple[Any, ...]] = field(default_factory=set)
 
-    def news(self, key: Key, number: int) -> list[Row]:
-        """Raises ConfigError for a file that is no journal, or one that a newer program wrote."""
+    def news(self, key: Key, number: int, last: int = -1) -> list[Row]:
+        """last: of each kind only so many, those of the newest rounds first. Raises ConfigError for a file that is no
+        journal, or one that a newer program wrote."""
         try:
             with closing(read_only(self.path)) as db:
                 version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -58,25 +59,26 @@ class Book:
                         "use the version that wrote it"
                     )
                 self.uid = _own_uid(self.path) if self.uid is None else self.uid
-                rows = [row for row in self._rows(db, key, number, version) if row[key] == number]
+                rows = [row for row in self._rows(db, key, number, version, last) if row[key] == number]
         except (sqlite3.Error, OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self.path} cannot be read as a journal: {said(error)}") from None
         fresh = [row for row in rows if tuple(row.values()) not in self._given]
         self._given |= {tuple(row.values()) for row in fresh}
         return fresh
 
-    def _rows(self, db: sqlite3.Connection, key: Key, number: int, version: int) -> Iterator[Row]:
+    def _rows(self, db: sqlite3.Connection, key: Key, number: int, version: int, last: int) -> Iterator[Row]:
         at = f"WHERE round = {number:d}" if key == "round" else ""
-        for index, doc in db.execute(f"SELECT round, doc FROM rounds {at}"):
+        newest = "" if last < 0 else f"ORDER BY round DESC LIMIT {last:d}"
+        for index, doc in db.execute(f"SELECT round, doc FROM rounds {at} {newest}"):
             yield from self._round(index, json.loads(doc), self.uid if key == "round" else number)
         who = at or f"WHERE json_extract(doc, '$.uid') = {number:d}"
-        for index, doc in db.execute(f"SELECT round, doc FROM observations {who}"):
+        for index, doc in db.execute(f"SELECT round, doc FROM observations {who} {newest}"):
             seen = json.loads(doc)
             yield self._row("observation", index, seen["uid"], seen | (seen["audit"] or {"reason": "not audited"}))
         for index, doc in db.execute(f"SELECT cards_round.round, doc FROM cards, cards_round {at}"):
             card = json.loads(doc)
             yield self._row("card", index, card["uid"], card | {"steps_term": card["steps"]})
-        for (doc,) in db.execute(f"SELECT doc FROM told {at}") if version >= TOLD_SINCE else ():
+        for (doc,) in db.execute(f"SELECT doc FROM told {at} {newest}") if version >= TOLD_SINCE else ():
             event = json.loads(doc)
             if event["event"] == "fault":
                 yield self._row("fault", event["round"], event["uid"], event)

@@ -14,6 +14,7 @@ from distributed_training.chain.base import Chain, Head
 from distributed_training.errors import ConfigError, LocalFault, StatePruned, named
 from distributed_training.metrics import events
 from distributed_training.metrics.base import Metrics
+from distributed_training.ongoing import Ongoing
 from distributed_training.operator.standing import LAST_BLOCKS, before, standings
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules import membership
@@ -166,6 +167,7 @@ class Watch:
     ) -> None:
         self._client, self._chain, self._manifest, self._me, self._metrics = client, chain, manifest, me, metrics
         self._next_look, self._warned = 0, False
+        self._blind = Ongoing(log, "no look at the subnet", "the subnet can be looked at again")
 
     async def run(self, block_s: float) -> None:
         """Until cancelled. What cannot be asked is asked the next time: nothing here is worth a node's end."""
@@ -183,10 +185,11 @@ class Watch:
     async def _look(self) -> None:
         try:
             self._tell(await look(self._client, self._chain, self._manifest))
+            self._blind.end()
         except (LocalFault, ConfigError):
             raise
         except Exception as error:  # the edge: a runtime of tomorrow may say it in other types
-            log.warning("no look at the subnet: %s", named(error))
+            self._blind.begin(named(error))
 
     def _tell(self, seen: Look) -> None:
         self._metrics.emit(seen.verdict)

@@ -17,9 +17,9 @@ from distributed_training.errors import ConfigError, LocalFault
 from distributed_training.operator.verify import verified_state, verify_files
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.roles.joining.published import TOKENIZER_FILE
+from distributed_training.training.device import out_of_memory
 from distributed_training.training.flat import load_flat
 from distributed_training.training.generate import Sampling, generate
-from distributed_training.training.inner import out_of_memory
 from distributed_training.training.model import run_model
 
 EARLIER = 10  # rounds: what a state is compared with

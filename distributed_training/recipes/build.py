@@ -22,7 +22,8 @@ from distributed_training.data.tokens import Tokenizer, TokenizerKind, load_toke
 from distributed_training.errors import ConfigError, expected
 from distributed_training.protocol.manifest import RunManifest, quota_problem
 from distributed_training.recipes.reading import Recipe, read_recipe
-from distributed_training.settings.flags import merge, nearest, options
+from distributed_training.settings.flags import merge, options
+from distributed_training.settings.words import nearest
 from distributed_training.training.bounds import MOST_PARAMETERS
 from distributed_training.training.flat import to_flat
 from distributed_training.training.model import (

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from distributed_training.errors import ConfigError
-from distributed_training.settings.flags import merge, nearest
+from distributed_training.settings.flags import merge
+from distributed_training.settings.words import nearest
 
 FOLDER = files("distributed_training.recipes")
 COMMON = "common.toml"

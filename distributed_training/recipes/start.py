@@ -17,11 +17,10 @@ from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.data.tokens import TOKENIZER_FILE
 from distributed_training.errors import ConfigError, LocalFault, WireError
 from distributed_training.hub import Repo, ask, prepare_client
-from distributed_training.paths import existing_folder
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.roles.exporting import exporter_of
 from distributed_training.roles.joining.published import load_published
-from distributed_training.settings.places import HubRepo
+from distributed_training.settings.places import HubRepo, folder_of
 from distributed_training.training.flat import load_flat, to_flat
 from distributed_training.training.model import run_model
 from distributed_training.training.outer import initial_state, state_root
@@ -38,7 +37,7 @@ def fetch_start(place: HubRepo | Path) -> Path:
     ConfigError, HubFault."""
     if isinstance(place, Path):
         try:
-            return existing_folder(place)
+            return folder_of(place)
         except ConfigError as error:
             raise ConfigError(f"--start: {error}") from None
     prepare_client()

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from distributed_training.errors import ChainFault
+from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.commitments import encode_commitment, place_of
 from distributed_training.protocol.rules.clock import quiet_from
 from distributed_training.protocol.types import Commitment, Neuron, Role
@@ -74,14 +75,16 @@ async def _take_over(parts: Parts, me: Neuron, present: Commitment, head: int) -
 
 async def _heard(parts: Parts, write: Callable[[], Awaitable[object]]) -> None:
     """A write that may be made twice, until the chain answers: nobody could find a node without it."""
+    unheard = Ongoing(log, "not announced on chain yet", "announced on chain")
     while True:
         try:
             await write()
+            unheard.end()
             return
         except ChainFault as error:
             if not error.passes:
                 raise
-            log.warning("not announced yet: %s", error)
+            unheard.begin(error)
             await asyncio.sleep(parts.clock.block_s)
 
 

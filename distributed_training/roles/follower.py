@@ -67,7 +67,7 @@ class Follower:
         """Wait for finalised s+D; candidates and slices follow."""
         p = self._parts
         await p.clock.final(start.round.commit_block)
-        return make_plan(
+        plan = make_plan(
             p.manifest,
             start.round,
             roster=start.roster,
@@ -78,6 +78,9 @@ class Follower:
             applied=self.state.applied,
             num_coords=len(self.state.params),
         )
+        who = [c.uid for c in plan.candidates]
+        log.debug("round %d: %d slices, work of uids %s", start.round.index, len(plan.slices), who)
+        return plan
 
     async def settle(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> Settled:
         """Wait for finalised s+Y, learn what counts, take the outer step or discard the round."""

@@ -11,7 +11,7 @@ from distributed_training.averaging.butterfly import OwnWork
 from distributed_training.averaging.codecs.int8 import INT8_CODEC
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, layout_of
-from distributed_training.errors import LocalFault, OutOfMemory, named
+from distributed_training.errors import DeviceLost, LocalFault, OutOfMemory, named
 from distributed_training.metrics.events import Ahead
 from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.rules.membership import said
@@ -90,6 +90,15 @@ class Miner:
         finally:
             attending.cancel()
 
+    async def finish(self) -> None:
+        """Wait until the voters of the last round have asked what they ask, no longer than until the next one starts:
+        who is away then loses the credit of the one or steps of the other."""
+        last = self._p.manifest.round(max(0, self._follower.index - 1))
+        for block in range(self._p.clock.head + 1, last.end_block + 1):
+            if self._service.answered(last.index):
+                return
+            await self._p.clock.reached(block)
+
     async def _average(self, plan: RoundPlan, own: OwnWork | None, report: RoundReport, *, resumed: bool) -> None:
         """Exchange and settle. resumed: chunks may have been lost with the process that had received them."""
         p = self._p
@@ -118,7 +127,6 @@ class Miner:
         registered = me is not None and said(me, start.roster, round_.run) is not None
         if self._training is not None and not (registered and self._training.beacon == start.beacon):
             lost = await self._training.drop()
-            log.warning("round %d: the chain decided otherwise, %d steps were for nothing", round_.index, lost)
             p.metrics.emit(Ahead(steps_lost=lost), round=round_.index)
             self._training = None
         if self._training is None:
@@ -177,6 +185,9 @@ class Miner:
                     self._begin(start.round, start.beacon, report)
                     continue
                 return self._failed(index, error)
+            except DeviceLost as error:
+                tell(p, index, "device", error)
+                raise
             except Exception as error:  # whatever a worker raises: it is ours, and a round can be sat out
                 tell(p, index, "worker", error)
                 return self._failed(index, error)
@@ -206,6 +217,8 @@ class Miner:
         own = OwnWork(contribution, encode_signed(Signed(body, p.signer.sign(signing_message(body)))))
         held = HeldWork(record, own, encode_log(result.steps))
         keep_work(p, held)
+        count, size = len(contribution.chunks), sum(map(len, contribution.chunks))
+        log.debug("round %d: work encoded in %d chunks, %d bytes", start.round.index, count, size)
         self._service.hold(held)
         await self._commit_work(start, record_hash(body))
         return own

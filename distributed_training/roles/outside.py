@@ -22,6 +22,7 @@ from distributed_training.addresses import unreachable
 from distributed_training.errors import ChainFault, ConfigError, NetworkFault, PeerFault, WireError
 from distributed_training.network.base import Stream, Transport, closing, deadline
 from distributed_training.network.peers import PeerBook
+from distributed_training.ongoing import Ongoing
 
 METHOD = "where"
 PORT_BYTES, ANSWER_BYTES = 2, 5
@@ -77,11 +78,13 @@ class KnockService:
 
 @dataclass(frozen=True, slots=True)
 class Witnesses:
-    """`who`: peer keys of validators, those with most stake first. `public`: peers are all over the Internet."""
+    """`who`: peer keys of validators, those with most stake first. `public`: peers are all over the Internet. `ask_s`:
+    how long one of them is waited for."""
 
     transport: Transport
     who: Callable[[], Sequence[bytes]]
     public: bool
+    ask_s: float = ASK_S
 
     async def look(self, port: int) -> list[Seen]:
         """What the first of them say; without those that say nothing."""
@@ -90,7 +93,7 @@ class Witnesses:
 
     async def _ask(self, key: bytes, port: int) -> Seen | None:
         try:
-            async with deadline(ASK_S, METHOD), closing(self.transport.open(key, METHOD, ASK_S)) as stream:
+            async with deadline(self.ask_s, METHOD), closing(self.transport.open(key, METHOD, ASK_S)) as stream:
                 await stream.write(port.to_bytes(PORT_BYTES, "big"), ASK_S)
                 answer = await stream.read(ANSWER_BYTES, ASK_S)
             if len(answer) != ANSWER_BYTES or answer[0] not in (OPEN, SHUT):
@@ -116,7 +119,7 @@ class Witnesses:
             log.warning("no validator is there to say at which address it sees this node: going on with %s", former)
             return former, port
         if isinstance(found, str):
-            raise ConfigError(f"nobody could reach this node: it listens everywhere, and {found}. {_help(port)}")
+            raise ConfigError(f"nobody could reach this node: it listens everywhere, and {found}. {how_to_open(port)}")
         log.info("announcing %s:%d, where most of %d validators see this node and reach it", *found, len(seen))
         return found
 
@@ -125,18 +128,20 @@ class Witnesses:
     ) -> None:
         """Have them knock now and then; `tell` when none of those that see us at `address` gets in. `move` announces
         another one, where most of them see us by now; None: the operator gave this one."""
-        shut, port, doubted = False, address[1], ""
+        port, doubted = address[1], ""
+        shut = Ongoing(log, "peers cannot reach this node", "peers reach this node again", logging.ERROR)
+        unsaid = Ongoing(log, "not announced at the new address yet", "announced at the new address")
         await asyncio.sleep(FIRST_CHECK_S)
         while True:
             seen = await self.look(port)
             found, here = agreed(seen, port, public=self.public), [is_open for ip, is_open in seen if ip == address[0]]
             if here and not any(here):
-                shut = True
-                tell(f"{len(here)} validator(s) could not connect to {address[0]}:{port}, as announced: peers cannot "
-                     f"send this node their slices. {_help(port)}")  # fmt: skip
-            elif here and shut:
-                shut = False
-                log.info("port %d can be reached from outside again", port)
+                what = f"{len(here)} validator(s) could not connect to {address[0]}:{port}, as announced"
+                why = f"{what}. {how_to_open(port)}"
+                shut.begin(why)
+                tell(why)
+            elif here and shut.end():
+                pass
             elif seen and not here and found != doubted:
                 where = found if isinstance(found, str) else f"they see and reach it at {found[0]}"
                 log.warning("no validator sees this node at %s, where it is announced: %s", address[0], where)
@@ -146,9 +151,10 @@ class Witnesses:
                     try:
                         await move(found)
                         address = found
+                        unsaid.end()
                     except ChainFault as error:
-                        log.warning("not announced yet: %s", error)
-            await asyncio.sleep(CHECK_EVERY_S if here and not shut else TURN_S + 1)
+                        unsaid.begin(error)
+            await asyncio.sleep(CHECK_EVERY_S if any(is_open for is_open in here) else TURN_S + 1)
 
 
 def agreed(seen: Sequence[Seen], port: int, *, public: bool) -> Address | str:
@@ -168,7 +174,7 @@ def agreed(seen: Sequence[Seen], port: int, *, public: bool) -> Address | str:
     return ip, port
 
 
-def _help(port: int) -> str:
+def how_to_open(port: int) -> str:
     return (
         f"Open TCP port {port} in the firewall and forward it in the router, and give the address that peers dial with "
         "--axon.external_ip (another port there: --axon.external_port); a miner that can open no port starts with "

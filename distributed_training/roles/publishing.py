@@ -11,11 +11,11 @@ from itertools import count
 from pathlib import Path
 
 from distributed_training.checkpoints.base import CheckpointRef, CheckpointStore
-from distributed_training.errors import ConfigError, LocalFault, WireError
-from distributed_training.metrics.events import Checkpoint
+from distributed_training.errors import ConfigError, LocalFault, WireError, said
+from distributed_training.metrics.events import Checkpoint, Fault
+from distributed_training.ongoing import Ongoing
 from distributed_training.roles.exporting import Exporter
 from distributed_training.roles.parts import Parts
-from distributed_training.roles.trouble import tell
 from distributed_training.training.outer import RunState
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Publisher:
         self._offered, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._serials = count()
-        self._failing = False
+        self._trouble = Ongoing(log, "checkpoints are not published", "checkpoints are published again", logging.ERROR)
         self._task: asyncio.Task[None] | None = None
 
     async def offer(self, index: int, state: RunState, root: bytes) -> None:
@@ -125,9 +125,7 @@ class Publisher:
         except (LocalFault, ConfigError, WireError) as error:
             self._tell(staged.index, error)
             return False
-        if self._failing:
-            log.info("round %d: checkpoints are published again", staged.index)
-        self._failing = False
+        self._trouble.end()
         self._p.metrics.emit(Checkpoint(path=ref.location, sha256=ref.digest.hex()), round=staged.index)
         try:
             await asyncio.to_thread(self._store.prune, {staged.index})
@@ -136,9 +134,8 @@ class Publisher:
         return True
 
     def _tell(self, index: int, error: Exception) -> None:
-        if not self._failing:
-            tell(self._p, index, "checkpoint", error)
-        self._failing = True
+        if self._trouble.begin(f"round {index}: {said(error)}"):
+            self._p.metrics.emit(Fault(what="checkpoint", detail=said(error)), round=index)
 
     def _stage(self, index: int, state: RunState, root: bytes) -> _Staged:
         folder = self._staging / f"{index:06d}-{next(self._serials)}"  # a round may come again while it goes out

@@ -12,6 +12,7 @@ import logging
 from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault, WireError
 from distributed_training.network.base import Stream, closing, deadline
 from distributed_training.network.peers import PeerBook
+from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.manifest import RunManifest
 
 METHOD = "reach"
@@ -65,14 +66,15 @@ async def keep_in_touch(peers: PeerBook, manifest: RunManifest, own_key: bytes) 
 async def _hold(peers: PeerBook, key: bytes) -> None:
     """Greet one validator again and again; dials when the connection is lost, ends one that is dead at its far end."""
     failures = missed = 0
+    lost = Ongoing(log, f"no contact with the validator {key.hex()[:12]}", f"in contact again with {key.hex()[:12]}")
     while True:
         try:
             await greet(peers, key)
             failures = missed = 0
+            lost.end()
         except (NetworkFault, PeerFault) as error:
             failures, missed = failures + 1, missed + 1 if isinstance(error, DeadlineMissed) else 0
-            if failures == 1:
-                log.info("no contact with the validator %s: %s", key.hex()[:12], error)
+            lost.begin(error)
             if missed >= 2:
                 await peers.transport.disconnect(key)
         await asyncio.sleep(min(MAX_RETRY_S, RETRY_S * 2 ** min(failures, 16)) if failures else HELLO_EVERY_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -13,8 +12,6 @@ from distributed_training.protocol.types import AverageOutcome, Round, StepRecor
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import attempt
 
-log = logging.getLogger(__name__)
-
 
 class RoundReport:
     """Counts bytes and seconds of one round and emits its events. `None` where nothing was measured."""
@@ -23,7 +20,7 @@ class RoundReport:
         self._p, self._round = parts, round_
         traffic = parts.peers.transport.traffic
         self._sent, self._received = traffic.sent_to.copy(), traffic.received_from.copy()
-        self._mark = asyncio.get_running_loop().time()
+        self._began = self._mark = asyncio.get_running_loop().time()
         self._seconds: dict[str, float | None] = {"train": None, "average": None, "settle": None}
         self._steps: int | None = None
         self._tokens: int | None = None
@@ -80,13 +77,17 @@ class RoundReport:
             steps=self._steps,
             own_tokens=self._tokens,
             seconds=dict(self._seconds),
+            pay=self._pay(),
         )
         kept = {k: v for k, v in asdict(settled).items() if k != "seconds"}
         attempt(self._p, self._round.index, "disk", lambda: self._p.journal.save_round(self._round.index, kept))
         self._tell(settled)
-        whose = ", with ours" if self._p.signer.public_key in outcome.included else ""
-        how = f"work of {len(outcome.included)} miners{whose}" if outcome.applied else f"discarded, {outcome.reason}"
-        log.info("round %d: %s; state %s", self._round.index, how, root.hex()[:16])
+        self._p.metrics.words.end_troubles(self._began)
+
+    def _pay(self) -> float | None:
+        """As the newest roster that was read has it."""
+        own = self._p.signer.public_key
+        return next((max(n.incentive, n.dividends) for n in self._p.peers.neurons if n.public_key == own), None)
 
     def _tell(self, event: events.Record) -> None:
         self._p.metrics.emit(event, round=self._round.index)

@@ -7,7 +7,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from distributed_training.errors import HotkeyTaken, LocalFault, SlicesMissing, StateDiverged, first_of, named
+from distributed_training.errors import (
+    DeviceLost,
+    HotkeyTaken,
+    LocalFault,
+    SlicesMissing,
+    StateDiverged,
+    first_of,
+    named,
+)
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.joining.bootstrap import Start
 from distributed_training.roles.miner import GaveUp
@@ -37,7 +45,7 @@ class Rounds:
         index = self._follower.index
         try:
             await node.run_round()
-        except* (GaveUp, HotkeyTaken):
+        except* (GaveUp, HotkeyTaken, DeviceLost):
             raise
         except* StateDiverged as group:
             await self._join_again(first_of(group))

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from distributed_training.averaging.butterfly import CONTROL_TIMEOUT_S, OwnWork
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.averaging.retries import Retries
 from distributed_training.chain.base import Chain
 from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import ChainFault, NetworkFault, PeerFault, WireError
 from distributed_training.network.base import Stream, closing, deadline
 from distributed_training.network.peers import PeerBook
+from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.audit_plan import audit_beacon, audit_depth, probe_chunks
 from distributed_training.protocol.rules.clock import bulk_timeout_s
@@ -53,6 +53,7 @@ class MinerService:
         self._voters: dict[int, frozenset[bytes]] = {}
         self._beacons: dict[int, bytes] = {}
         self._answered: Counter[tuple[int, int]] = Counter()  # (round, uid of the validator)
+        self._served: set[tuple[int, bytes]] = set()  # (round, public key of a validator that took all it may ask for)
         peers.transport.serve(CHUNKS_METHOD, self._on_chunks)
 
     def hold(self, work: HeldWork) -> None:
@@ -62,6 +63,7 @@ class MinerService:
                 kept.pop(old, None)
         for key in [k for k in self._answered if k[0] not in self._held]:
             del self._answered[key]
+        self._served = {served for served in self._served if served[0] in self._held}
 
     def held(self, round_index: int) -> HeldWork | None:
         return self._held.get(round_index)
@@ -74,15 +76,16 @@ class MinerService:
             await asyncio.gather(*(self._push_log(plan, held, key) for key in keys))
 
     async def _push_log(self, plan: RoundPlan, held: HeldWork, peer_key: bytes) -> None:
-        with Retries(log, f"pushing the log to {peer_key.hex()[:12]}") as retries:
-            while (left_s := self._clock.seconds_until(plan.round.output_block)) > 0:
-                try:
-                    await push_log(self._peers, peer_key, plan.round.index, held.own.signed, held.log, left_s)
-                    retries.worked()
-                    return
-                except (NetworkFault, PeerFault) as error:
-                    retries.failed(error)
-                    await asyncio.sleep(min(left_s, self._clock.block_s))
+        what = f"round {plan.round.index}: our log to {peer_key.hex()[:12]}"
+        tries = Ongoing(log, what, f"{what}: there", logging.DEBUG)
+        while (left_s := self._clock.seconds_until(plan.round.output_block)) > 0:
+            try:
+                await push_log(self._peers, peer_key, plan.round.index, held.own.signed, held.log, left_s)
+                log.debug("%s is there", what)
+                return
+            except (NetworkFault, PeerFault) as error:
+                tries.begin(error)
+                await asyncio.sleep(min(left_s, self._clock.block_s))
 
     async def attend(self, plan: RoundPlan) -> None:
         """From now on voters may ask about the round. Ends when its audit beacon is known: it is fetched as soon as it
@@ -93,7 +96,7 @@ class MinerService:
         try:
             await self._beacon(plan.round.index)
         except ChainFault as error:
-            log.info("round %d: no audit beacon yet: %s", plan.round.index, error)
+            log.debug("round %d: no audit beacon yet: %s", plan.round.index, error)
 
     async def _beacon(self, round_index: int) -> bytes:
         if round_index not in self._beacons:
@@ -124,6 +127,11 @@ class MinerService:
             for chunk in drawn_chunks(beacon, neuron.public_key, held.record, self._manifest):
                 await stream.write(held.own.contribution.chunks[chunk], CONTROL_TIMEOUT_S)
             await stream.read(len(_ACK), CONTROL_TIMEOUT_S)
+        self._served.add((index, neuron.public_key))
+
+    def answered(self, round_index: int) -> bool:
+        """Has every voter of the round, if we have work in it, had its chunks?"""
+        return all((round_index, key) in self._served for key in self._voters.get(round_index, ()))
 
 
 def drawn_chunks(beacon: bytes, validator: bytes, record: WorkRecord, manifest: RunManifest) -> tuple[int, ...]:

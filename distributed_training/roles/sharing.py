@@ -102,7 +102,7 @@ class SharedStates:
         """`look` in a task of its own, for a round at most; nothing while a former look is under way."""
         looking = self._task is not None and not self._task.done()
         if looking or (self._thread is not None and self._thread.is_alive()):
-            log.info("round %d: nobody's copy is looked at, a former look is under way", plan.round.index)
+            log.debug("round %d: nobody's copy is looked at, a former look is under way", plan.round.index)
             return
         self._task = asyncio.create_task(self._look_for_a_round(plan, state, beacon), name="shared states")
 
@@ -124,7 +124,7 @@ class SharedStates:
             async with asyncio.timeout(limit_s):
                 await self.look(plan, state, beacon)
         except TimeoutError:
-            log.info("round %d: looking at a published copy took more than %.0f s and was given up", index, limit_s)
+            log.debug("round %d: looking at a published copy took more than %.0f s and was given up", index, limit_s)
         except Exception as error:  # whatever it is: ours, and the run can do without it
             tell(self._p, index, "shared", error)
 
@@ -155,7 +155,7 @@ class SharedStates:
         except (WireError, ConfigError) as error:
             ok, said = False, str(error)
         except LocalFault as error:  # ours or the Hub's: no word about the miner
-            log.info("round %d: what uid %d publishes was not looked at: %s", index, drawn.uid, error)
+            log.debug("round %d: what uid %d publishes was not looked at: %s", index, drawn.uid, error)
             return
         self._p.metrics.emit(Shared(target=drawn.uid, repository=repo_id, ok=ok, said=said), round=index)
 

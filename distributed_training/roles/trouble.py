@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
-from distributed_training.errors import ChainFault, ConfigError, LocalFault, said
+from distributed_training.errors import ChainFault, ChainUnreachable, ConfigError, LocalFault, said
 from distributed_training.metrics.events import Fault
 from distributed_training.protocol.commitments import encode_commitment
 from distributed_training.protocol.types import Commitment
@@ -14,11 +15,14 @@ from distributed_training.roles.parts import Parts
 
 log = logging.getLogger(__name__)
 
+SEND_S = 3.0  # for a write to the chain when the node is told to stop: blocks may be longer, but it is on its way then
+T = TypeVar("T")
+
 
 def tell(parts: Parts, round_index: int, what: str, error: BaseException) -> None:
-    """Say it once, in the log and as an event. Never raises."""
+    """As an event, and in the log when it begins; its end is said after a round without it. Never raises."""
     detail = said(error)
-    log.error("round %d: own trouble (%s): %s", round_index, what, detail)
+    parts.metrics.words.trouble(what, f"round {round_index}: {detail}")
     parts.metrics.emit(Fault(what=what, detail=detail), round=round_index)
 
 
@@ -73,12 +77,29 @@ async def _commit(parts: Parts, commitment: Commitment, round_index: int, last_b
             if head >= last_block:
                 tell(parts, round_index, "commit", ChainFault(f"{what}: too late in block {head}, due in {last_block}"))
                 return None
-            return await parts.chain.commit(fields, last_block)
+            block = await finished(parts.chain.commit(fields, last_block), SEND_S)
+            log.debug("round %d: %s is on chain in block %d, due by %d", round_index, what, block, last_block)
+            return block
         except ChainFault as error:
             if not error.passes:
                 tell(parts, round_index, "commit", error)
                 return None
-            if not told:
+            if isinstance(error, ChainUnreachable):  # the log has the outage from who waits for its end
+                log.debug("round %d: %s: %s", round_index, what, error)
+                if not told:
+                    parts.metrics.emit(Fault(what="chain", detail=said(error)), round=round_index)
+            elif not told:
                 tell(parts, round_index, "chain", error)
             told = True
             await asyncio.sleep(parts.clock.block_s)
+
+
+async def finished(work: Coroutine[Any, Any, T], grace_s: float) -> T:
+    """`work`; who is cancelled meanwhile gives it `grace_s` to end."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=grace_s)
+        task.cancel()
+        raise

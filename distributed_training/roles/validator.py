@@ -10,7 +10,7 @@ from functools import partial
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.contribution import check_work
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.errors import LocalFault, WireError
+from distributed_training.errors import DeviceLost, LocalFault, WireError
 from distributed_training.protocol.rules import membership
 from distributed_training.protocol.types import Commitment, Role, WorkRecord
 from distributed_training.protocol.wire import decode_signed
@@ -97,13 +97,17 @@ class Validator:
         return True
 
     async def _look_back(self, plan: RoundPlan, state: RunState, audited: FinishedRound | None) -> None:
-        """After a round: evaluate the new state, then audit. Our own trouble costs observations, not the node."""
+        """After a round: evaluate the new state, then audit. Our own trouble costs observations, not the node, but for
+        a GPU that failed: another process may use it."""
         try:
             await self.evaluator.evaluate(state, plan.round.index)
             if audited is not None:
                 beacon = await self._examiner.examine(audited)
                 if self._shared is not None:
                     self._shared.begin(plan, audited.state, beacon)
+        except DeviceLost as error:
+            tell(self._p, plan.round.index, "device", error)
+            raise
         except Exception as error:  # whatever it is: ours, and the next round can do without it
             tell(self._p, plan.round.index, "audit", error)
 

@@ -32,6 +32,7 @@ from distributed_training.settings.sections import (
     SubtensorSection,
     WalletSection,
 )
+from distributed_training.settings.words import nearest
 
 Preset = Literal["local", "localnet", "testnet", "mainnet"]
 PRESETS = cast(tuple[str, ...], get_args(Preset))
@@ -47,7 +48,7 @@ RUN_DIR_PATHS = {
 class NodeConfig(BaseSettings):
     """Everything a node is told by its operator. All paths are absolute; whether they exist is not checked."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="DT_")
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="DT_", enable_decoding=False)
 
     preset: Preset = Field(default=DEFAULT_PRESET, description="which network: local, localnet, testnet, mainnet")
     netuid: int = Field(ge=0, le=65535, description="number of the subnet")
@@ -70,6 +71,11 @@ class NodeConfig(BaseSettings):
     )
     local_chain: Typed | None = Field(default=None, description="SQLite file of the local chain; None: a real chain")
     device: Device = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N")
+    micro_batch: Positive | None = Field(
+        default=None,
+        description="sequences of the run's batch that go through the model at a time, for a GPU with little memory: a "
+        "step's results are those of the whole batch up to rounding; halved by itself where memory runs out",
+    )
     threads: Positive | None = Field(default=None, description="CPU threads of torch; default: its own choice")
     rounds: Positive | None = Field(
         default=None, description="stop cleanly when this many rounds of the run are settled"
@@ -171,9 +177,11 @@ def load_config(role: Role, argv: Sequence[str]) -> NodeConfig:
     env = EnvSettingsSource(
         NodeConfig, env_prefix="DT_", env_nested_delimiter="_", env_nested_max_split=1, env_ignore_empty=True
     )()
-    name = flags.find_preset(argv) or env.get("preset") or DEFAULT_PRESET
+    asked = flags.find_preset(argv)
+    name = asked or env.get("preset") or DEFAULT_PRESET
     if name not in PRESETS:
-        raise ConfigError(f"preset {name!r}: expected one of {', '.join(PRESETS)}{flags.nearest(name, PRESETS)}")
+        where = "--preset" if asked else "DT_PRESET"
+        raise ConfigError(f"{where}: expected one of {', '.join(PRESETS)}, got {name!r}{nearest(name, PRESETS)}")
     preset = read_preset(name)
     given = flags.parse(role, options, argv, preset)  # may print help and exit
     sources = {"command line": given, "environment": env, f"presets/{name}.toml": preset}

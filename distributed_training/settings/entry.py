@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import select
 import signal
@@ -19,14 +20,15 @@ from distributed_training.shutdown import every_stop_as_ctrl_c, stop_signals
 
 EXIT_TROUBLE, EXIT_WRONG, EXIT_STOPPED, EXIT_PIPE = 1, 2, 130, 141
 DEBUG_FLAG, DEBUG_VARIABLE = "--logging.debug", "DT_LOGGING_DEBUG"
+JSON_FLAG, JSON_VARIABLE = "--logging.json", "DT_LOGGING_JSON"
 # What the operator put right by giving another path; other errors of the system are trouble of the machine.
 OPERATORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
-def run_main(main: Callable[[], int]) -> int:
+def run_main(main: Callable[[], int], stopped: int = EXIT_STOPPED) -> int:
     """Call `main` and return the exit code: its own, 2 (ConfigError: its own) for what the operator has to put right,
-    1 for trouble of this machine or a mistake of ours, 130 for Ctrl-C and other stop signals, 141 when nobody reads our
-    output any more."""
+    1 for trouble of this machine or a mistake of ours, `stopped` for Ctrl-C and other stop signals, 141 when nobody
+    reads our output any more."""
     for stream in (sys.stdout, sys.stderr):
         printable(stream)
     lend_home()
@@ -38,23 +40,24 @@ def run_main(main: Callable[[], int]) -> int:
             sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        return _end("stopped", EXIT_STOPPED)
+        return _end("", "stopped", stopped)
     except Exception as error:
         if _output_is_gone(error):
             return EXIT_PIPE
-        if _debug():
+        if _asked(DEBUG_FLAG, DEBUG_VARIABLE):
             traceback.print_exc()
-        return _end(*explained(error))
+        line, code = explained(error)
+        return _end("error", line.removeprefix("error: "), code)
 
 
 @contextmanager
-def only_loading() -> Iterator[None]:
+def only_loading(stopped: int = EXIT_STOPPED) -> Iterator[None]:
     """Nothing is begun yet that somebody would have to clear up: a stop signal ends the process at once, without the
     seconds that large libraries take to be put away."""
 
     def end(number: int, frame: object) -> None:
         os.write(2, b"stopped\n")
-        os._exit(EXIT_STOPPED)
+        os._exit(stopped)
 
     former = {number: signal.signal(number, end) for number in stop_signals()}
     try:
@@ -88,9 +91,17 @@ def printable(stream: TextIO | None) -> None:
         reconfigure(errors="backslashreplace")
 
 
-def _end(line: str, code: int) -> int:
+def tell(level: str, text: str) -> None:
+    """One line on stderr, outside the log: before it begins, and after its end. level: warning, error or empty."""
+    line = f"{level}: {text}" if level else text
+    if _asked(JSON_FLAG, JSON_VARIABLE):
+        line = json.dumps({"level": level or "info", "event": text})
     if sys.stderr is not None:
         sys.stderr.write(f"{line}\n")
+
+
+def _end(level: str, text: str, code: int) -> int:
+    tell(level, text)
     return code
 
 
@@ -100,8 +111,9 @@ def _forget_empty() -> None:
         del os.environ[name]
 
 
-def _debug() -> bool:
-    return DEBUG_FLAG in sys.argv or os.environ.get(DEBUG_VARIABLE, "").lower() in ("1", "true", "yes", "on")
+def _asked(flag: str, variable: str) -> bool:
+    """Is this switch of a node on? Asked where its flags may be what is wrong."""
+    return flag in sys.argv or os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
 
 
 def _output_is_gone(error: Exception) -> bool:

@@ -7,8 +7,7 @@ level underscores become dashes (`run_dir` is `--run-dir`).
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -18,6 +17,9 @@ from pydantic_core import PydanticUndefined
 from distributed_training.addresses import FILE
 from distributed_training.errors import ConfigError, expected
 from distributed_training.protocol.types import Role
+from distributed_training.settings.arguments import Parser
+from distributed_training.settings.help_texts import EPILOG, EXAMPLES, GROUPS, REFUSED, STORY
+from distributed_training.settings.words import nearest
 
 NOT_FLAGS = ("local_chain", "warnings")  # set by presets and by the loader
 ROLE_ONLY = {
@@ -41,31 +43,10 @@ METAVARS = {
     "prometheus": "[IP:]PORT",
     "wandb": "online|offline",
 }
-SCRIPT_VARIABLES = ("DT_VENV", "DT_TORCH", "DT_TORCH_INDEX")  # read by scripts/setup.sh
-GROUPS = {
-    "subtensor": "chain",
-    "wallet": "wallet",
-    "axon": "network",
-    "serve_snapshots": "network",
-    "data": "data",
-    "hub": "Hugging Face Hub",
-    "disk": "disk",
-    "metrics": "metrics",
-    "logging": "logging",
-    "device": "work",
-    "threads": "work",
-    "rounds": "work",
-    "steps_per_round": "work",
-    "exact_steps": "work",
-    "train_ahead": "work",
-    "page_dir": "work",
-    "dry_run": "work",
-}
-STORY = {
-    Role.MINER: "Train the run's model on this machine, average with the other miners, earn by the work done.",
-    Role.VALIDATOR: "Check what the miners claim by doing parts of it again, and pay them through weights on chain.",
-    Role.OWNER: "Publish the run's manifest and its checkpoints. The run goes on without it.",
-}
+SCRIPT_VARIABLES = (  # read by scripts/setup.sh, by run_node.sh and pm2, by the launcher
+    *("DT_VENV", "DT_TORCH", "DT_TORCH_INDEX"),
+    *("DT_ENV_FILE", "DT_AUTO_UPDATE", "DT_UPDATE_URL", "DT_UPDATE_HOURS"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +93,6 @@ def options(model: type[BaseModel], prefix: str = "") -> list[Option]:
     return found
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean X?"`, or nothing if no known word is near."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]}?" if match else ""
-
-
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Later layers win; one level of sections is merged key by key."""
     result: dict[str, Any] = {}
@@ -146,8 +121,8 @@ def check_environment(known: Sequence[Option], environ: Mapping[str, str]) -> No
 
 def find_preset(argv: Sequence[str]) -> str | None:
     """The value of --preset, found before the rest is parsed because the help shows the preset's defaults."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?")
     return parser.parse_known_args(argv)[0].preset
 
 
@@ -223,47 +198,39 @@ def _unknown_argument(argument: str, mine: Sequence[Option], known: Sequence[Opt
     return f"unknown option {flag}{nearest(flag, [option.flag for option in mine])}"
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message.removeprefix("argument "))
 
 
 def _build_parser(role: Role, mine: Sequence[Option], preset: Mapping[str, Any]) -> argparse.ArgumentParser:
+    """Raises KeyError for an option in no group."""
     name = role.name.lower()
     parser = _Parser(
         prog=f"python neurons/{name}.py",
         usage=f"python neurons/{name}.py [--preset NAME] [options]",
         description=STORY[role],
-        epilog=_EPILOG.format(name=name),
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110),
+        examples=EXAMPLES[role],
+        epilog=EPILOG.format(missed="4 --exact-steps missed; " if role is Role.MINER else ""),
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
-    groups: dict[str, Any] = {}
-    for option in mine:
-        title = GROUPS.get(option.key.split(".")[0], "run")
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        if option.is_switch:
-            action: Any = argparse.BooleanOptionalAction if option.key in BOTH_WAYS else "store_true"
-            groups[title].add_argument(option.flag, dest=option.key, action=action, help=option.help)
-            continue
-        default = find(preset, option.key)
-        default = option.default if default is None else default
-        shown = "" if default in (None, ()) else f" (default: {str(default).replace('{run_dir}', 'RUN_DIR')})"
-        text = (option.help + shown).replace("%", "%%")
-        many = "append" if "tuple" in option.annotation else "store"
-        groups[title].add_argument(option.flag, dest=option.key, action=many, metavar=option.metavar, help=text)
+    place = {key: (index, title) for title, keys in GROUPS.items() for index, key in enumerate(keys)}
+    for title in GROUPS:
+        add = parser.group(title)
+        for option in sorted((o for o in mine if place[o.key][1] == title), key=lambda o: place[o.key]):
+            _add(add, option, role, preset)
     return parser
 
 
-_EPILOG = """\
-defaults shown are those of the chosen preset: add --preset local, for instance, to see its own.
-every option can be set as an environment variable too: --axon.port as DT_AXON_PORT, --run-dir as DT_RUN_DIR.
-
-examples:
-  join a subnet that scripts/demo.sh runs on this machine
-    python neurons/{name}.py --preset local --run-dir RUN_DIR --wallet.hotkey extra --axon.port 9150
-  a node on the main network, in the run that its validators are in
-    python neurons/{name}.py --netuid N --wallet.name cold --wallet.hotkey hot --axon.external_ip 203.0.113.7
-"""
+def _add(add: Callable[..., Any], option: Option, role: Role, preset: Mapping[str, Any]) -> None:
+    if option.is_switch:
+        action: Any = argparse.BooleanOptionalAction if option.key in BOTH_WAYS else "store_true"
+        text = argparse.SUPPRESS if (option.key, role) in REFUSED else option.help
+        add(option.flag, dest=option.key, action=action, help=text)
+        return
+    default = find(preset, option.key)
+    default = option.default if default is None else default
+    shown = "" if default in (None, ()) else f" (default: {str(default).replace('{run_dir}', 'RUN_DIR')})"
+    text = (option.help + shown).replace("%", "%%")
+    many = "append" if "tuple" in option.annotation else "store"
+    add(option.flag, dest=option.key, action=many, metavar=option.metavar, help=text)

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed_training.paths import typed
+from distributed_training.errors import ConfigError
+from distributed_training.paths import existing_folder, is_missing, typed
 
 PREFIX = "hub:"
 # Names as the Hub allows them; a revision is a branch, a tag or a commit.
@@ -30,6 +31,16 @@ def parse_repo(text: str) -> HubRepo:
     if found is None or ".." in text:
         raise ValueError("expected a repository like hub:ORG/NAME or hub:ORG/NAME@REVISION")
     return HubRepo(found[1], found[2])
+
+
+def folder_of(place: Path) -> Path:
+    """A folder that is there. Raises ConfigError, and says how the Hub would have been named: a name of a repository
+    alone is taken for a path."""
+    try:
+        return existing_folder(place)
+    except ConfigError as error:
+        hint = f"; a repository of the Hub is written {PREFIX}ORG/NAME" if is_missing(place) else ""
+        raise ConfigError(f"{error}{hint}") from None
 
 
 def parse_place(text: str) -> HubRepo | Path:

@@ -81,7 +81,12 @@ class MetricsSection(_Section):
 
 class LoggingSection(_Section):
     debug: bool = Field(default=False, description="log every step of the protocol")
-    json_lines: bool = Field(default=False, alias="json", description="log JSON lines even on a terminal")
+    json_lines: bool = Field(default=False, alias="json", description="log JSON, an object a line")
+    file: Typed | None = Field(
+        default=None,
+        description="keep the log in this file too, and in four older ones of 10 MiB; default: log/node.log in the "
+        "node's folder RUN_DIR/nodes/HOTKEY",
+    )
 
 
 class DataSection(_Section):

@@ -35,26 +35,29 @@ faults:
   none       nothing goes wrong
   churn      nodes are killed at any moment and started again, new ones join
   loss       two segments in a hundred are lost, connections break
-  partition  a part of the nodes is cut off from the others for a while; now and then the chain is out
-  crash      a tenth of the nodes dies at one moment of the exchange, and is back ten seconds later
+  partition  a part of the nodes is cut off from the others for a while; now
+             and then the chain is out
+  crash      a tenth of the nodes dies at one moment of the exchange, and is
+             back ten seconds later
   freeze     nodes stand still with their connections open
   all        another one of these in every round, over lossy links
 
 checked in every round: nodes that settled it have one state root and one outcome; a node that nothing happened to has
 settled it by the round's end plus 10 s, one that had trouble two rounds later; no node ends by itself; at the end no
 task is left. A deadlock is found at once, since nothing but the nodes moves the clock.
-
-exit codes: 0 all held, 1 something did not (printed with the command that replays it), 2 a wrong option.
-
-examples:
-  python -m distributed_training.simulation --miners 64 --rounds 20 --faults churn --seed 7
-  python -m distributed_training.simulation --miners 8 --rounds 4 --faults all --seed 3 --events all.jsonl
 """
+EXAMPLES = """\
+  python -m distributed_training.simulation --miners 64 --faults churn --seed 7
+  python -m distributed_training.simulation --miners 8 --faults all --rounds 4
+"""
+EPILOG = "exit codes: 0 all held, 1 something did not (printed with the command that replays it), 2 a wrong option."
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(prog="python -m distributed_training.simulation", description=DESCRIPTION)
-    add = made.add_argument
+    made = Parser(
+        prog="python -m distributed_training.simulation", description=DESCRIPTION, examples=EXAMPLES, epilog=EPILOG
+    )
+    add = made.group("the swarm")
     add("--miners", type=whole(1, 1023, "miners"), default=16, metavar="N", help="at the start (default 16)")
     add("--rounds", type=whole(1, 100000, "rounds"), default=6, metavar="N", help="rounds to run (default 6)")
     add("--faults", choices=FAULTS, default="none", help="what goes wrong (default none)")
@@ -68,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of the model (default 16)",
     )
+    add = made.group("what is written")
     add("--json", type=new_file, metavar="FILE", help="write the result as one JSON object")
     add("--events", type=new_file, metavar="FILE", help="write every event: [virtual time, node, event]")
     add("--log", type=new_file, metavar="FILE", help="write what the nodes log, each line with node and time")

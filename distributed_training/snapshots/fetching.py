@@ -175,13 +175,13 @@ class _Fetch:
             await self._draw(donor)
             return 0.0
         except _Absent as fault:
-            log.info("%s: %s", name, fault)
+            log.debug("%s: %s", name, fault)
             return None
         except PeerFault as fault:
             log.warning("%s is not asked for the state again: %s", name, fault)
             return None
         except NetworkFault as fault:
-            log.info("%s gave no more of the state: %s", name, fault)
+            log.debug("%s gave no more of the state: %s", name, fault)
             return self._retry_s
         finally:
             self._give_back(donor)

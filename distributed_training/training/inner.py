@@ -21,6 +21,7 @@ from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.schedules import inner_learning_rate
 from distributed_training.protocol.rules.sketch import GroupSketcher, Sketch, round_fp16
 from distributed_training.protocol.types import StepRecord
+from distributed_training.training.device import device_faults
 from distributed_training.training.device_sketch import DeviceSketcher
 from distributed_training.training.flat import (
     Flat,
@@ -57,8 +58,9 @@ class InnerLoop:
         if micro_batch is not None and micro_batch < 1:
             raise ValueError(f"expected micro_batch >= 1, got {micro_batch}")
         self.groups = groups(model)
-        self._model = model.to(device)
         self._device = torch.device(device)
+        with device_faults(self._device.type):
+            self._model = model.to(device)
         self._inner = manifest.inner
         self._sketch_size = manifest.audit.sketch_size
         self._batch_size, self._micro_batch = manifest.data.batch_size, micro_batch
@@ -82,26 +84,28 @@ class InnerLoop:
         Ends early when `should_stop()` is true before a step or the batches run out. `on_step` receives each
         record and the seconds its step took. Without a `sketch_seed` nothing is sketched and records are no log.
         `fresh_moments=False` keeps AdamW's moments of the former run: for baselines, the protocol never does.
-        Raises LocalFault when the loss or the gradient is no longer finite; what `batches` raises goes through.
+        Raises LocalFault when the loss or the gradient is no longer finite, DeviceLost when the accelerator fails; what
+        `batches` raises goes through.
         """
-        load_flat(self._model, start)
-        if fresh_moments:
-            self._optimizer = self._new_optimizer()
-        sketch = self._sketcher(sketch_seed)
-        records: list[StepRecord] = []
-        for step in range(max_steps):
-            if should_stop():
-                break
-            batch = next(batches, None)
-            if batch is None:
-                break
-            began = time.perf_counter()
-            rate = inner_learning_rate(self._inner, applied_rounds, step, fresh_moments=fresh_moments)
-            record = self._step(batch, step, rate, sketch)
-            records.append(record)
-            if on_step is not None:
-                on_step(record, time.perf_counter() - began)
-        return InnerResult(to_flat(self._model), tuple(records))
+        with device_faults(self._device.type):
+            load_flat(self._model, start)
+            if fresh_moments:
+                self._optimizer = self._new_optimizer()
+            sketch = self._sketcher(sketch_seed)
+            records: list[StepRecord] = []
+            for step in range(max_steps):
+                if should_stop():
+                    break
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                began = time.perf_counter()
+                rate = inner_learning_rate(self._inner, applied_rounds, step, fresh_moments=fresh_moments)
+                record = self._step(batch, step, rate, sketch)
+                records.append(record)
+                if on_step is not None:
+                    on_step(record, time.perf_counter() - began)
+            return InnerResult(to_flat(self._model), tuple(records))
 
     def shrink(self) -> bool:
         """After running out of memory: let go of what the last run held and halve the micro-batch.
@@ -113,33 +117,40 @@ class InnerLoop:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        size = self._micro_batch or self._batch_size
+        size = self.micro_batch
         self._micro_batch = max(1, size // 2)
         return size > 1
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences that go through the model at a time."""
+        return self._micro_batch or self._batch_size
 
     def evaluate(
         self, flat: Flat, sequences: Tokens, batch_size: int, should_stop: Callable[[], bool] = lambda: False
     ) -> float:
         """Mean loss of the parameters `flat` over int64 sequences [n, T], nats per token.
 
-        Raises LocalFault when `should_stop()` turns true between two batches: part of a mean is not measured.
+        Raises LocalFault when `should_stop()` turns true between two batches: part of a mean is not measured, and
+        DeviceLost when the accelerator fails.
         """
-        load_flat(self._model, flat)
         batch_size = min(batch_size, self._micro_batch or batch_size)
         total = 0.0
-        with torch.no_grad(), self._precision():
+        with device_faults(self._device.type), torch.no_grad(), self._precision():
+            load_flat(self._model, flat)
             for first in range(0, len(sequences), batch_size):
                 if should_stop():
                     raise LocalFault("the evaluation was stopped")
                 losses = loss_per_sequence(self._model, self._tokens(sequences[first : first + batch_size]))
-                total += float(losses.double().sum())
+                total += float(losses.cpu().double().sum())
         return total / len(sequences)
 
     def _step(
         self, batch: Tokens, step: int, learning_rate: float, sketch: Callable[[torch.Tensor], Sketch]
     ) -> StepRecord:
         losses = self._backward(batch)
-        norm = float(torch.linalg.vector_norm(self._gradient, dtype=torch.float64))
+        gradient = self._gradient if self._device.type == "cuda" else self._gradient.cpu()  # mps has no float64
+        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         if not (np.isfinite(norm) and np.isfinite(losses).all()):
             raise LocalFault(f"training diverged: loss or gradient of inner step {step} is not finite")
         record = StepRecord(step, round_fp16(losses), float(np.float32(norm)), sketch(self._gradient))
@@ -173,8 +184,8 @@ class InnerLoop:
         if seed is None:
             return lambda gradient: ()
         sketcher = GroupSketcher(seed, self.groups, self._sketch_size)
-        if self._device.type == "cpu":
-            return lambda gradient: sketcher.sketch(gradient.numpy())
+        if self._device.type != "cuda":  # without float64
+            return lambda gradient: sketcher.sketch(gradient.cpu().numpy())
         return DeviceSketcher(sketcher, self._device).sketch
 
     def _new_optimizer(self) -> torch.optim.AdamW:
@@ -188,11 +199,3 @@ class InnerLoop:
         return torch.optim.AdamW(
             decays, lr=inner.learning_rate, betas=(inner.beta1, inner.beta2), eps=inner.epsilon, fused=True
         )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Python, the CPU allocator and the accelerators each say it in their own way."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
-    )

@@ -40,7 +40,7 @@ def jsonl(folder: Path) -> Rig:
     def vanish() -> None:
         """The descriptor takes no more, as that of a disk that was pulled out."""
         read_only = os.open(path, os.O_RDONLY)
-        os.dup2(read_only, sink._file)
+        os.dup2(read_only, sink._file._file)
         os.close(read_only)
 
     return Rig(sink, lambda: path.read_text().count('"event":"fault"'), vanish, fails=True)
@@ -99,6 +99,7 @@ RIGS = {"jsonl": jsonl, "journal": journal, "prometheus": prometheus, "wandb": w
 
 
 ROUND = events.Round(
+    pay=0.25,
     applied=True,
     reason="applied",
     state_root="ab" * 32,
@@ -121,7 +122,9 @@ ROUND = events.Round(
 )
 CARD = {"S": 0.1, "G": 0.6, "B": 1.0, "I": 1.0, "weight": 0.5, "reason": "", "note": "round 0: pass, 2 steps"}
 EACH: tuple[events.Record, ...] = (
-    events.Ready(hotkey="5GBb", peer_key=b"\1" * 32, state_root=b"\2" * 32, block=0, start_round=0, source="round 0"),
+    events.Ready(
+        hotkey="5GBb", peer_key=b"\1" * 32, state_root=b"\2" * 32, block=0, start_round=0, source="round 0", version="1"
+    ),
     events.Phase(phase="train"),
     events.Step(step=0, loss=5.4, tokens_per_s=float("nan")),
     events.Train(steps=5, tokens=10240, loss_first=5.4, loss_last=4.4, seconds=3.7, stall_s=None),

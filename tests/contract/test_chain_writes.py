@@ -23,6 +23,7 @@ from distributed_training.chain.local.genesis import start_clock
 from distributed_training.chain.local.substrate import LocalSubstrate
 from distributed_training.chain.nonces import Nonces
 from distributed_training.errors import ChainRefused, ChainUnreachable, HotkeyTaken
+from distributed_training.metrics.told import Words
 from distributed_training.protocol.commitments import decode_commitment
 from distributed_training.protocol.types import BlockRef, Commitment, Field, Neuron, Role, Roster
 from distributed_training.roles.parts import Parts
@@ -84,7 +85,7 @@ class Scene:
             cache_dir=path.parent,
             substrate=cast(bt.Substrate, self.substrate),
         )
-        metrics = SimpleNamespace(emit=lambda event, **head: self.events.append(event))
+        metrics = SimpleNamespace(words=Words("miner", 0), emit=lambda event, **head: self.events.append(event))
         clock = BlockClock(self.chain, BLOCK_S)  # not running: nothing becomes final
         self.parts = cast(Parts, SimpleNamespace(chain=self.chain, signer=key("miner-0"), metrics=metrics, clock=clock))
 
@@ -192,7 +193,7 @@ async def reorganised(
 ) -> AsyncIterator[tuple[Reorganised, Parts, list[str]]]:
     chain, told = make(forgets), list[str]()
     clock = BlockClock(cast(Chain, chain), 0.01)
-    metrics = SimpleNamespace(emit=lambda event, **head: told.append(event.detail))
+    metrics = SimpleNamespace(words=Words("miner", 0), emit=lambda event, **head: told.append(event.detail))
     task = asyncio.create_task(clock.run())
     yield chain, cast(Parts, SimpleNamespace(chain=chain, signer=key("miner-0"), metrics=metrics, clock=clock)), told
     task.cancel()

@@ -21,6 +21,7 @@ from distributed_training.chain.clock import BlockClock
 from distributed_training.chain.local.genesis import start_clock
 from distributed_training.chain.subnet import TESTED_SPECS
 from distributed_training.errors import ChainFault, ChainUnreachable
+from distributed_training.metrics.told import Words
 from distributed_training.protocol.types import Commitment, Field, Role
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import commit_by
@@ -40,7 +41,7 @@ class Scene:
     events: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        metrics = SimpleNamespace(emit=lambda event, **head: self.events.append(event))
+        metrics = SimpleNamespace(words=Words("miner", 0), emit=lambda event, **head: self.events.append(event))
         self.clock = BlockClock(self.chain, BLOCK_S)
         parts = SimpleNamespace(chain=self.chain, signer=key("miner-0"), metrics=metrics, clock=self.clock)
         self.parts = cast(Parts, parts)

@@ -183,7 +183,7 @@ def test_a_killed_node_goes_on_in_the_same_run_and_leaves_no_process(tmp_path: P
 def test_what_a_server_gets_is_what_was_measured_and_no_more(
     tmp_path: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "distributed_training.metrics")
+    caplog.set_level(logging.INFO, "distributed_training.metrics.wandb")
     who = node("owner", 0)
     for number in range(2):
         live(tmp_path, opened(tmp_path, who, "online"), who, number)

@@ -391,14 +391,14 @@ def test_a_directory_holds_one_data_set(hub: TestHub, tmp_path: Path) -> None:
     hub.put("datasets", FINEWEB, {"new.txt": b"a later commit"})
     (tmp_path / "rows.csv").write_text("text\n" + "words\n" * 2000)
     footers, rewritten = ["--out", str(tmp_path / "footers")], ["--out", str(tmp_path / "rewritten")]
-    csv = ["--dataset", "csv", "--data-files", str(tmp_path / "*.csv"), *rewritten]
+    csv = ["--dataset", "csv", "--data-files", str(tmp_path / "*.csv")]
     cases: list[tuple[list[str], str]] = [
         ([*BASICS, *footers, "--revision", "v1"], ""),
         ([*BASICS, *footers], "was begun for other files"),
         ([*BASICS, *footers, "--revision", "v1", "--limit", "9"], "other pages of this data set"),
         ([*csv, *footers, "--page-bytes", "1000"], "holds a pages.bin of other pages"),
-        ([*csv, "--page-bytes", "1000"], ""),
-        ([*csv, "--page-bytes", "2000"], "holds other pages"),
+        ([*csv, *rewritten, "--page-bytes", "1000"], ""),
+        ([*csv, *rewritten, "--page-bytes", "2000"], "holds other pages"),
         ([*BASICS, *rewritten], "holds the pages of another data set"),
     ]
     answers = run_all(hub, tmp_path, [flags for flags, _ in cases])

@@ -73,7 +73,7 @@ async def stranger(subnet: Subnet) -> AsyncIterator[Transport]:
 async def test_lies_are_refused_counted_and_named_and_the_rounds_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "distributed_training")
+    caplog.set_level("DEBUG", "distributed_training")
     async with hostile_subnet(tmp_path) as subnet:
         refused = Refused(caplog)
         liar = subnet.nodes["miner-3"]

@@ -23,7 +23,8 @@ from distributed_training.localnet.options import parse_options
 from distributed_training.localnet.run.faults import Killer, Start
 from distributed_training.localnet.run.group import alive, bytes_in_flight
 from distributed_training.localnet.run.kills import Kill
-from distributed_training.localnet.run.processes import NodeProcesses, check_ports, node_command
+from distributed_training.localnet.run.ports import check_named
+from distributed_training.localnet.run.processes import NodeProcesses, node_command
 
 FAKE = Path(__file__).parent / "fake_node.py"
 NODES = 4  # owner, one validator, two miners
@@ -161,9 +162,10 @@ def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.2", specs[2].port))
         holder.listen()
-        with pytest.raises(ConfigError, match=rf"port {specs[2].port} is in use, validator-1 needs it.*--port-base"):
-            check_ports(specs)
-    check_ports(specs)
+        taken = rf"port {specs[2].port}, which validator-1 needs, is in use by process {os.getpid()} \(.*--port-base"
+        with pytest.raises(ConfigError, match=taken):
+            check_named(options)
+    check_named(options)
 
 
 def test_node_commands_hold_nothing_but_flags_an_operator_could_type(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from distributed_training.averaging.overflow import Overflow
 from distributed_training.averaging.store import RoundStore
 from distributed_training.engine import Engine
-from distributed_training.errors import ChainUnreachable, OutOfMemory
+from distributed_training.errors import ChainUnreachable, DeviceLost, OutOfMemory
 from distributed_training.files import write_whole
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.roles.mining.work import Worker, WorkResult, WorkTask
@@ -190,3 +190,11 @@ def test_a_full_disk_costs_no_round(tmp_path: Path, timing: RunManifest) -> None
         assert len(node.store.overflow) == 0, "written when there was room again"
         assert not list((node.store.root / "rounds").rglob("*.part"))
         assert list((node.store.root / "rounds" / "000001").glob("output-*"))
+
+
+def test_a_gpu_that_fails_ends_the_node_at_once_with_what_mends_it(tmp_path: Path) -> None:
+    story = Story(tmp_path, {"miner-0": {"planned": {1: [DeviceLost("the GPU failed: switch it off and on")]}}})
+    (ended,) = story.swarm.violations
+    assert ended.nodes == ("miner-0",) and "the GPU failed: switch it off and on" in ended.what
+    assert [e["what"] for e in story.all("miner-0", "fault")] == ["device"]
+    assert story.included("miner-0")[0] == 0, "the round before is not lost"

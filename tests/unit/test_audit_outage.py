@@ -22,7 +22,7 @@ class Kept:
 
 
 def test_pages_that_cannot_be_read_are_one_fault_a_round(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.INFO)
     unread = Unread(Metrics([kept := Kept()], role="validator", uid=1, threads=False))
     for index, uids in ((4, range(9)), (5, range(0)), (6, range(3, 4))):
         for uid in uids:
@@ -33,7 +33,7 @@ def test_pages_that_cannot_be_read_are_one_fault_a_round(caplog: pytest.LogCaptu
         (6, "audit", "uid 3 is not audited: cannot read page 7"),
     ]
     assert caplog.messages == [
-        "round 4: uid 0 is not audited: cannot read page 7",
-        "round 4: 8 more miners are not audited for want of pages",
-        "round 6: uid 3 is not audited: cannot read page 7",
+        "pages for audits cannot be read: round 4: uid 0 is not audited: cannot read page 7",
+        "pages for audits can be read after 0 s, 9 tries failed",
+        "pages for audits cannot be read: round 6: uid 3 is not audited: cannot read page 7",
     ]

@@ -121,7 +121,7 @@ async def test_made_up_keys_take_no_memory() -> None:
 
 
 async def test_refusals_fill_a_bounded_number_of_lines(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     serving = Serving()
     serving.admit([key(1)], AMPLE)
     for n in range(10 * LINES):

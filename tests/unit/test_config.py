@@ -219,11 +219,12 @@ def test_help_shows_groups_defaults_and_examples(role: Role, capsys: pytest.Capt
         load_config(role, [*LOCAL, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for part in ("wallet:", "network:", "(default: 127.0.0.2)", "examples:", f"python neurons/{role.name.lower()}.py"):
+    for part in ("what every node is told:", "where peers reach it:", "127.0.0.2", "examples:", "exit codes:"):
         assert part in text
     assert ("--dry-run" in text) == (role is Role.VALIDATOR)
     assert ("--exact-steps" in text) == (role is Role.MINER)
-    assert max(map(len, text.splitlines())) <= 120
+    assert ("--axon.outbound_only" in text) == (role is not Role.VALIDATOR)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", ["miner", "validator", "owner"])

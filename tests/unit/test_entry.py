@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -129,3 +130,19 @@ sys.exit(run_main(lambda: print(os.environ["HOME"])))
 def test_libraries_that_ask_for_a_home_get_one_that_is_not_there() -> None:
     done = subprocess.run([sys.executable, "-c", NOBODY], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("/nonexistent\n", "")
+
+
+def test_a_node_that_logs_json_says_its_last_words_so_too() -> None:
+    program = (
+        "import sys; from distributed_training.errors import ConfigError; "
+        "from distributed_training.settings.entry import run_main, tell\n"
+        "def main():\n    tell('warning', 'a \"word\"')\n    raise ConfigError('--netuid: expected a number')\n"
+        "sys.exit(run_main(main))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--logging.json"], capture_output=True, text=True, check=False
+    )
+    assert [json.loads(line) for line in done.stderr.splitlines()] == [
+        {"level": "warning", "event": 'a "word"'}, {"level": "error", "event": "--netuid: expected a number"},
+    ]  # fmt: skip
+    assert done.returncode == 2

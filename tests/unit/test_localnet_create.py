@@ -47,7 +47,8 @@ def options(run_dir: Path, *flags: str) -> Options:
 
 def create(run_dir: Path, *flags: str) -> Run:
     """Without measuring this machine, unless a test asks for that."""
-    return open_or_create(options(run_dir, "--block-seconds", "1", *flags), lambda text: None)
+    timed = flags if "--block-seconds" in flags else ("--block-seconds", "1", *flags)
+    return open_or_create(options(run_dir, *timed), lambda text: None)
 
 
 @pytest.fixture(scope="module")

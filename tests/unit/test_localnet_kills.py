@@ -41,11 +41,11 @@ def test_a_mistake_is_one_line(flags: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["miner@train:0"], "miner@train:0: expected a round from 1 to 6, so that there is time to recover"),
-        (["miner@train:7"], "expected a round from 1 to 6"),
+        (["miner@train:0"], "miner@train:0: expected a round from 1 to 5, so that there is time to recover"),
+        (["miner@train:7"], "expected a round from 1 to 5"),
         (["miner-1@train:2", "miner-1@settle:4"], "miner-1 would die in round 2 and again in round 4"),
         (["owner@train", "owner@settle", "owner@average"], "before it had 2 rounds to recover"),
-        (["miner@train"] * 7, "7 kills, one a round, need at least --rounds 9, not 8"),
+        (["miner@train"] * 7, "7 kills, one a round, need at least --rounds 10, not 8"),
     ],
 )
 def test_kills_without_time_to_recover_are_refused_in_one_line(flags: list[str], message: str) -> None:
@@ -55,10 +55,10 @@ def test_kills_without_time_to_recover_are_refused_in_one_line(flags: list[str],
 
 
 def test_too_few_rounds_say_how_many_are_needed() -> None:
-    with pytest.raises(ConfigError, match="need at least --rounds 3, not 2"):
-        plan_kills([parse_kill("miner@train", NODES)], NODES, 2, seed=1)
-    with pytest.raises(ConfigError, match="expected --rounds 3 or more, not 2"):
-        plan_kills([parse_kill("miner@train:1", NODES)], NODES, 2, seed=1)
+    with pytest.raises(ConfigError, match="need at least --rounds 4, not 3"):
+        plan_kills([parse_kill("miner@train", NODES)], NODES, 3, seed=1)
+    with pytest.raises(ConfigError, match="expected --rounds 4 or more, not 3"):
+        plan_kills([parse_kill("miner@train:1", NODES)], NODES, 3, seed=1)
 
 
 def test_kills_are_part_of_a_run_and_name_nodes_that_are_there() -> None:
@@ -95,7 +95,7 @@ def test_a_plan_leaves_every_node_time_to_recover(wanted: list[KillRequest], rou
         return
     assert kills == plan_kills(wanted, NODES, rounds, seed)
     assert sorted((k.role, k.phase) for k in kills) == sorted((r.role, r.phase) for r in wanted)
-    assert all(k.round >= 1 and k.round + RECOVERY_ROUNDS <= rounds for k in kills)
+    assert all(k.round >= 1 and k.round + RECOVERY_ROUNDS < rounds for k in kills)
     assert all(NODES[k.name] == k.role for k in kills)
     for request in wanted:
         assert any(
@@ -107,7 +107,7 @@ def test_a_plan_leaves_every_node_time_to_recover(wanted: list[KillRequest], rou
         assert all(b - a > RECOVERY_ROUNDS for a, b in pairwise(own))
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(6, 40))
+@given(st.integers(0, 2**32 - 1), st.integers(7, 40))
 def test_kills_without_a_round_never_share_one_and_take_different_miners(seed: int, rounds: int) -> None:
     kills = plan_kills([parse_kill(text, NODES) for text in ACCEPTANCE], NODES, rounds, seed)
     assert len({k.round for k in kills}) == len({k.name for k in kills}) == 4

@@ -14,9 +14,9 @@ from distributed_training.localnet.options import Adversary, parse_options
 from distributed_training.protocol.types import Role
 
 
-def test_defaults_are_four_equal_miners_two_validators_five_rounds() -> None:
+def test_defaults_are_four_equal_miners_two_validators_six_rounds() -> None:
     options = parse_options([])
-    assert (options.rounds, options.miners, options.validators, options.speeds) == (5, 4, 2, (1, 1, 1, 1))
+    assert (options.rounds, options.miners, options.validators, options.speeds) == (6, 4, 2, (1, 1, 1, 1))
     assert options.steps_per_round == (5, 5, 5, 5)
     assert options.run_dir.parent == Path("runs").absolute()
 
@@ -32,7 +32,7 @@ def test_what_makes_a_run_leaves_out_how_it_is_shown_and_how_long_it_goes_on(tmp
     assert base.params() == same.params()
     for flags in (
         ["--hub", "auto"],
-        ["--newcomer", "--rounds", "6"],
+        ["--newcomer", "--rounds", "7"],
         ["--seed", "2"],
         ["--steps", "7"],
         ["--speeds", "1,1,1,2"],
@@ -59,7 +59,10 @@ def test_what_makes_a_run_leaves_out_how_it_is_shown_and_how_long_it_goes_on(tmp
             "not 'freerider'; did you mean free-rider?",
         ),
         (["--adversary", "copycat:4"], "argument --adversary: expected a count from 1 to 3, not '4'"),
-        (["--newcomer"], "argument --newcomer: it needs 6 rounds to join and be paid: --rounds N"),
+        (["--rounds", "3", "--rounds", "4"], "argument --rounds: given twice (3 and 4); it takes one value"),
+        (["--adversary", "copycat", "--adversary", "copycat"], "copycat is given twice; say how many"),
+        (["--adversary", "copycat:2", "--adversary", "free-rider:2"], "4 of 4 miners would cheat"),
+        (["--newcomer"], "argument --newcomer: it needs 7 rounds to join and be paid: --rounds N"),
         (["--newcomer", "--rounds", "6", "--steps", "3"], "argument --newcomer: not with --steps (it changes the end)"),
     ],
 )
@@ -72,11 +75,17 @@ def test_a_mistake_is_one_line_that_says_what_was_expected(flags: list[str], mes
 
 def test_an_adversary_is_the_last_miner_and_nothing_else_differs() -> None:
     options = parse_options(["--adversary", "free-rider:2", "--steps", "3"])
-    assert options.adversary == Adversary("free-rider", 2)
+    assert options.adversaries == (Adversary("free-rider", 2),)
     specs = miners(node_specs(options))
     assert [s.adversary for s in specs] == [None, None, "free-rider", "free-rider"]
     assert [s.script.name for s in specs] == ["miner.py", "miner.py", "free_rider.py", "free_rider.py"]
     assert [s.exact_steps for s in specs] == [True, True, False, False]
+
+
+def test_two_adversaries_are_the_last_miners_in_their_order() -> None:
+    options = parse_options(["--adversary", "free-rider", "--adversary", "copycat:2"])
+    assert [s.adversary for s in miners(node_specs(options))] == [None, "free-rider", "copycat", "copycat"]
+    assert options.params()["adversary"] == "free-rider:1,copycat:2"
 
 
 def test_uids_follow_from_the_order_owner_validators_miners() -> None:

@@ -58,7 +58,7 @@ def test_equal_lines_are_one_group_and_many_labels_are_a_few() -> None:
 
 def test_a_node_is_called_the_same_everywhere(summary: Summary) -> None:
     summary["nodes"]["miner-3"]["adversary"] = "free-rider"
-    summary["newcomer"] = {"role": "miner", "uid": 7}
+    summary["joined"] = {"newcomer": {"role": "miner", "uid": 7}}
     names = ["miner-0 (uid 3)", "miner-1 (uid 4)", "miner-2 (uid 5)", "miner-3 (uid 6, free-rider)", "newcomer (uid 7)"]
     assert list(nodes_of(summary, "miner").values()) == names
     assert called(summary, [6, "0", 99]) == "miner-3 (uid 6, free-rider), owner (uid 0), uid 99"
@@ -67,7 +67,7 @@ def test_a_node_is_called_the_same_everywhere(summary: Summary) -> None:
 def test_what_the_curves_may_show_is_told_where_it_happened(summary: Summary) -> None:
     summary["faults"] = [{"name": "miner-2", "round": 1}, {"name": "owner", "round": 1}]
     summary["rounds"][2]["applied"] = False
-    summary["newcomer"] = {"role": "miner", "uid": 7, "start_round": 1}
+    summary["joined"] = {"newcomer": {"role": "miner", "uid": 7, "start_round": 1}}
     summary["failed_audits"] = [{"uid": 6, "round": 1}, {"uid": 6, "round": 0}]
     assert events(summary) == {
         0.75: "miner-3: audit failed", 1.25: "newcomer joined", 1.5: "miner-2 killed\nowner killed",

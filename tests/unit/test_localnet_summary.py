@@ -222,22 +222,22 @@ def test_honest_checks_do_not_ask_an_adversary_for_anything(summary: Summary) ->
     assert failed(summary) == set()
 
 
-NEWCOMER = {"role": "miner", "uid": 3, "source": "peers", "start_round": 0, "rounds": [1, 2], "included": [2],
-            "exit_code": 0}  # fmt: skip
+NEWCOMER = {"role": "miner", "uid": 3, "hotkey": "5F", "by_demo": True, "source": "peers", "start_round": 0,
+            "rounds": [0, 1, 2], "included": [2], "exit_code": 0}  # fmt: skip
 
 
 NEWCOMER_BREAKS: list[Break] = [
-    lambda s: s.update(newcomer=None),
-    lambda s: s["newcomer"].update(included=[]),
-    lambda s: s["newcomer"].update(included=[4, 5]),
-    lambda s: s["newcomer"].update(exit_code=None),
-    lambda s: s["newcomer"].update(uid=99),  # nothing was paid to this one
+    lambda s: s.update(joined={}),
+    lambda s: s["joined"]["newcomer"].update(included=[]),
+    lambda s: s["joined"]["newcomer"].update(included=[4, 5]),
+    lambda s: s["joined"]["newcomer"].update(exit_code=None),
+    lambda s: s["joined"]["newcomer"].update(uid=99),  # nothing was paid to this one
 ]
 
 
 @pytest.mark.parametrize("change", NEWCOMER_BREAKS)
 def test_who_joined_by_itself_is_included_soon_and_paid(summary: Summary, change: Break) -> None:
-    summary["params"]["newcomer"], summary["newcomer"] = True, dict(NEWCOMER)
+    summary["params"]["newcomer"], summary["joined"] = True, {"newcomer": dict(NEWCOMER)}
     assert failed(summary) == set()
     jsonschema.validate(json.loads(json.dumps(summary)), SCHEMA)
     change(summary)
@@ -257,16 +257,17 @@ def with_hub(summary: Summary) -> Summary:
         "page_requests": 40,
         "bytes_served": 1_000_000,
     }
-    summary["newcomer"] = NEWCOMER | {"role": "validator", "source": "checkpoint", "start_round": 1, "included": []}
+    came = {"role": "validator", "source": "checkpoint", "start_round": 1, "included": []}
+    summary["joined"] = {"newcomer": NEWCOMER | came}
     return summary
 
 
 HUB_BREAKS: list[tuple[str, Break]] = [
-    ("newcomer_from_hub", lambda s: s.update(newcomer=None)),
-    ("newcomer_from_hub", lambda s: s["newcomer"].update(source="peers")),
-    ("newcomer_from_hub", lambda s: s["newcomer"].update(rounds=[2])),
-    ("newcomer_from_hub", lambda s: s["newcomer"].update(start_round=0)),
-    ("newcomer_from_hub", lambda s: s["newcomer"].update(exit_code=None)),
+    ("newcomer_from_hub", lambda s: s.update(joined={})),
+    ("newcomer_from_hub", lambda s: s["joined"]["newcomer"].update(source="peers")),
+    ("newcomer_from_hub", lambda s: s["joined"]["newcomer"].update(rounds=[2])),
+    ("newcomer_from_hub", lambda s: s["joined"]["newcomer"].update(start_round=0)),
+    ("newcomer_from_hub", lambda s: s["joined"]["newcomer"].update(exit_code=None)),
     ("published_model", lambda s: s["hub"].update(published=None)),
     ("published_model", lambda s: s["hub"]["published"].update(heldout_loss=9.9)),
     ("published_verified", lambda s: s["hub"].update(verify_exit_code=1)),

@@ -39,7 +39,7 @@ def test_the_table_shows_every_node_phase_loss_root_score_weight_and_incentive(m
     view = recorded_view()
     view.incentive = {3: 0.125, 4: 0.125, 5: 0.25, 6: 0.5}
     text = drawn(view, manifest, 90)
-    assert "round 1 (2 of 3)" in text and "commit" in text and "block 90" in text
+    assert "round 1 of 0 to 2" in text and "commit" in text and "block 90" in text
     for spec in SPECS:
         assert spec.name in text
     line = next(line for line in text.splitlines() if "miner-3" in line)
@@ -70,7 +70,7 @@ def test_the_header_follows_the_run(manifest: RunManifest) -> None:
     assert header(view, manifest, Clock(None, 3.0, 3)).plain.startswith("loading: 0 of 7 nodes ready")
     assert "round 0 begins in 5" in header(view, manifest, Clock(manifest.timing.first_block - 5, 1.0, 3)).plain
     assert "average" in header(view, manifest, Clock(12 + 54 + 30, 1.0, 3)).plain
-    assert "all 3 rounds are over" in header(view, manifest, Clock(12 + 3 * 54, 1.0, 3)).plain
+    assert "round 2 was the last" in header(view, manifest, Clock(12 + 3 * 54, 1.0, 3)).plain
 
 
 def test_plain_lines_tell_the_same_story() -> None:

@@ -31,8 +31,9 @@ from distributed_training.metrics.jsonl import JsonlSink
 from distributed_training.protocol.rules.assignment import page_index
 from distributed_training.protocol.types import StepRecord
 from distributed_training.roles.mining.work import Trainer, WorkTask, round_permutation
+from distributed_training.training.device import out_of_memory
 from distributed_training.training.flat import to_flat
-from distributed_training.training.inner import InnerLoop, out_of_memory
+from distributed_training.training.inner import InnerLoop
 from distributed_training.training.model import build_model
 from distributed_training.training.outer import initial_state
 

@@ -37,8 +37,11 @@ def free_port() -> int:
 
 
 def flags(run: Path, *more: str) -> list[str]:
-    given = ["--preset", "local", "--run-dir", str(run), "--wallet.hotkey", "miner-0", "--netuid", str(RUN.netuid)]
-    return [*given, "--axon.port", str(free_port()), *more]
+    """`more` stands in the place of what it names, as a flag is given once."""
+    given = {"--preset": "local", "--run-dir": run, "--wallet.hotkey": "miner-0", "--netuid": RUN.netuid}
+    given |= {"--axon.port": free_port()}
+    named = {word.partition("=")[0] for word in more}
+    return [*(str(w) for flag, value in given.items() if flag not in named for w in (flag, value)), *more]
 
 
 def refused(argv: list[str], role: Role = Role.MINER) -> str:
@@ -56,7 +59,7 @@ def test_a_node_that_can_start_is_left_alone(run: Path) -> None:
 def test_what_is_missing_is_named_with_its_flag(run: Path) -> None:
     elsewhere = run / "elsewhere"
     assert refused(flags(run, "--pages", str(elsewhere))) == (
-        f"--pages: expected a folder with pages.bin, {elsewhere} does not exist"
+        f"--pages: expected a folder, {elsewhere} does not exist; a repository of the Hub is written hub:ORG/NAME"
     )
     assert refused(flags(run, "--manifest", str(elsewhere))).startswith(f"cannot read the run manifest {elsewhere}")
     (run / "file").touch()
@@ -122,7 +125,7 @@ def test_an_empty_variable_says_nothing_and_an_empty_flag_is_wrong(run: Path, mo
     monkeypatch.setenv("DT_RUN_DIR", "")
     monkeypatch.setenv("DT_AXON_EXTERNAL_IP", "")
     assert prepare(Role.MINER, flags(run)).run_dir == run
-    assert refused([*flags(run), "--run-dir", ""]) == "--run-dir: expected a path, got an empty text"
+    assert refused(flags(run, "--run-dir", "")) == "--run-dir: expected a path, got an empty text"
 
 
 def test_a_hub_that_is_none_is_said_before_it_is_asked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def test_the_numbers_of_the_events_are_there(tmp_path: Path) -> None:
             return found
 
         assert math.isnan(value("dt_train_loss")) and math.isnan(value("dt_phase", phase="map")), "not measured"
-        metrics.emit(events.Ready("5GBb", b"", b"", block=90, start_round=2, source="round 2"))
+        metrics.emit(events.Ready("5GBb", b"", b"", block=90, start_round=2, source="round 2", version="1"))
         assert value("dt_round_settled_end_block") == RUN.round(2).start_block
         metrics.emit(events.Phase(phase="average"), round=2)
         assert (value("dt_round"), value("dt_phase", phase="average"), value("dt_phase", phase="train")) == (2, 1, 0)

@@ -129,7 +129,7 @@ async def test_silent_strangers_together_hold_a_bounded_number_of_streams(openin
 
 
 async def test_a_method_name_is_logged_short_and_escaped(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     async with serving() as (transport, daemon):
         rude = await daemon.dial(1)
         rude[1].write(frame(b"x\nforged line \x1b[31m" + b"\0" * 40))

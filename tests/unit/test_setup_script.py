@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from fake_gpu import put_nvidia_smi
 from stub_machine import ROOT, Machine, finished, make_machine, working_python
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
@@ -77,6 +79,66 @@ def test_a_disk_without_room_is_one_line_before_anything_is_downloaded(machine: 
     machine.python("python3.13", "3.13", other=body)
     assert "needs about 2 GB and its disk has too little left" in machine.refusal(DT_TORCH_INDEX="")
     assert "-m pip" not in machine.log
+
+
+def pip_torch(machine: Machine) -> list[str]:
+    """What pip was asked for as torch since the last look: the index and the requirement."""
+    lines = re.findall(r"-m pip (?:install .*/constraints.txt (.*)|(uninstall .*))", machine.log)
+    (machine.home / "log").unlink()
+    return [installed or removed for installed, removed in lines if "requirements.txt" not in installed]
+
+
+def test_where_there_is_a_gpu_its_torch_is_said_installed_looked_at_and_kept(machine: Machine) -> None:
+    machine.python("python3.13", "3.13", other=working_python(machine))
+    put_nvidia_smi(machine.home / "bin", "NVIDIA H200, 580.65.06, 143771, 9.0")
+    done = machine.run(DT_TORCH_INDEX="https://index/whl")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert "torch comes as cu130, for NVIDIA H200 (140 GiB, driver 580.65.06): about 3 GB of download" in said[0]
+    assert "about 9 GB of disk" in said[1] and said[2] == "  torch (torch==2.13.0+cu130, from https://index/whl)"
+    assert pip_torch(machine) == ["--extra-index-url https://index/whl torch==2.13.0+cu130"]
+    if "+cpu" in version("torch"):
+        assert "warning: torch finds no GPU: torch" in done.stderr and "DT_TORCH=cu130 bash scripts" in done.stderr
+
+    (machine.home / "bin" / "nvidia-smi").unlink()  # it fell off, or its driver is being changed
+    again = machine.run()
+    assert again.stdout == f"started by {machine.venv}/bin/python\n" and pip_torch(machine) == []
+    cpu = machine.run(DT_TORCH="cpu", DT_TORCH_INDEX="https://index/cpu")
+    assert cpu.returncode == 0 and "Bringing" in cpu.stdout
+    assert pip_torch(machine) == ["uninstall --quiet --yes torch", "--extra-index-url https://index/cpu torch==2.13.0"]
+    put_nvidia_smi(machine.home / "bin", "NVIDIA H200, 580.65.06, 143771, 9.0")
+    assert "Bringing" not in machine.run().stdout, "what a person asked for is kept"
+    (machine.home / "log").unlink()
+    assert machine.run(DT_TORCH="auto", DT_TORCH_INDEX="https://index/whl").returncode == 0
+    assert pip_torch(machine)[1:] == ["--extra-index-url https://index/whl torch==2.13.0+cu130"]
+
+
+def test_a_gpu_that_no_torch_can_use_is_said_and_the_cpu_one_installed(machine: Machine) -> None:
+    machine.python("python3.13", "3.13", other=working_python(machine))
+    put_nvidia_smi(machine.home / "bin", "NVIDIA A100, 470.57.02, 40536, 8.0")
+    done = machine.run(DT_TORCH_INDEX="https://index/cpu")
+    assert done.returncode == 0 and "about 2 GB of disk" in done.stdout
+    warning = "warning: torch comes for the CPU: driver 470.57.02 is too old for any build of torch; install NVIDIA's"
+    assert done.stderr.startswith(warning)
+    assert pip_torch(machine) == ["--extra-index-url https://index/cpu torch==2.13.0"]
+
+
+def test_an_index_out_of_reach_is_said_before_anything_is_installed(machine: Machine) -> None:
+    machine.python("python3.13", "3.13", other=working_python(machine))
+    assert "PyTorch's index of rocm7.2 cannot be reached, or there is none" in machine.refusal(DT_TORCH="rocm7.2")
+    assert "DT_TORCH=cuda: expected auto, cpu, cu130, cu126, rocm7.2, or what pip" in machine.refusal(DT_TORCH="cuda")
+    assert "-m pip install" not in machine.log
+
+
+def test_a_person_runs_it(machine: Machine) -> None:
+    machine.python("python3.13", "3.13", other=working_python(machine))
+    script, bash = str(ROOT / "scripts" / "setup.sh"), str(machine.home / "bin" / "bash")
+    shown = machine.run(bash, script, "--help").stdout
+    assert shown.startswith("Makes the virtual environment") and "DT_TORCH=cpu bash scripts/setup.sh" in shown
+    refused = machine.run(bash, script, "now")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: setup.sh takes no arguments but --help")
+    done = machine.run(bash, script, DT_TORCH_INDEX="")
+    assert done.returncode == 0 and done.stdout.endswith(f"Ready: {machine.venv}/bin/python\n")
 
 
 def test_pips_reason_is_in_the_one_line(machine: Machine) -> None:

@@ -18,13 +18,15 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from distributed_training import history, runs
+from distributed_training import history, runs, status
 from distributed_training.chain.keys import registration_command, wallet_command
 from distributed_training.dashboard import __main__ as dashboard
+from distributed_training.doctor import __main__ as doctor
+from distributed_training.doctor.standing import stake_command, start_command
 from distributed_training.localnet import options as demo
 from distributed_training.protocol.types import Role
 from distributed_training.settings import flags
-from distributed_training.settings.config import NodeConfig
+from distributed_training.settings.config import NodeConfig, load_config
 from distributed_training.simulation import __main__ as simulation
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +106,10 @@ def told_btcli() -> list[str]:
         *sorted({line for path in TEXTS for line in BTCLI.findall(re.sub(r"\\+\n\s*", "", path.read_text()))}),
         *(wallet_command(verb, home, "cold", "it's hot") for verb in verbs),
         registration_command("finney", 38, "my cold", "hot"),
+        *(
+            told(load_config(Role.OWNER, ["--netuid", "38"]))
+            for told in (lambda c: stake_command(c, "5Dfh"), start_command)
+        ),
         registration_command("test", 38, "cold", "hot", wallets=home),
         registration_command(
             "ws://127.0.0.1:9944", 38, "cold", "hot", address="5DfhGyQdFobKM8NsWvEeAKk5EQQgYe9AydgJ7rMB6E1EqRzV"
@@ -130,6 +136,14 @@ def test_a_command_that_is_told_is_understood(program: str, line: str) -> None:
     words = shlex.split(line)
     if not words or "--help" in words or words[0] in ("list", "NAME"):
         return  # the program is named, no more
+    if program == "-m distributed_training.doctor":
+        options, words = doctor.parser().parse_known_args(words)
+        program = f"neurons/{options.role}.py"
+    if program == "-m distributed_training.status":  # a node's flags, and --run-dir
+        own = status.parser()
+        next(action for action in own._actions if action.dest == "run_dir").type = None
+        options, words = own.parse_known_args(words)
+        program = f"neurons/{options.role or 'miner'}.py"
     if program.startswith("neurons/"):
         role = Role[Path(program).stem.upper()]
         flags.parse(role, flags.options(NodeConfig), [word for word in words if word != "..."], {})

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from contextlib import suppress
 from pathlib import Path
 
-import structlog
 from blake3 import blake3
 
 from distributed_training.files import write_whole
 
 HELDOUT = "heldout-"  # how keys of the held-out set begin
 _SUM_BYTES = 32
-log = structlog.stdlib.get_logger("distributed_training.data")
+log = logging.getLogger(__name__)
 
 
 class ChunkCache:
@@ -61,7 +61,7 @@ class ChunkCache:
         except OSError as error:
             if not self._complained:
                 self._complained = True
-                log.warning("pages are not cached", directory=str(self._own), error=error.strerror or str(error))
+                log.warning("pages are not cached in %s: %s", self._own, error.strerror or error)
 
     def drop(self, key: str) -> None:
         with suppress(OSError):  # it will be dropped again when it is read again

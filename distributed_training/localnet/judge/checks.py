@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Any
 
-from distributed_training.localnet.judge import fault_checks, hub_checks, loss_checks
+from distributed_training.localnet.judge import adversary_checks, fault_checks, hub_checks, loss_checks
+from distributed_training.localnet.judge.facts import applied_rounds, miners, nobody_judged
 from distributed_training.localnet.judge.fault_checks import absent, ever_killed
-from distributed_training.localnet.names import called
+from distributed_training.localnet.layout import NEWCOMER
+from distributed_training.localnet.names import called, many
 
 INCENTIVE_SUM_TOLERANCE = 1e-3
 PROPORTION_TOLERANCE = 0.15
-ADVERSARY_SHARE = 0.05
 MIN_REDUCERS = 3
 ROUNDS_UNTIL_INCLUDED = 3
 LOST_TO_KILLS = 2  # rounds that may be missing when kills were asked for
-REPLAY_REASONS = ("gradient", "norm", "loss")
 
 Summary = Mapping[str, Any]
 Outcome = tuple[bool | None, str]
@@ -47,29 +47,22 @@ def run_checks(summary: Summary) -> list[Check]:
         wanted |= WITH_HUB
     if summary["params"].get("newcomer"):
         wanted["newcomer_joined"] = newcomer_joined
+    if any(node["role"] == "miner" and not node["by_demo"] for node in summary["joined"].values()):
+        wanted["joined_included"] = joined_included
     if summary["params"]["steps"] is not None:
         wanted["exact_steps"] = exact_steps
-    return [Check(name, *check(summary)) for name, check in wanted.items()]
-
-
-def miners(summary: Summary, *, honest: bool) -> dict[str, int]:
-    """Name -> uid of the miners that run the honest (or the other) program."""
-    return {
-        name: node["uid"]
-        for name, node in summary["nodes"].items()
-        if node["role"] == "miner" and (node["adversary"] is None) == honest
+    unjudged = nobody_judged(summary)
+    outcomes = {
+        name: (None, unjudged) if unjudged and name in OF_PAY else check(summary) for name, check in wanted.items()
     }
-
-
-def applied_rounds(summary: Summary) -> list[Mapping[str, Any]]:
-    return [r for r in summary["rounds"] if r["applied"]]
+    return [Check(name, *outcome) for name, outcome in outcomes.items()]
 
 
 def rounds_applied(summary: Summary) -> Outcome:
     found, wanted = len(applied_rounds(summary)), summary["rounds_wanted"]
     needed = wanted - LOST_TO_KILLS if summary["params"].get("kill") else wanted
     reasons = sorted({str(r["reason"]) for r in summary["rounds"] if not r["applied"]})
-    return found >= needed, f"{found} applied, {wanted} wanted" + (f"; others: {'; '.join(reasons)}" if reasons else "")
+    return found >= needed, f"{found} of {wanted}" + (f"; others: {'; '.join(reasons)}" if reasons else "")
 
 
 def same_state_root(summary: Summary) -> Outcome:
@@ -81,7 +74,8 @@ def same_state_root(summary: Summary) -> Outcome:
         roots = {root for root in r["state_roots"].values() if root is not None}
         if len(roots) != 1:
             return False, f"round {r['index']}: {len(roots)} different roots"
-    return bool(summary["rounds"]), f"{len(summary['nodes'])} nodes, {len(summary['rounds'])} rounds"
+    nodes = len(summary["nodes"]) + len(summary["joined"])
+    return bool(summary["rounds"]), f"{nodes} nodes, {many(len(summary['rounds']), 'round')}"
 
 
 def miners_included(summary: Summary) -> Outcome:
@@ -120,7 +114,9 @@ def bytes_sent(summary: Summary) -> Outcome:
 
 
 def dead_miners(summary: Summary, r: Mapping[str, Any]) -> set[str]:
-    return {name for name in absent(summary, r["index"]) if summary["nodes"][name]["role"] == "miner"}
+    """Those that were killed, and those that a person started and that did not settle the round."""
+    gone = {n for n, node in summary["joined"].items() if node["role"] == "miner" and r["index"] not in node["rounds"]}
+    return gone | {name for name in absent(summary, r["index"]) if summary["nodes"][name]["role"] == "miner"}
 
 
 def weights_on_chain(summary: Summary) -> Outcome:
@@ -177,7 +173,9 @@ def ended_cleanly(summary: Summary) -> Outcome:
 
 
 def checkpoint_published(summary: Summary) -> Outcome:
-    return bool(summary["checkpoints"]), f"at the start of rounds {[c['round'] for c in summary['checkpoints']]}"
+    return bool(summary["checkpoints"]), "of the states before rounds " + (
+        ", ".join(str(c["round"]) for c in summary["checkpoints"]) or "none"
+    )
 
 
 def exact_steps(summary: Summary) -> Outcome:
@@ -192,7 +190,7 @@ def exact_steps(summary: Summary) -> Outcome:
 
 def newcomer_joined(summary: Summary) -> Outcome:
     """A miner that was told the subnet and no more: included within a few rounds of its start, paid at the end."""
-    newcomer = summary["newcomer"]
+    newcomer = summary["joined"].get(NEWCOMER)
     if newcomer is None:
         return False, "it was never ready"
     start, included = newcomer["start_round"], newcomer["included"]
@@ -202,55 +200,24 @@ def newcomer_joined(summary: Summary) -> Outcome:
     return soon and paid > 0 and newcomer["exit_code"] == 0, f"{said}; exit code {newcomer['exit_code']}"
 
 
-def adversary_unpaid(summary: Summary) -> Outcome:
-    incentive = summary["final"]["incentive"]
-    honest = [incentive.get(str(uid), 0.0) for uid in miners(summary, honest=True).values()]
-    mean = fsum(honest) / len(honest)
-    cheats = {uid: incentive.get(str(uid), 0.0) for uid in miners(summary, honest=False).values()}
-    ok = mean > 0 and all(share < ADVERSARY_SHARE * mean for share in cheats.values())
-    return ok, f"mean honest {mean:.4f}; " + ", ".join(f"{called(summary, [u])} {x:.4f}" for u, x in cheats.items())
-
-
-def adversary_took_part(summary: Summary) -> Outcome:
-    """Its record was on chain, and its chunks are in a counted slice of the first round it had a record in.
-
-    That is not round 0 for everybody: who copies former rounds has nothing before one is over.
-    """
+def joined_included(summary: Summary) -> Outcome:
+    """Miners that a person started: each is in the average within a few rounds, if it stays for as many."""
     found: list[str] = []
-    for uid in miners(summary, honest=False).values():
-        name = called(summary, [uid])
-        first = next((r for r in applied_rounds(summary) if str(uid) in r["credit"]), None)
-        if first is None:
-            return False, f"{name} never had a record on chain"
-        if first["credit"][str(uid)] <= 0:
-            return False, f"{name} is in no counted slice of its first round, {first['index']}"
-        found.append(f"{name} is in the counted slices of its first round, {first['index']}")
-    return True, "; ".join(found)
-
-
-def adversary_named(summary: Summary) -> Outcome:
-    """Every validator's failed audit says at which step and by how much, or what of the claim is impossible."""
-    found: list[str] = []
-    wanted = {name for name, node in summary["nodes"].items() if node["role"] == "validator"}
-    for uid in miners(summary, honest=False).values():
-        failed = [a for a in summary["failed_audits"] if a["uid"] == uid and says_why(a)]
-        missing = sorted(wanted - {a["validator"] for a in failed})
-        if missing:
-            return False, f"{called(summary, [uid])}: no failed audit with its reason by {', '.join(missing)}"
-        first = failed[0]
-        where = "" if first["failed_step"] is None else f" at step {first['failed_step']}, error {first['error']:.3g}"
-        found.append(f"{called(summary, [uid])}: {first['reason']}{where}")
-    return True, "; ".join(found)
-
-
-def says_why(audit: Mapping[str, Any]) -> bool:
-    """A replay has to name step and error; a claim that was refused without one, its reason."""
-    if audit["reason"] in REPLAY_REASONS:
-        return audit["failed_step"] is not None and audit["error"] is not None
-    return bool(audit["reason"])
+    held: list[bool | None] = []
+    for node in (n for n in summary["joined"].values() if n["role"] == "miner" and not n["by_demo"]):
+        start, included, name = node["start_round"], node["included"], called(summary, [node["uid"]])
+        soon = bool(included) and included[0] <= start + ROUNDS_UNTIL_INCLUDED
+        held.append(True if soon else False if len(node["rounds"]) > ROUNDS_UNTIL_INCLUDED else None)
+        paid = 100 * summary["final"]["incentive"].get(str(node["uid"]), 0.0)
+        how = f"included from round {included[0]} on" if included else "not included"
+        found.append(
+            f"{name} from round {start} on, {many(len(node['rounds']), 'round')}: {how}, {paid:.1f} % of the pay"
+        )
+    return (False if False in held else None if None in held else True), "; ".join(found)
 
 
 Function = Callable[[Summary], Outcome]
+OF_PAY = ("weights_on_chain", "incentive_sum", "incentive_proportional", "adversary_unpaid", "adversary_named")
 ALWAYS: dict[str, Function] = {
     "rounds_applied": rounds_applied,
     "same_state_root": same_state_root,
@@ -270,9 +237,9 @@ HONEST_ONLY: dict[str, Function] = {
     "incentive_proportional": incentive_proportional,
 }
 WITH_ADVERSARY: dict[str, Function] = {
-    "adversary_took_part": adversary_took_part,
-    "adversary_named": adversary_named,
-    "adversary_unpaid": adversary_unpaid,
+    "adversary_took_part": adversary_checks.adversary_took_part,
+    "adversary_named": adversary_checks.adversary_named,
+    "adversary_unpaid": adversary_checks.adversary_unpaid,
 }
 WITH_HUB: dict[str, Function] = {
     "newcomer_from_hub": hub_checks.newcomer_from_hub,

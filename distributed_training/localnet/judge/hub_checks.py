@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from distributed_training.localnet.layout import NEWCOMER
 from distributed_training.localnet.names import called
 
 LOSS_TOLERANCE = 1e-4
@@ -16,7 +17,7 @@ Outcome = tuple[bool, str]
 
 def newcomer_from_hub(summary: Summary) -> Outcome:
     """It started from a published checkpoint, ended cleanly, and `same_state_root` compared its rounds."""
-    newcomer = summary["newcomer"]
+    newcomer = summary["joined"].get(NEWCOMER)
     if newcomer is None:
         return False, "it was never ready"
     ok = newcomer["source"] == "checkpoint" and newcomer["start_round"] > 0 and newcomer["exit_code"] == 0

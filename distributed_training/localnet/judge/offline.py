@@ -229,7 +229,7 @@ def show(rounds: Sequence[RoundCheck], nodes: Sequence[NodeCheck], console: Cons
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = Parser(prog="python -m distributed_training.localnet.judge.offline", description=__doc__)
+    parser = Parser(prog="python -m distributed_training.localnet.judge.offline", description=__doc__ or "")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--rounds", type=int, metavar="N", help="check rounds 0 to N-1; default: all that were run")
     args = parser.parse_args(argv)

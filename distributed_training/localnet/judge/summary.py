@@ -16,6 +16,7 @@ from distributed_training.chain.keys import derive_keypair
 from distributed_training.localnet.events import Event, NodeView, RunView
 from distributed_training.localnet.judge.chain_view import Shares, shares_at, with_chain
 from distributed_training.localnet.judge.checks import run_checks
+from distributed_training.localnet.layout import NEWCOMER
 from distributed_training.localnet.run.create import Run
 from distributed_training.protocol.rules.assignment import assignment_beacon
 
@@ -73,11 +74,12 @@ def build_summary(
     faults: Sequence[Mapping[str, Any]] = (),
     watch: Mapping[str, Any] | None = None,
     hub: Mapping[str, Any] | None = None,
-    newcomer: Mapping[str, Any] | None = None,
+    joined: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The whole document, checks included."""
     heldout = view.heldout()
     settled = [index for index in rounds_seen(view) if index >= 0]
+    own = {*(spec.name for spec in run.specs), NEWCOMER}
     summary: dict[str, Any] = {
         "ok": False,
         "checks": {},
@@ -98,7 +100,7 @@ def build_summary(
             "union": text_keys(baselines.union),
         },
         "nodes": {spec.name: _node(run, view, spec.name) for spec in run.specs},
-        "rounds": [_round(index, view, chain, heldout, run.manifest.average.token_cap) for index in settled],
+        "rounds": [_round(index, view, own, chain, heldout, run.manifest.average.token_cap) for index in settled],
         "final": _final(settled, chain),
         "first_common_audit": first_common_audit(view, [spec.name for spec in run.specs]),
         "last_scored_round": max((r for n in view.of_role("validator") for r in n.scores), default=None),
@@ -112,7 +114,7 @@ def build_summary(
         "faults": [dict(fault) for fault in faults],
         "watch": None if watch is None else dict(watch),
         "hub": None if hub is None else dict(hub),
-        "newcomer": None if newcomer is None else dict(newcomer),
+        "joined": {name: dict(facts) for name, facts in (joined or {}).items()},
     }
     found = run_checks(summary)
     summary["checks"] = {check.name: check.ok for check in found}
@@ -153,8 +155,9 @@ def _node(run: Run, view: RunView, name: str) -> dict[str, Any]:
 
 
 def _round(
-    index: int, view: RunView, chain: ChainFacts, heldout: Mapping[int, float], token_cap: int
+    index: int, view: RunView, own: Collection[str], chain: ChainFacts, heldout: Mapping[int, float], token_cap: int
 ) -> dict[str, Any]:
+    """own: nodes that the demo started, which are asked for every root; a person's may come and go."""
     events = [n.rounds[index] for n in view.of_role("validator") + view.of_role("owner") + view.of_role("miner")
               if index in n.rounds]  # fmt: skip
     told = events[0]
@@ -171,7 +174,7 @@ def _round(
         "state_roots": {
             n.name: n.rounds[index]["state_root"] if index in n.rounds else None
             for n in view.nodes.values()
-            if index >= n.first_round
+            if index in n.rounds or (n.name in own and index >= n.first_round)
         },
         "included": list(told["included"]),
         "counted": list(told["counted"]),

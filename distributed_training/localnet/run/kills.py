@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distributed_training.errors import ConfigError
-from distributed_training.settings.flags import nearest
+from distributed_training.settings.words import nearest
 
 RECOVERY_ROUNDS = 2  # within which a killed node has to be back
 FIRST_ROUND = 1  # round 0 is everybody's first: nobody could tell a killed node from one that loads slowly
@@ -68,13 +68,13 @@ def _number(text: str) -> int | None:
 
 
 def plan_kills(requests: Sequence[KillRequest], nodes: Mapping[str, str], rounds: int, seed: int) -> tuple[Kill, ...]:
-    """One kill a round at most unless rounds are named, evenly over rounds 1 to `rounds` - 2, each of another node.
+    """One kill a round at most unless rounds are named, evenly over rounds 1 to `rounds` - 3, each of another node.
 
-    `nodes`: name -> role, of those that may be chosen; `rounds`: rounds to apply; their indices go up to `rounds`, as
-    one more is run. Order, rounds and nodes follow from `seed`. Raises ConfigError when there is no room, or when one
-    node would have to die again before it had time to recover.
+    `nodes`: name -> role, of those that may be chosen; `rounds`: rounds to run, from round 0 on. Order, rounds and
+    nodes follow from `seed`. Raises ConfigError when there is no room, or when one node would have to die again before
+    it had time to recover.
     """
-    last = rounds - RECOVERY_ROUNDS
+    last = rounds - 1 - RECOVERY_ROUNDS
     rng = random.Random(seed)
     fixed = [(r, r.round) for r in requests if r.round is not None]
     for request, index in fixed:
@@ -95,7 +95,8 @@ def plan_kills(requests: Sequence[KillRequest], nodes: Mapping[str, str], rounds
 
 def room(last: int, rounds: int) -> str:
     if last < FIRST_ROUND:
-        return f"a killed node needs {RECOVERY_ROUNDS} rounds to recover: expected --rounds 3 or more, not {rounds}"
+        needs = f"a killed node needs {RECOVERY_ROUNDS} rounds to recover"
+        return f"{needs}: expected --rounds {RECOVERY_ROUNDS + 2} or more, not {rounds}"
     return f"expected a round from {FIRST_ROUND} to {last}, so that there is time to recover"
 
 

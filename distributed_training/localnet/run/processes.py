@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +22,6 @@ from distributed_training.protocol.types import Role
 STOP_GRACE_S = 6.0  # after SIGTERM; Ctrl-C is to end everything within 10 s
 # One thread for every numeric library: the nodes share the cores, and results must not depend on their number.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-LISTEN_IPS = ("127.0.0.1", "127.0.0.2", "0.0.0.0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +48,8 @@ class NodeProcesses:
 
     def __init__(self, environment: Mapping[str, str] | None = None, *, lock: Lock | None = None) -> None:
         """lock: of the run directory, held until the last process has ended, even if we are killed."""
-        self._environment = dict(os.environ if environment is None else environment)
+        given = os.environ if environment is None else environment
+        self._environment = {k: v for k, v in given.items() if not k.startswith("DT_")}  # of a person's own node
         self._environment |= dict.fromkeys(THREAD_VARIABLES, "1") | {"PYTHONUNBUFFERED": "1"}
         self._processes: dict[str, _Process] = {}
         self._guard = subprocess.Popen(
@@ -191,21 +189,6 @@ def joining_command(spec: NodeSpec, paths: RunPaths, rounds: int, netuid: int) -
     command += ["--axon.ip", "127.0.0.2", "--axon.port", str(spec.port), "--device", "cpu", "--threads", "1"]
     command += ["--rounds", str(rounds)]
     return command if spec.steps is None else [*command, "--steps-per-round", str(spec.steps)]
-
-
-def check_ports(specs: Sequence[NodeSpec]) -> None:
-    """Raises ConfigError naming the first port that somebody listens on."""
-    for spec in specs:
-        for ip in LISTEN_IPS:
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((ip, spec.port))
-                except OSError as error:
-                    if error.errno == errno.EADDRINUSE:
-                        raise ConfigError(
-                            f"port {spec.port} is in use, {spec.name} needs it; choose others with --port-base N"
-                        ) from None
 
 
 def tail(path: Path, lines: int = 12) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ Summary = Mapping[str, Any]
 @dataclass(frozen=True, slots=True, order=True)
 class Line:
     name: str
-    points: dict[int, float]  # rounds done (0: the start) -> value
+    points: dict[int, float]  # number of rounds that were over (0: the start) -> value
     colour: str
     width: float = 1.0
     style: str = "-"
@@ -53,7 +53,7 @@ def losses(figure: Any, summary: Summary) -> None:
         end.plot(*line.after(first), marker="" if faint else "o", ms=2.5 + line.width / 2, **look)
     whole.plot(*lines[-1].after(0), lw=0, marker="o", ms=4, color=TOGETHER)
     whole.set_title("Held-out loss", pad=22)
-    end.set_title(f"From round {first} on, closer" if last > 1 else "At the end, closer", pad=22)
+    end.set_title(f"After {first} rounds and more, closer" if last > 1 else "At the end, closer", pad=22)
     for axes in (whole, end):
         rounds_axis(axes)
         axes.set_ylabel("nats per token")
@@ -86,7 +86,7 @@ def loss_lines(summary: Summary) -> list[Line]:
 
 
 def points(values: Mapping[str, float | None]) -> dict[int, float]:
-    """By rounds done."""
+    """By the number of rounds that were over."""
     return dict(sorted((int(index) + 1, value) for index, value in values.items() if value is not None))
 
 
@@ -185,9 +185,8 @@ def events(summary: Summary) -> dict[float, str]:
     for r in summary["rounds"]:
         if not r["applied"]:
             found.setdefault(r["index"] + 1, []).append("round discarded")
-    newcomer = summary["newcomer"]
-    if newcomer is not None:
-        found.setdefault(newcomer["start_round"] + 0.25, []).append("newcomer joined")
+    for name, joined in summary["joined"].items():
+        found.setdefault(joined["start_round"] + 0.25, []).append(f"{brief(name)} joined")
     for uid, index in first_fails(summary).items():
         found.setdefault(index + 0.75, []).append(
             f"{brief(nodes_of(summary).get(uid, uid)).partition(' (')[0]}: audit failed"
@@ -258,7 +257,7 @@ def few(labels: Sequence[tuple[float, str, str]]) -> list[tuple[float, str, str]
 
 def rounds_axis(axes: Axes) -> None:
     """Whole numbers; of nothing no numbers at all."""
-    axes.set_xlabel("rounds done")
+    axes.set_xlabel("after so many rounds")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", alpha=0.3)
     axes.margins(x=0.03)

@@ -59,7 +59,9 @@ class Display:
 
     def start(self, run: Run, view: RunView, rounds: int) -> None:
         self._run, self._view, self._rounds, self._block_s = run, view, rounds, run.block_s
-        self.say(f"run {run.paths.root}{' (resumed)' if run.resumed else ''}, seed {run.seed}, {rounds} rounds to run")
+        self.say(
+            f"run {run.paths.root}{' (resumed)' if run.resumed else ''}, seed {run.seed}, {rounds_in_words(rounds)}"
+        )
         if not run.resumed:  # of such a one a part is over
             self.say(pace.in_words(run.block_s, run.manifest, rounds))
         self.say(f"starting {len(run.specs)} nodes; each loads its libraries first")
@@ -131,3 +133,8 @@ class Display:
             for line in part:
                 self.say(line)
         return 0 if summary["ok"] else 1
+
+
+def rounds_in_words(rounds: int) -> str:
+    """As they are numbered everywhere."""
+    return "1 round, round 0" if rounds == 1 else f"{rounds} rounds, round 0 to {rounds - 1}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from distributed_training.localnet.judge.facts import nobody_judged
 from distributed_training.localnet.judge.fault_checks import stood_still
 from distributed_training.localnet.names import nodes_of
 
@@ -58,8 +59,8 @@ def pay_lines(summary: Mapping[str, Any]) -> list[str]:
         works = [r["nodes"][name] for r in summary["rounds"] if r["nodes"].get(name) is not None]
         steps = sum(w["steps"] or 0 for w in works)
         share = summary["final"]["incentive"].get(uid)
-        paid = "not measured" if share is None else f"{100 * share:.2f} %"
+        paid = "not measured" if share is None else "not yet" if nobody_judged(summary) else f"{100 * share:.2f} %"
         cards = [r["scores"][uid] for r in summary["rounds"] if uid in r["scores"]]
-        why = (cards[-1].get("reason") or "") if cards else "never scored"
+        why = (cards[-1].get("reason") or "") if cards else "" if nobody_judged(summary) else "never scored"
         lines.append(f"  {escape(called):<29}{steps:>7}{paid:>12}   {escape(why)}")
     return lines

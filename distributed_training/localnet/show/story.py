@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from distributed_training.localnet.judge.checks import PROPORTION_TOLERANCE
+from distributed_training.localnet.judge.facts import nobody_judged
 from distributed_training.localnet.judge.loss_checks import too_short
-from distributed_training.localnet.names import called, nodes_of
+from distributed_training.localnet.names import called, many, nodes_of
 
 Summary = Mapping[str, Any]
 UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
@@ -32,10 +33,6 @@ def work_done(summary: Summary) -> str:
     said += [f"{tokens:,} tokens"] if tokens else []
     said += [f"{summary['minutes']:.1f} minutes"] if summary.get("minutes") is not None else []
     return ", ".join(said)
-
-
-def many(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def story_lines(summary: Summary) -> list[str]:
@@ -66,7 +63,7 @@ def learned(summary: Summary) -> str:
 
 
 def agreed(summary: Summary) -> str:
-    held, nodes = summary["checks"], many(len(summary["nodes"]), "node")
+    held, nodes = summary["checks"], many(len(summary["nodes"]) + len(summary["joined"]), "node")
     if not held.get("same_state_root"):
         return f"The nodes did not all hold the same model: {summary['details'].get('same_state_root', 'not checked')}."
     again = ", and a process that talks to nobody computed the same again" if held.get("offline_check") else ""
@@ -74,19 +71,23 @@ def agreed(summary: Summary) -> str:
 
 
 def paid(summary: Summary) -> str:
+    if nobody_judged(summary):
+        return "Nobody is paid yet: what a miner did in a round is audited and paid during the next one (--rounds 2)."
     held, final = summary["checks"], summary["final"]["incentive"]
     cheats = [node["uid"] for node in summary["nodes"].values() if node["adversary"]]
     if cheats:
-        caught = [audit for audit in summary["failed_audits"] if audit["uid"] in cheats]
-        found = (
-            f"was found out in round {caught[0]['round']} ({caught[0]['reason']})" if caught else "was not found out"
-        )
-        share = 100 * sum(final.get(str(uid), 0.0) for uid in cheats)
-        return f"{called(summary, cheats)} cheated, {found} and got {share:.1f} % of the pay at the end."
+        return " ".join(unmasked(summary, uid, final.get(str(uid), 0.0)) for uid in cheats)
     if not held.get("incentive_proportional"):
         return f"Pay did not follow the work: {summary['details'].get('incentive_proportional', 'not checked')}."
     within = f"to within {100 * PROPORTION_TOLERANCE:.0f} %"
     return f"Validators checked the work, and the chain paid each miner its share of it, {within}."
+
+
+def unmasked(summary: Summary, uid: int, share: float) -> str:
+    """What became of one that cheated."""
+    caught = next((audit for audit in summary["failed_audits"] if audit["uid"] == uid), None)
+    found = "was not found out" if caught is None else f"was found out in round {caught['round']} ({caught['reason']})"
+    return f"{called(summary, [uid])} cheated, {found} and got {100 * share:.1f} % of the pay at the end."
 
 
 def survived(summary: Summary) -> str:

@@ -54,12 +54,12 @@ def header(view: RunView, manifest: RunManifest, clock: Clock) -> Text:
         left = manifest.timing.first_block - clock.block
         return Text.assemble((f"block {clock.block}, round 0 begins in {left}", "bold"), time)
     if index >= clock.rounds:
-        return Text.assemble((f"block {clock.block}, all {clock.rounds} rounds are over, nodes stop", "bold"), time)
+        return Text.assemble((f"block {clock.block}, round {clock.rounds - 1} was the last, nodes stop", "bold"), time)
     round_ = manifest.round(index)
     name = phase(round_, clock.block).value
     return Text.assemble(
         (f"round {index} ", "bold"),
-        (f"({index + 1} of {clock.rounds})  ", "dim"),
+        (f"of 0 to {clock.rounds - 1}  ", "dim"),
         (f"{name:<8}", PHASE_STYLE[name]),
         bar(clock.block - round_.start_block, manifest),
         (f"  block {clock.block}", "dim"),
@@ -83,7 +83,7 @@ def miners_table(view: RunView, terms: Mapping[str, int]) -> Table:
     table = _table("miner", "doing", "steps", "loss", "state", *terms)
     validators = view.of_role("validator")
     for validator in validators:
-        table.add_column(f"w {validator.name.removeprefix('validator-')}", justify="right", no_wrap=True)
+        table.add_column(f"weight\nby\nuid {validator.uid}", justify="right", no_wrap=True)
     table.add_column("incentive", justify="right", no_wrap=True)
     table.add_column("", ratio=1, overflow="ellipsis", no_wrap=True)
     cards = view.newest_cards()
@@ -178,7 +178,7 @@ def note(node: NodeView) -> str:
         return f"[yellow]{node.trouble}[/]"
     if node.checkpoints:
         newest = node.checkpoints[-1]
-        return f"[dim]{len(node.checkpoints)} checkpoints, newest after {newest.get('round')} rounds[/]"
+        return f"[dim]{len(node.checkpoints)} checkpoints, newest before round {newest.get('round')}[/]"
     if node.audits:
         newest_round = max(key[0] for key in node.audits)
         verdicts = [str(e.get("verdict")) for (r, _), e in sorted(node.audits.items()) if r == newest_round]
@@ -208,7 +208,8 @@ def event_line(name: str, event: Mapping[str, Any], names: Mapping[int, str]) ->
     def who(uid: Any) -> str:
         return names.get(int(uid), f"uid {uid}")
 
-    at = "" if e.get("round") is None else f"round {e['round']}: "
+    index = e.get("round")
+    at = "" if index is None else "at the start: " if index < 0 else f"round {index}: "
     texts: dict[str, Any] = {
         "ready": lambda: f"ready, state {e['state_root'][:16]}",
         "train": lambda: (
@@ -227,7 +228,7 @@ def event_line(name: str, event: Mapping[str, Any], names: Mapping[int, str]) ->
             f"{at}weights in block {e['block']}: "
             + ", ".join(f"{who(uid)} {100 * w:.1f}%" for uid, w in e["weights"].items())
         ),
-        "checkpoint": lambda: f"{at}checkpoint {e['path']}",
+        "checkpoint": lambda: f"checkpoint of the state before round {index}: {e['path']}",
         "fault": lambda: f"{at}{e.get('what')}: {e.get('detail')}",
         "stopped": lambda: f"stopped: {e.get('reason')}",
         "killed": lambda: (

@@ -14,9 +14,10 @@ from distributed_training.data.base import PageSource
 from distributed_training.data.loader import PagesExhausted, pages_used
 from distributed_training.data.patience import PageReads
 from distributed_training.data.tokens import Tokenizer
-from distributed_training.errors import DataUnavailable, LocalFault, PeerFault, WireError
+from distributed_training.errors import DataUnavailable, DeviceLost, LocalFault, PeerFault, WireError
 from distributed_training.metrics.base import Metrics
 from distributed_training.metrics.events import Fault
+from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.rules.audit_plan import AuditTask
@@ -27,7 +28,8 @@ from distributed_training.roles.auditing.probe import Probe, Prober
 from distributed_training.roles.mining.work import assigned_batches, round_permutation
 from distributed_training.roles.parts import TrainingThread
 from distributed_training.roles.service import PushedLog
-from distributed_training.training.inner import InnerLoop, out_of_memory
+from distributed_training.training.device import out_of_memory
+from distributed_training.training.inner import InnerLoop
 from distributed_training.training.outer import RunState
 from distributed_training.training.replay import replay
 
@@ -39,21 +41,22 @@ class Unread:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics, self._round, self._count = metrics, -1, 0
+        self._trouble = Ongoing(log, "pages for audits cannot be read", "pages for audits can be read", logging.ERROR)
 
     def add(self, round_index: int, uid: int, error: DataUnavailable) -> None:
         """The first of a round is told, with what was wrong; the others are counted."""
         if round_index != self._round:  # also when the last round's audits ended early
             self._round, self._count = round_index, 0
         self._count += 1
+        said = f"uid {uid} is not audited: {error}"
+        self._trouble.begin(f"round {round_index}: {said}")
         if self._count == 1:
-            said = f"uid {uid} is not audited: {error}"
-            log.error("round %d: %s", round_index, said)
             self._metrics.emit(Fault(what="audit", detail=said), round=round_index)
 
     def close(self, round_index: int) -> None:
         """The round's audits are over."""
-        if self._count > 1:
-            log.warning("round %d: %d more miners are not audited for want of pages", round_index, self._count - 1)
+        if self._round != round_index or self._count == 0:
+            self._trouble.end()
         self._count = 0
 
 
@@ -82,6 +85,8 @@ class Auditor:
         """(train query, integrity query). None: our own trouble, nothing was observed."""
         candidate = plan.candidate(task.public_key)
         probe = await self._prober.probe(plan, candidate, record, beacon) if candidate is not None else None
+        index = plan.round.index
+        log.debug("round %d: uid %d claims %d steps, %d are replayed", index, task.uid, record.steps, task.depth.length)
         try:
             logged = self._decode(record, pushed.log)
             await self._training.run(lambda: self._check_pages(plan, record))
@@ -96,6 +101,8 @@ class Auditor:
         except DataUnavailable as error:
             self.unread.add(plan.round.index, task.uid, error)
             return None, probe
+        except DeviceLost:
+            raise
         except (LocalFault, MemoryError, RuntimeError) as error:  # torch says "out of memory" with a RuntimeError
             if out_of_memory(error):
                 await self._training.run(self._loop.shrink)

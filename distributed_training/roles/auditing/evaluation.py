@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from distributed_training.errors import DataUnavailable
 from distributed_training.metrics.base import Metrics
 from distributed_training.metrics.events import Evaluation, Fault
+from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.roles.parts import TrainingThread
-from distributed_training.training.inner import InnerLoop, out_of_memory
+from distributed_training.training.device import out_of_memory
+from distributed_training.training.inner import InnerLoop
 from distributed_training.training.outer import RunState
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ class Evaluator:
         self._batch_size, self._training, self._loop = manifest.data.batch_size, training, loop
         self._read, self._metrics = read, metrics
         self._sequences: NDArray[np.int64] | None = None
-        self._failing = False
+        self._trouble = Ongoing(log, "the held-out loss is not measured", "it is measured again", logging.ERROR)
         self.losses: dict[int, float] = {}  # by round, of this process
 
     async def evaluate(self, state: RunState, round_index: int) -> float | None:
@@ -57,15 +59,14 @@ class Evaluator:
             self._tell(round_index, str(error) or "out of memory")
             return None
         except DataUnavailable as error:
-            if not self._failing:  # once, not in every round
-                self._tell(round_index, str(error))
-            self._failing = True
+            self._tell(round_index, str(error), again=False)
             return None
-        self._failing = False
+        self._trouble.end()
         self._metrics.emit(Evaluation(heldout_loss=loss), round=round_index)
         self.losses[round_index] = loss
         return loss
 
-    def _tell(self, round_index: int, detail: str) -> None:
-        log.error("round %d is not evaluated: %s", round_index, detail)
-        self._metrics.emit(Fault(what="evaluation", detail=detail), round=round_index)
+    def _tell(self, round_index: int, detail: str, *, again: bool = True) -> None:
+        """again: an event also where it goes on from the last round."""
+        if self._trouble.begin(f"round {round_index}: {detail}") or again:
+            self._metrics.emit(Fault(what="evaluation", detail=detail), round=round_index)

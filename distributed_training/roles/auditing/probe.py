@@ -48,7 +48,7 @@ class Prober:
         found = await self._ask(plan, candidate, record, beacon)
         if steady and self._clock.steady and self._clock.resumed_at == resumed_at:
             return found
-        log.info("round %d: the chain stood still, the probe of uid %d does not count", plan.round.index, candidate.uid)
+        log.debug("round %d: the chain stood still, the probe of uid %d is void", plan.round.index, candidate.uid)
         return None
 
     async def _ask(self, plan: RoundPlan, candidate: Candidate, record: WorkRecord, beacon: bytes) -> Probe:
@@ -78,6 +78,6 @@ class Prober:
                 seconds = max(asyncio.get_running_loop().time() - began, 1e-6)
                 await end_chunks(stream, self._timeout_s)
         except (NetworkFault, PeerFault) as error:
-            log.info("probe of uid %d failed: %s", candidate.uid, error)
+            log.debug("probe of uid %d failed: %s", candidate.uid, error)
             return Probe(found, 0.0, unreached=isinstance(error, NetworkFault))
         return Probe(found, timed / seconds)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from distributed_training.checkpoints.base import CheckpointRef
 from distributed_training.errors import ConfigError, LocalFault, WireError
+from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.rules.clock import round_at
 from distributed_training.roles.joining.published import load_published
 from distributed_training.roles.joining.snapshots import decided_root, fetch_newest, patience_s, run_keys_word
@@ -41,14 +42,20 @@ async def choose_start(parts: Parts, initial: RunState, *, stuck_at: int | None 
     one is looked for first. A round 0 that this machine cannot build is waited for until round 0 is over: the owner may
     come later than we.
     """
+    waiting = Ongoing(
+        log,
+        "this machine builds another round 0 than the manifest names: waiting for whoever has that",
+        "somebody gave the state to start from",
+    )
     while (start := await _look(parts, initial, stuck_at)) is None:
         if (await parts.chain.head()).number >= parts.manifest.round(1).start_block:
             raise ConfigError(
                 "this machine builds another round 0 than the manifest names, and there is no state to start from: "
                 "no peer and no checkpoint gave one"
             )
-        log.warning("this machine builds another round 0 than the manifest names: waiting for whoever has that")
+        waiting.begin()
         await asyncio.sleep(patience_s(parts) / 6)
+    waiting.end()
     return start
 
 

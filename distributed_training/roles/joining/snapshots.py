@@ -87,6 +87,9 @@ async def _fetch(parts: Parts, num_coords: int, decided: Decided) -> None:
         on_progress=lambda progress: _tell(parts, decided.round, progress),
     )
     _tell(parts, decided.round, progress)
+    gave = {n.commitment.peer_key: n.uid for n in parts.peers.neurons if n.commitment is not None}
+    for key, count in progress.by_donor.items():
+        log.debug("uid %s gave %.2f MB of the state of round %d", gave.get(key), count / 1e6, decided.round)
 
 
 def patience_s(parts: Parts) -> float:
@@ -173,10 +176,6 @@ async def _donors(parts: Parts) -> list[bytes]:
 
 def _tell(parts: Parts, index: int, progress: Progress) -> None:
     share = progress.done_bytes / progress.total_bytes
-    log.info(
-        "state of round %d: %.0f %%, %.1f MB/s from %d peers",
-        index, 100 * share, progress.bytes_per_s / 1e6, len(progress.by_donor),
-    )  # fmt: skip
     told = Sync(
         share=share,
         bytes=progress.done_bytes,

@@ -72,6 +72,6 @@ async def guessed_beacon(parts: Parts, round_: Round) -> bytes | None:
     try:
         block_hash = await parts.chain.block_hash(round_.roster_block)
     except ChainFault as error:  # a head that was taken back, or a chain node behind ours
-        log.info("round %d: no early look at its beacon: %s", round_.index, error)
+        log.debug("round %d: no early look at its beacon: %s", round_.index, error)
         return None
     return assignment_beacon(block_hash, parts.manifest.netuid, round_.index)

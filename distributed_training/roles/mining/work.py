@@ -15,7 +15,8 @@ from distributed_training.errors import DataUnavailable, OutOfMemory, said
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.assignment import Permutation, assignment_key
 from distributed_training.protocol.types import StepRecord
-from distributed_training.training.inner import InnerLoop, out_of_memory
+from distributed_training.training.device import out_of_memory
+from distributed_training.training.inner import InnerLoop
 from distributed_training.training.outer import RunState, Vector
 
 
@@ -63,7 +64,8 @@ class Trainer:
             what = said(error)
             traceback.clear_frames(error.__traceback__)  # they hold the tensors that did not fit
         smaller = self._loop.shrink()
-        then = "smaller micro-batches from now on" if smaller else "one sequence at a time is too much"
+        size = self._loop.micro_batch
+        then = f"from now on with --micro-batch {size}" if smaller else "one sequence at a time is too much"
         raise OutOfMemory(f"{what} ({then})", retry=smaller)
 
     def _train(self, task: WorkTask) -> WorkResult:

@@ -1,0 +1,133 @@
+"""What this machine gives a node: open files, memory, disk, a clock that is right. Nothing heavy is loaded for it: a
+node looks at it too, at every start."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from distributed_training.doctor.base import Finding
+from distributed_training.errors import ConfigError, said
+from distributed_training.paths import usable_folder
+
+FILES_WANTED = 8192  # a connection and a few streams, each held twice, for every uid of a full subnet, and room
+FILES_FEW, FILES_TOO_FEW = 4096, 256  # with a few peers a node and its daemon have about a hundred open
+GIB = 1 << 30
+DISK_FEW, DISK_TOO_FEW = 2 * GIB, 64 << 20  # whatever the run needs
+STA_UNSYNC, TIMEX_BYTES, TIMEX_STATUS = 0x40, 512, 40  # of <sys/timex.h>: a flag, more than the struct has, an offset
+
+
+def raise_file_limit() -> int:
+    """As many open files as this process may have without asking, up to what a node wants; its daemon inherits it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return FILES_WANTED if soft == resource.RLIM_INFINITY else soft
+    with suppress(ValueError, OSError):  # macOS has a lower limit than it tells
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def files_finding() -> Finding:
+    limit = raise_file_limit()
+    if limit >= FILES_FEW:
+        return Finding("open files", "ok", f"up to {limit:,}")
+    found = f"this user may have only {limit:,} files open; a node on a full subnet needs {FILES_FEW:,}"
+    fix = f"ulimit -n {FILES_WANTED} (systemd: LimitNOFILE={FILES_WANTED}; docker: --ulimit nofile={FILES_WANTED})"
+    return Finding("open files", "fail" if limit < FILES_TOO_FEW else "warn", found, fix)
+
+
+def clock_finding() -> Finding:
+    """What the kernel was told by whatever keeps the clock right. Whether it is right, the chain's blocks tell."""
+    synchronised = _clock_is_kept()
+    if synchronised is None:
+        return Finding("clock", "ok", "this system does not tell whether anything keeps it right")
+    if synchronised:
+        return Finding("clock", "ok", "kept right by this system")
+    fix = "sudo timedatectl set-ntp true (or start chrony; in a container or WSL2: on the host)"
+    return Finding("clock", "warn", "nothing keeps this machine's clock right", fix)
+
+
+def folder_findings(flag: str, folder: Path) -> list[Finding]:
+    """Can a node write there, and is there any room at all? Nothing stays of what is tried."""
+    name = flag.removeprefix("--").replace("-", " ")
+    other = f"give a folder that this user may write to with {flag}"
+    there = folder
+    try:
+        usable_folder(folder)
+        while not there.is_dir():
+            there = there.parent
+        room = os.statvfs(there)
+        with tempfile.TemporaryFile(dir=there) as probe:  # has no name, so that none can stay behind
+            probe.write(bytes(1 << 16))
+    except ConfigError as error:
+        return [Finding(name, "fail", said(error), other)]
+    except OSError as error:
+        more = f"make room there, or {other}"
+        return [Finding(name, "fail", f"{there} cannot be written: {error.strerror}", more)]
+    free = room.f_bavail * room.f_frsize
+    state = "ok" if free >= DISK_FEW else "warn" if free >= DISK_TOO_FEW else "fail"
+    found = f"{folder}, {free / GIB:,.2f} GiB free"
+    if room.f_files and room.f_favail < 1000:
+        state, found = "fail", f"the disk of {folder} has room for {room.f_favail} more files only"
+    return [Finding(name, state, found, "" if state == "ok" else f"make room there, or {other}")]
+
+
+def memory_bytes(root: Path = Path("/")) -> tuple[int, int]:
+    """(what this process and its like may use, what of it is free now); the limits of its control groups hold."""
+    limit, free = _machine_memory(root)
+    for most, used in _group_limits(root):
+        limit, free = min(limit, most), min(free, max(0, most - used))
+    return limit, free
+
+
+def _machine_memory(root: Path) -> tuple[int, int]:
+    lines = (line.split() for line in _text(root / "proc/meminfo").splitlines())
+    kib = {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
+    if "MemTotal:" in kib:
+        return kib["MemTotal:"] << 10, kib.get("MemAvailable:", kib["MemTotal:"]) << 10
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total, total
+
+
+def _group_limits(root: Path) -> list[tuple[int, int]]:
+    """(limit, used) of the groups this process is in and of those around them, of either version."""
+    found = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, kinds, path = (*line.split(":", 2), "", "")[:3]
+        version2 = kinds == ""
+        if not version2 and "memory" not in kinds.split(","):
+            continue
+        base = root / ("sys/fs/cgroup" if version2 else "sys/fs/cgroup/memory")
+        names = ("memory.max", "memory.current") if version2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        group = Path(path.lstrip("/"))
+        for place in (group, *group.parents):  # in a container the path is the host's, and its own group is the root
+            most, used = (_text(base / place / name) for name in names)
+            if most.isdigit() and int(most) < 1 << 60:  # version 1 says "no limit" by a number
+                found.append((int(most), int(used) if used.isdigit() else 0))
+    return found
+
+
+def _clock_is_kept() -> bool | None:
+    """None: not known. Only asks: no permission is needed."""
+    if platform.system() != "Linux":
+        return None
+    answer = ctypes.create_string_buffer(TIMEX_BYTES)
+    try:
+        if ctypes.CDLL(None, use_errno=True).adjtimex(answer) < 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return not int.from_bytes(answer.raw[TIMEX_STATUS : TIMEX_STATUS + 4], "little") & STA_UNSYNC
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("ascii", errors="replace").strip()
+    except OSError:
+        return ""
