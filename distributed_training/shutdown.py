@@ -98,9 +98,8 @@ async def _run(life: Coroutine[None, None, None], requested: threading.Event, bo
         log.info("stopping on request")
         node.cancel()
     result = (await asyncio.gather(node, return_exceptions=True))[0]
-    if not requested.is_set():  # else a second signal changes nothing until the process ends
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    for number, handler in former.items():  # a second signal changes nothing, not even while the interpreter ends
+        signal.signal(number, signal.SIG_IGN if requested.is_set() else handler)
     return result
 
 

@@ -67,7 +67,7 @@ def run(
         finally:
             end_group(process.pid)
             process.wait()
-        return Done(code, _read(out), last_line(_read(err)))
+        return Done(code, _read(out), reason(_read(err)))
 
 
 def until_our_end(number: int) -> Callable[[], None]:
@@ -95,11 +95,13 @@ def shown(words: Sequence[str]) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def last_line(text: bytes) -> str:
+def reason(text: bytes) -> str:
     """Printable: others' words can neither begin a line of their own nor command a terminal."""
     lines = [line.strip() for line in text[-4096:].decode(errors="replace").splitlines()]
+    fatal = (line for line in lines if line.startswith("fatal: "))
+    first = next(fatal, "").removeprefix("fatal: ")  # git's; advice follows it
     last = next((line for line in reversed(lines) if line), "it gave no reason")
-    return "".join(letter if letter.isprintable() else "?" for letter in last)[:SHOWN]
+    return "".join(letter if letter.isprintable() else "?" for letter in first or last)[:SHOWN]
 
 
 def _read(file: IO[bytes]) -> bytes:
