@@ -41,7 +41,8 @@ def every_stop_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         for number, handler in former.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # a node that stops is deaf until its process has ended
+                signal.signal(number, handler)
 
 
 class Border:

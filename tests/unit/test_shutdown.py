@@ -152,3 +152,32 @@ def test_while_libraries_load_a_stop_ends_at_once(number: int) -> None:
         process.send_signal(number)
         assert process.wait(10) == 130
         assert process.stderr is not None and process.stderr.read() == "stopped\n"
+
+
+DEAF = """
+import asyncio, sys, time
+from distributed_training.settings.entry import run_main
+from distributed_training.shutdown import run_until_stopped
+
+async def life():
+    print("running", flush=True)
+    await asyncio.sleep(60)
+
+def main():
+    run_until_stopped(life(), 20)
+    return 0
+
+code = run_main(main)
+print("over", flush=True)
+time.sleep(0.5)  # what an interpreter takes to end
+sys.exit(code)
+"""
+
+
+def test_a_second_signal_changes_nothing_until_the_process_has_ended() -> None:
+    with subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "running\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "over\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
