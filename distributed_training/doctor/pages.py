@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from distributed_training.doctor.subject import Subject
 
 PATIENT = Limits(tries=2, total_s=6.0, attempt_s=5.0)
-LOOK_S = 1.5  # at pages on this machine's disk: as many as can be read
+LOOK_S = 4.0  # at pages on this machine's disk: as many as can be read
 MOST_HASHED = 1 << 30  # bytes of a file: about a second
 NAME = "pages"
 
