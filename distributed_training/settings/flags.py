@@ -43,9 +43,9 @@ METAVARS = {
     "prometheus": "[IP:]PORT",
     "wandb": "online|offline",
 }
-SCRIPT_VARIABLES = (  # read by scripts/setup.sh, by run_node.sh and pm2, by the launcher
+SCRIPT_VARIABLES = (  # read by scripts/setup.sh, run_node.sh, pm2's configuration and the launcher
     *("DT_VENV", "DT_TORCH", "DT_TORCH_INDEX"),
-    *("DT_ENV_FILE", "DT_AUTO_UPDATE", "DT_UPDATE_URL", "DT_UPDATE_HOURS"),
+    *("DT_AUTO_UPDATE", "DT_UPDATE_URL", "DT_UPDATE_HOURS"),
 )
 
 
