@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from disguise import assigned_pages, run
 
-from distributed_training.averaging.codecs.int8 import decode_chunk
+from distributed_training.averaging.codecs.int8 import parse_chunk
 from distributed_training.averaging.contribution import split_wire
 from distributed_training.averaging.plan import layout_of
 from distributed_training.engine import Engine
@@ -36,7 +36,7 @@ class Copycat:
         except FileNotFoundError:
             return WorkResult(np.zeros_like(task.state.params), (), (), None)
         layout = layout_of(self._manifest, len(task.state.params))
-        chunks = [decode_chunk(data, layout, c) for c, data in enumerate(split_wire(wire, layout))]
+        chunks = [parse_chunk(data, layout, c).decode() for c, data in enumerate(split_wire(wire, layout))]
         steps = decode_log(
             log,
             max_steps=self._manifest.inner.max_steps,

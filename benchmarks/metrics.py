@@ -108,6 +108,7 @@ def _sinks(root: Path, *, everything: bool) -> list[Sink]:
         incentive=0.0,
         dividends=0.0,
         last_update=0,
+        coldkey=bytes(32),
     )
     return open_sinks(config, manifest, Role.VALIDATOR, me, key)
 

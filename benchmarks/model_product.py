@@ -118,7 +118,8 @@ def audited(logged: tuple[StepRecord, ...], replayed: tuple[StepRecord, ...], ma
 
 def next_state(manifest: RunManifest, state: RunState, result: InnerResult) -> RunState:
     """After a round whose only miner this was."""
-    return outer_step(state, state.params - result.end, state.carry, manifest.outer)
+    mine = RunState(state.params.copy(), state.momentum.copy(), state.applied, state.carry)
+    return outer_step(mine, [state.params - result.end], state.carry, manifest.outer)[0]
 
 
 def load(model: nn.Module, state: RunState) -> None:

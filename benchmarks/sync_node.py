@@ -32,7 +32,7 @@ NETUID, MAX_UIDS, PATIENCE_S = 1, 16, 60.0
 
 def neuron(number: int, peer_key: bytes, address: tuple[str, int]) -> Neuron:
     claim = Commitment(Role.MINER, True, peer_key, bytes(8), None, None, None, None)
-    return Neuron(number, str(number), public_key(number), 0.0, False, 1, address, claim, 1, 0.0, 0.0, 0)
+    return Neuron(number, str(number), public_key(number), 0.0, False, 1, address, claim, 1, 0.0, 0.0, 0, bytes(32))
 
 
 def public_key(number: int) -> bytes:

@@ -21,14 +21,15 @@ from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
 from distributed_training.checkpoints.base import CheckpointStore
 from distributed_training.data.loader import heldout_sequences
-from distributed_training.engine import Engine
+from distributed_training.engine import Engine, first_state, round_zero
 from distributed_training.errors import ConfigError, HotkeyTaken, NotRegisteredError, first_of
 from distributed_training.journal import Journal
 from distributed_training.metrics.base import Metrics
 from distributed_training.metrics.events import Fault, Ready, Stopped
 from distributed_training.network.base import Transport
 from distributed_training.network.peers import PeerBook, VerifyPeer
-from distributed_training.protocol.manifest import RunManifest, quota_problem
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.quota import quota_problem
 from distributed_training.protocol.rules.clock import bulk_timeout_s
 from distributed_training.protocol.types import Neuron, Role
 from distributed_training.roles.announcing import announce, look_after_hotkey
@@ -53,8 +54,7 @@ from distributed_training.roles.validator import Validator
 from distributed_training.settings.config import NodeConfig
 from distributed_training.settings.places import HubRepo
 from distributed_training.shutdown import Border
-from distributed_training.training.flat import to_flat
-from distributed_training.training.outer import initial_state
+from distributed_training.training.flat import num_parameters
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ async def make_parts(
 ) -> Parts:
     """Raises ConfigError when the manifest does not fit the chain."""
     a, params = adapters, await adapters.chain.params()
-    problem = quota_problem(manifest, params.tempo)
+    problem = quota_problem(manifest.timing.length, params.tempo)
     if problem is not None:
         raise ConfigError(f"the manifest does not fit this chain: {problem}")
     peers = PeerBook(a.transport, manifest.netuid, a.signer.public_key, a.sign_as_peer, a.verify_peer)
@@ -181,19 +181,20 @@ async def _follow(
     role: Role, config: NodeConfig, parts: Parts, engine: Engine, me: Neuron, make_worker: MakeWorker, border: Border
 ) -> None:
     """The main loop: one round after the other."""
-    initial = initial_state(to_flat(engine.model), parts.manifest.average)
-    parts.peers.limit(peer_budget(parts.manifest, len(initial.params), parts.clock.block_s))
-    check_disk(parts.manifest, len(initial.params), config.disk.budget_gib, config.node_dir)
-    start = await choose_start(parts, initial)
+    num_coords = num_parameters(engine.model)
+    parts.peers.limit(peer_budget(parts.manifest, num_coords, parts.clock.block_s))
+    check_disk(parts.manifest, num_coords, config.disk.budget_gib, config.node_dir)
+    start = await choose_start(parts, lambda: first_state(engine.model, parts.manifest, config.run_dir))
     follower = Follower(parts, start.index, start.state, trusted=start.trusted)
     await follower.save()
-    node = _role(role, config, parts, engine, me, follower, make_worker)
-    rounds = Rounds(parts, follower, lambda stuck_at: choose_start(parts, initial, stuck_at=stuck_at))
+    head = (await parts.chain.head()).number
+    node = _role(role, config, parts, engine, me, follower, make_worker, head)
+    again = partial(round_zero, parts.manifest, config.run_dir)
+    rounds = Rounds(parts, follower, lambda stuck_at: choose_start(parts, again, stuck_at=stuck_at))
     if isinstance(node, Owner):
         await node.begin()
     if isinstance(node, Owner | Validator) and follower.index == 0:
         await node.evaluator.evaluate(follower.state, -1)
-    head = (await parts.chain.head()).number
     ready = Ready(
         hotkey=parts.signer.hotkey,
         peer_key=parts.peer_key,
@@ -254,6 +255,7 @@ def _role(
     me: Neuron,
     follower: Follower,
     make_worker: MakeWorker,
+    head: int,
 ) -> Miner | Validator | Owner:
     manifest = parts.manifest
     if role is Role.MINER:
@@ -261,10 +263,10 @@ def _role(
             parts,
             follower,
             make_worker(engine, manifest),
-            MinerService(manifest, parts.peers, parts.chain, parts.clock),
+            MinerService(manifest, parts.peers, parts.chain, parts.clock, parts.store),
             uid=me.uid,
             steps_per_round=config.steps_per_round,
-            exact_steps=config.exact_steps,
+            exact_from=head if config.exact_steps else None,
             reduces=not config.axon.outbound_only,
             train_ahead=config.train_ahead,
         )

@@ -87,11 +87,12 @@ class JournalledChain(PatientChain):
 def _row(neuron: Neuron) -> dict[str, Any]:
     fields = [] if neuron.commitment is None else encode_commitment(neuron.commitment)
     said = [[field.kind, field.data.hex()] for field in fields]
-    return {**asdict(neuron), "public_key": neuron.public_key.hex(), "commitment": said}
+    keys = {"public_key": neuron.public_key.hex(), "coldkey": neuron.coldkey.hex()}
+    return {**asdict(neuron), **keys, "commitment": said}
 
 
 def _neuron(row: dict[str, Any]) -> Neuron:
     fields = [Field(kind, bytes.fromhex(data)) for kind, data in row["commitment"]]
     address = None if row["address"] is None else (row["address"][0], row["address"][1])
-    key = bytes.fromhex(row["public_key"])
-    return Neuron(**{**row, "public_key": key, "address": address, "commitment": decode_commitment(fields)})
+    keys = {name: bytes.fromhex(row[name]) for name in ("public_key", "coldkey")}
+    return Neuron(**{**row, **keys, "address": address, "commitment": decode_commitment(fields)})

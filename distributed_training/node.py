@@ -23,10 +23,11 @@ from distributed_training.chain.sole import SoleChain
 from distributed_training.checkpoints.base import CheckpointStore
 from distributed_training.data.reading import TablePages
 from distributed_training.data.tokens import TOKENIZER_FILE
-from distributed_training.engine import Engine, load_engine
+from distributed_training.engine import Engine, load_engine, prepared
 from distributed_training.errors import ConfigError, HotkeyTaken, LocalFault, said
 from distributed_training.finding.find import Finder
 from distributed_training.finding.serving import FileService, run_files
+from distributed_training.gpus import join_team, num_processes, open_team
 from distributed_training.journal import JOURNAL, Journal, claim_folder
 from distributed_training.journalled import JournalledChain
 from distributed_training.metrics.base import Metrics
@@ -36,10 +37,9 @@ from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.libp2p import Libp2pTransport
 from distributed_training.operator.dry_run import print_weights
 from distributed_training.operator.safety import Watch
-from distributed_training.preflight import node_lock
+from distributed_training.preflight import node_lock, not_listed
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Neuron, Role, SubnetParams
-from distributed_training.recipes.build import model_size
 from distributed_training.roles.miner import ExactStepsMissed
 from distributed_training.roles.pages import share_pages
 from distributed_training.roles.parts import TrainingThread
@@ -52,6 +52,7 @@ from distributed_training.sources import open_checkpoints, open_pages, repo_open
 from distributed_training.stillness import say_after_a_pause
 from distributed_training.supervisor import Supervised
 from distributed_training.training.device import chosen_device, device_text, surprise
+from distributed_training.training.model import model_size
 from distributed_training.training.speed import flop_per_s
 
 log = logging.getLogger(__name__)
@@ -125,13 +126,16 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: W
         require_address(config)
         client, signer, me = await connect(config, stack)
         params = await client.params()
-        config, manifest = await _find(config, PatientChain(client, params.block_s), params, signer)
+        config, manifest = await _find(config, PatientChain(client, params.block_s), params, signer, role, me)
         stack.enter_context(node_lock(config))
         bind(uid=me.uid)
         keep_in(config.logging.file or config.node_dir / "log" / "node.log")
         pages = await asyncio.to_thread(_pages, config, manifest)
-        engine = load_engine(config, manifest, pages)
-        _say_who(role, config, manifest, engine, me, signer)
+        team = open_team(config, manifest, stack)
+        engine = load_engine(config, manifest, pages, team)
+        await asyncio.to_thread(join_team, team, config, manifest, engine)
+        steps = "" if role is Role.OWNER else await asyncio.to_thread(prepared, config, manifest, engine.loop)
+        _say_who(role, config, manifest, engine, me, signer, steps)
         claim_folder(config.node_dir, manifest.sha256)
         sinks = await asyncio.to_thread(open_sinks, config, manifest, role, me, signer)
         metrics = Metrics([*sinks, supervised], role=role.name.lower(), uid=me.uid)
@@ -158,7 +162,7 @@ async def _live(role: Role, config: NodeConfig, make_worker: MakeWorker, wrap: W
 
 
 async def _find(
-    config: NodeConfig, chain: Chain, params: SubnetParams, signer: LocalKey
+    config: NodeConfig, chain: Chain, params: SubnetParams, signer: LocalKey, role: Role, me: Neuron
 ) -> tuple[NodeConfig, RunManifest]:
     """The run, in its directory. Peers are asked under a peer key of this moment: nobody knows us yet."""
     async with AsyncExitStack() as stack:
@@ -171,23 +175,26 @@ async def _find(
             return stranger
 
         roster = await chain.roster((await chain.head()).number)
-        show = partial(_show, config, params.block_s)
+        show = partial(_show, config, role, me, params.block_s)
         finder = Finder(config, roster, params.owner_hotkey, signer.public_key, open_transport, show, scratch)
         return await finder.run()
 
 
-def _show(config: NodeConfig, block_s: float, manifest: RunManifest) -> None:
-    """What the run asks of this machine, before it is asked."""
+def _show(config: NodeConfig, role: Role, me: Neuron, block_s: float, manifest: RunManifest) -> None:
+    """What the run asks of this machine, before it is asked. Raises ConfigError for a miner that it does not want."""
+    if role is Role.MINER and (why := not_listed(me, manifest)) is not None:
+        raise ConfigError(why)
     num_coords = model_size(manifest.model.config)
-    for line in needs_lines(manifest, needs(manifest, num_coords, block_s), flop_per_s(chosen_device(config.device))):
+    speed = num_processes(config) * flop_per_s(chosen_device(config.device))
+    for line in needs_lines(manifest, needs(manifest, num_coords, block_s), speed):
         log.info("%s", line)
 
 
 def _say_who(
-    role: Role, config: NodeConfig, manifest: RunManifest, engine: Engine, me: Neuron, signer: LocalKey
+    role: Role, config: NodeConfig, manifest: RunManifest, engine: Engine, me: Neuron, signer: LocalKey, steps: str
 ) -> None:
     log.info(
-        "start: %s, uid %d of subnet %d, hotkey %s %s; run %s %s, %s; %s; at %s",
+        "start: %s, uid %d of subnet %d, hotkey %s %s; run %s %s, %s; %s%s; at %s",
         role.name.lower(),
         me.uid,
         manifest.netuid,
@@ -197,6 +204,7 @@ def _say_who(
         manifest.sha256[:16],
         manifest.model.config["model_type"],
         device_text(chosen_device(config.device)),
+        steps and f"; a step: {steps}",
         _where(config),
     )
 

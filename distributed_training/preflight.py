@@ -12,6 +12,7 @@ from distributed_training.addresses import FILE, check_hub, is_documentation
 from distributed_training.chain.keys import (
     LocalKey,
     coldkey_warning,
+    hotkey_address,
     load_hotkey,
     local_registration,
     registration_command,
@@ -23,10 +24,12 @@ from distributed_training.locks import Lock
 from distributed_training.network.ports import free_port
 from distributed_training.paths import existing_file, existing_folder, is_missing, usable_folder
 from distributed_training.protocol.manifest import RunManifest, load_manifest
-from distributed_training.protocol.types import Role
+from distributed_training.protocol.rules.membership import may_mine
+from distributed_training.protocol.types import Neuron, Role
 from distributed_training.settings.config import NodeConfig, load_config, require_address
 from distributed_training.settings.entry import tell
 from distributed_training.settings.places import HubRepo, folder_of
+from distributed_training.training.team import torchrun_rank
 
 ONE_PROCESS = "one node per hotkey: stop that one first, or give this one a hotkey of its own (--wallet.hotkey)"
 
@@ -34,6 +37,7 @@ ONE_PROCESS = "one node per hotkey: stop that one first, or give this one a hotk
 def prepare(role: Role, argv: Sequence[str]) -> NodeConfig:
     """The node's configuration, checked as far as this machine alone can tell. Prints warnings. Raises ConfigError."""
     config = load_config(role, argv)
+    _check_processes(role, config)
     if config.device not in ("auto", "cpu") and (why := refusal(config.device, seen_gpus(), torch_here())):
         raise ConfigError(why)
     for warning in config.warnings:
@@ -58,6 +62,20 @@ def prepare(role: Role, argv: Sequence[str]) -> NodeConfig:
             host, _, port = config.metrics.prometheus.rpartition(":")
             asyncio.run(free_port(host, int(port), flag="--metrics.prometheus", wait_s=0.0))
     return config
+
+
+def _check_processes(role: Role, config: NodeConfig) -> None:
+    """Raises ConfigError where several processes are asked for that cannot train together."""
+    rank = torchrun_rank(os.environ)
+    if rank is not None and (rank.number or role is Role.OWNER):
+        raise ConfigError(
+            f"torchrun started {rank.size} processes of a program that trains in one; only neurons/miner.py and "
+            "neurons/validator.py train in several"
+        )
+    if rank is not None and config.gpus not in (None, rank.size):
+        raise ConfigError(f"--gpus {config.gpus}: torchrun started {rank.size} processes; leave it out")
+    if config.gpus not in (None, 1) and role is Role.OWNER:
+        raise ConfigError(f"--gpus {config.gpus}: an owner trains nothing; leave it out")
 
 
 def node_lock(config: NodeConfig) -> Lock:
@@ -105,6 +123,17 @@ def how_to_register(config: NodeConfig) -> str:
     network = chain.chain_endpoint or chain.network
     command = registration_command(network, config.netuid, wallet.name, wallet.hotkey, address=address, wallets=folder)
     return f"register it{where} with: {command}"
+
+
+def not_listed(me: Neuron, manifest: RunManifest) -> str | None:
+    """Why this hotkey cannot mine in a run that lists who may; None: it may."""
+    if may_mine(me, manifest.access):
+        return None
+    return (
+        f"run {manifest.name} ({manifest.sha256[:16]}) lists who may mine, and neither the hotkey {me.hotkey} nor its "
+        f"coldkey {hotkey_address(me.coldkey)} is among them: ask its owner for a run that lists one of them, or "
+        "choose another run (--run DIGEST)"
+    )
 
 
 def _check_folders(role: Role, config: NodeConfig) -> None:

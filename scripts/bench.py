@@ -34,13 +34,17 @@ BENCHMARKS = {
     "weather": "rounds over a chain node behind a proxy that drops, delays, refuses and cuts in mid-submission",
     "requests": "what a node asks of the chain in a block, by kind; the goal is 2 beside the roster's",
     "sync": "fetching a 124 M-parameter state from one and from several donors over shaped links",
+    "memory": "peak and processor of a node's round by phase, training, chain and network left out; 124 M parameters",
     "nat": "whole rounds with a miner behind NAT and no port open, in network namespaces",
+    "train": "a step with log and sketches beside a bare loop: tokens per CPU second, memory; on a GPU its utilisation",
     "data": "reading pages: tokens per second, bytes, requests, waiting; local, over the wire, over a bad line",
     "models": "every causal LM family of transformers, and published configs: right, warned, refused, wrong",
     "metrics": "what telling an event costs the node's loop, with every sink, and the share of a round",
     "page": "the live page of 256 uids and 1,000 rounds in a browser: load, memory, frames when dragged and live",
     "pages": "opening a page manifest of half a million pages: time and memory",
+    "drift": "how far honest replays of a round drift apart by step, the cheapest cheats beside them; or verdicts",
     "fresh": "the README's two commands on fresh Debian systems with other Pythons (debootstrap; needs root)",
+    "learning": "how well miners that average learn, beside one alone and all tokens in synchronous steps",
     "simulate": "round time, messages and bytes per node from 4 to 256 nodes on a virtual clock",
 }
 

@@ -231,7 +231,7 @@ def next_command(args: argparse.Namespace, tokenizer: Path | None) -> str:
     flags = (("--pages", args.out), ("--tokenizer", tokenizer or args.tokenizer), ("--eos", args.eos))
     where = ("--netuid", "N", "--in", "2h", "--subtensor.network", "finney")
     rest = (*where, "--wallet.name", "W", "--wallet.hotkey", "H", "--out", "runs/NAME/manifest.json")
-    return command(python(), "scripts/create_run.py", "--recipe", "gpt2-124m", *flags, *rest)
+    return command(python(), "scripts/create_run.py", "--preset", "gpt2-124m", *flags, *rest)
 
 
 def check_upload(repo: str) -> None:

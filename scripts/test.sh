@@ -29,10 +29,13 @@ step "import direction" "$DT_PYTHON" -c 'from importlinter.cli import lint_impor
 if [ $# -gt 0 ]; then
     step "tests ($*)" "$DT_PYTHON" -m pytest "$@"
 else
-    # Only these are traced: it makes them half as slow again, and whole subnets would be too.
-    step "unit tests" "$DT_PYTHON" -m pytest tests/unit --durations=10 --cov --cov-report=
+    # Two at a time but for those that say `alone`; a file's tests stay together. Only unit tests are traced: it makes
+    # them half as slow again, and whole subnets would be too.
+    beside=(-n 2 --dist loadfile -m "not alone")
+    step "unit tests" "$DT_PYTHON" -m pytest tests/unit "${beside[@]}" --durations=10 --cov --cov-report=
     step "coverage of protocol/rules/ and protocol/wire.py by unit tests" \
         "$DT_PYTHON" -m coverage report --include='distributed_training/protocol/rules/*,distributed_training/protocol/wire.py' --fail-under=95
-    step "all other tests" "$DT_PYTHON" -m pytest --ignore=tests/unit --durations=15
+    step "all other tests, two at a time" "$DT_PYTHON" -m pytest --ignore=tests/unit "${beside[@]}" --durations=10
+    step "tests on a real clock" "$DT_PYTHON" -m pytest -m alone --durations=15
 fi
 echo "all green in $((SECONDS - began)) s"

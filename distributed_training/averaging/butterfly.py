@@ -118,7 +118,7 @@ class Butterfly:
         ourselves = plan.candidate(self._signer.public_key)
         if ourselves is not None:
             work = self._works.take(plan, ourselves, own.signed)
-            reduction.put_own(ourselves.public_key, work, dict(enumerate(own.contribution.chunks)))
+            reduction.put_own(ourselves.public_key, work, own.contribution.chunks)
         async with self._opened:
             self._reduction = reduction
             self._opened.notify_all()

@@ -95,7 +95,7 @@ class Collector:
             if output_hash == NO_BACKUP:
                 return None
         try:
-            kept = self._slices.load(plan, j, claim.reducer, output_hash)
+            kept = await self._slices.load(plan, j, claim.reducer, output_hash)
             if kept is not None:
                 return kept
         except WireError as error:

@@ -6,13 +6,14 @@ Pure functions of bytes and records, used alike by reducers, gatherers and the o
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
-from distributed_training.averaging.codecs.base import Vector
-from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk, encode_chunk, rounding_norm
+from distributed_training.averaging.codecs.base import Layout, Vector
+from distributed_training.averaging.codecs.int8 import Chunk, Encoder, parse_chunk
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import WireError
 from distributed_training.protocol.manifest import AverageSection, RunManifest
@@ -35,8 +36,29 @@ class SliceOutput:
     """One reduced slice: its record, its encoded chunks, and the work records of the senders it includes."""
 
     record: OutputRecord
-    chunks: tuple[bytes, ...]
+    chunks: tuple[Chunk, ...]
     works: Mapping[bytes, WorkRecord]  # by public key; at least those of included senders
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """What a round that is applied makes of its slices; nothing is decoded yet."""
+
+    chunks: tuple[Chunk | None, ...]  # of the whole vector; None: zeros
+    carry: Carry
+    outcome: AverageOutcome
+
+    def averages(self, layout: Layout) -> Iterator[Vector]:
+        """The weighted mean of theta_r - theta_{r,H}, fp32, chunk by chunk; each is overwritten by the next."""
+        memory: Vector = np.empty(min(layout.chunk_coords, layout.num_coords), np.float32)
+        for index, chunk in enumerate(self.chunks):
+            start, stop = layout.coords(index)
+            values = memory[: stop - start]
+            if chunk is None:
+                values.fill(0)
+            else:
+                chunk.decode(values)
+            yield values
 
 
 def sender_weight(work: WorkRecord, plan: RoundPlan, average: AverageSection) -> float:
@@ -47,30 +69,30 @@ def sender_weight(work: WorkRecord, plan: RoundPlan, average: AverageSection) ->
 def reduce_slice(
     plan: RoundPlan,
     spec: SliceSpec,
-    received: Mapping[bytes, Mapping[int, bytes]],
+    received: Mapping[bytes, Mapping[int, Chunk]],
     works: Mapping[bytes, WorkRecord],
     manifest: RunManifest,
 ) -> SliceOutput:
-    """received: public key -> chunk index -> bytes already checked against the sender's root and norm.
+    """received: public key -> chunk index -> what was already checked against the sender's root and norm.
 
     The output is `spec.reducer`'s: the slice's own, or its backup. Senders are added in the order of their public
     keys; a sender of zero weight is never included.
     """
     raw = {key: sender_weight(work, plan, manifest.average) for key, work in works.items()}
     keys = [c.public_key for c in plan.candidates]
-    chunks, rows = [], []
+    reducer, chunks, rows = ChunkReducer(plan.layout), list[Chunk](), []
     for chunk in range(spec.first_chunk, spec.last_chunk):
         row = tuple(raw.get(key, 0.0) > 0 and chunk in received.get(key, {}) for key in keys)
         senders = [key for key, bit in zip(keys, row, strict=True) if bit]
         parts = [(raw[key], received[key][chunk]) for key in senders]
-        chunks.append(reduce_chunk(plan, chunk, parts))
+        chunks.append(reducer.reduce(chunk, parts))
         rows.append(row)
     record = OutputRecord(
         manifest=manifest.digest,
         round=plan.round.index,
         slice=spec.index,
         public_key=spec.reducer,
-        output_root=merkle_root([digest(c) for c in chunks]),
+        output_root=merkle_root([digest(c.data) for c in chunks]),
         backup=NO_BACKUP,
         senders=tuple(c.record_hash for c in plan.candidates),
         included=tuple(rows),
@@ -78,15 +100,24 @@ def reduce_slice(
     return SliceOutput(record, tuple(chunks), dict(works))
 
 
-def reduce_chunk(plan: RoundPlan, chunk: int, parts: Sequence[tuple[float, bytes]]) -> bytes:
-    """Weighted mean of (raw weight, encoded chunk) in the order given, encoded once."""
-    start, stop = plan.layout.coords(chunk)
-    total: Vector = np.zeros(stop - start, np.float32)
-    if parts:
-        for share, (_, data) in zip(weighting.shares([a for a, _ in parts]), parts, strict=True):
-            scaled = decode_chunk(data, plan.layout, chunk) * share
-            total = np.add(total, scaled, dtype=np.float32)
-    return encode_chunk(total, plan.layout)
+class ChunkReducer:
+    """Reduces one chunk after the other in memory of its own."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout, self._encoder = layout, Encoder(layout)
+        self._total, self._part = np.empty((2, min(layout.chunk_coords, layout.num_coords)), np.float32)
+
+    def reduce(self, chunk: int, parts: Sequence[tuple[float, Chunk]]) -> Chunk:
+        """Weighted mean of (raw weight, encoded chunk) in the order given, encoded once."""
+        start, stop = self._layout.coords(chunk)
+        total = self._total[: stop - start]
+        total.fill(0)
+        if parts:
+            for share, (_, sent) in zip(weighting.shares([a for a, _ in parts]), parts, strict=True):
+                part = sent.decode(self._part)
+                np.multiply(part, share, out=part)
+                np.add(total, part, out=total)
+        return self._encoder.encode(total)
 
 
 def check_output(
@@ -113,12 +144,11 @@ def check_output(
         raise WireError("output record: wrong number of chunks")
     if merkle_root([digest(c) for c in chunks]) != record.output_root:
         raise WireError("output record: the chunks are others")
-    for offset, data in enumerate(chunks):
-        decode_chunk(data, plan.layout, spec.first_chunk + offset)
+    parsed = tuple(parse_chunk(data, plan.layout, spec.first_chunk + offset) for offset, data in enumerate(chunks))
     for key in included_keys(record, plan):
         if key not in works or sender_weight(works[key], plan, manifest.average) <= 0:
             raise WireError("output record: includes a sender without a work record or without weight")
-    return SliceOutput(record, tuple(chunks), works)
+    return SliceOutput(record, parsed, works)
 
 
 def included_keys(record: OutputRecord, plan: RoundPlan) -> tuple[bytes, ...]:
@@ -126,9 +156,7 @@ def included_keys(record: OutputRecord, plan: RoundPlan) -> tuple[bytes, ...]:
     return tuple(c.public_key for i, c in enumerate(plan.candidates) if any(row[i] for row in record.included))
 
 
-def combine(
-    plan: RoundPlan, counted: Counted, outputs: Mapping[int, SliceOutput], manifest: RunManifest
-) -> tuple[Vector, Carry, AverageOutcome]:
+def combine(plan: RoundPlan, counted: Counted, outputs: Mapping[int, SliceOutput], manifest: RunManifest) -> Combined:
     """Average, next carry and outcome of a round that is applied; `outputs` holds every counted slice."""
     keys = [c.public_key for c in plan.candidates]
     bits = {j: np.asarray(outputs[j].record.included, bool).reshape(-1, len(keys)) for j in counted.slices}
@@ -136,18 +164,14 @@ def combine(
     expected = 2 * by_slice.sum(axis=0) >= len(counted.slices)
     works = {key: work for j in counted.slices for key, work in outputs[j].works.items()}
     raw = {key: sender_weight(work, plan, manifest.average) for key, work in works.items()}
-    average = np.zeros(plan.layout.num_coords, np.float32)
+    passed: list[Chunk | None] = [None] * plan.layout.num_chunks
     for j in counted.slices:
-        for offset, data in enumerate(outputs[j].chunks):
-            chunk = plan.slices[j].first_chunk + offset
-            row = bits[j][offset]
-            senders = [key for key, bit in zip(keys, row, strict=True) if bit]
-            pairs = [(raw[key], works[key].chunk_norms[chunk]) for key in senders]
+        for index, chunk, row in zip(count(plan.slices[j].first_chunk), outputs[j].chunks, bits[j], strict=False):
+            pairs = [(raw[key], works[key].chunk_norms[index]) for key in _where(keys, row)]
             missing = int((expected & ~row).sum())
-            norm = chunk_norm(data, plan.layout, chunk)
-            slack = rounding_norm(data, plan.layout, chunk)
+            norm, slack = chunk.norm(), chunk.rounding_norm()
             if weighting.passes_gate(norm, slack, pairs, int(expected.sum()), missing, manifest.average):
-                average[slice(*plan.layout.coords(chunk))] = decode_chunk(data, plan.layout, chunk)
+                passed[index] = chunk
     included = _where(keys, expected)
     everything = np.concatenate([bits[j] for j in counted.slices])
     credit = {key: float(everything[:, i].sum()) / len(everything) for i, key in enumerate(keys)}
@@ -163,7 +187,8 @@ def combine(
         credit=credit,
         missing={j: _where(keys, ~has) for j, has in zip(counted.slices, by_slice, strict=True) if not has.all()},
     )
-    return average, next_carry(plan, set(counted.slices) - set(backed_up), included, works, manifest), outcome
+    carry = next_carry(plan, set(counted.slices) - set(backed_up), included, works, manifest)
+    return Combined(tuple(passed), carry, outcome)
 
 
 def _where(keys: Sequence[bytes], bits: Iterable[bool]) -> tuple[bytes, ...]:

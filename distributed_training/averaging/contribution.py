@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from distributed_training.averaging.codecs.base import Layout, Vector
-from distributed_training.averaging.codecs.int8 import INT8_CODEC, chunk_norm, encode_chunk
+from distributed_training.averaging.codecs.int8 import INT8_CODEC, Chunk, Encoder, parse_chunk
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.chain.base import Verify
 from distributed_training.errors import WireError
@@ -32,14 +32,18 @@ class Contribution:
 
 def encode_contribution(delta: Vector, layout: Layout) -> Contribution:
     """delta: fp32 [d], theta_r - theta_{r,H}. Raises ValueError for a non-finite number."""
-    chunks = tuple(encode_chunk(delta[slice(*layout.coords(c))], layout) for c in range(layout.num_chunks))
-    return from_chunks(chunks, layout)
+    encoder = Encoder(layout)
+    return _of(encoder.encode(delta[slice(*layout.coords(c))]) for c in range(layout.num_chunks))
 
 
 def from_chunks(chunks: Sequence[bytes], layout: Layout) -> Contribution:
     """Digests and exact norms of already encoded chunks. Raises WireError for malformed ones."""
-    norms = tuple(chunk_norm(data, layout, c) for c, data in enumerate(chunks))
-    return Contribution(tuple(chunks), tuple(digest(c) for c in chunks), norms)
+    return _of(parse_chunk(data, layout, c) for c, data in enumerate(chunks))
+
+
+def _of(chunks: Iterable[Chunk]) -> Contribution:
+    made = [(chunk.data, digest(chunk.data), chunk.norm()) for chunk in chunks]  # each while it is in the cache
+    return Contribution(tuple(m[0] for m in made), tuple(m[1] for m in made), tuple(m[2] for m in made))
 
 
 def split_wire(data: bytes, layout: Layout) -> tuple[bytes, ...]:

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from distributed_training.averaging.codecs.base import Layout
 from distributed_training.averaging.combine import SliceOutput, check_output, included_keys
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import RoundStore, StoredOutput
@@ -26,7 +27,7 @@ from distributed_training.errors import PeerFault, WireError
 from distributed_training.network.base import Stream, closing, deadline
 from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.protocol.types import NO_BACKUP, Candidate, OutputRecord
+from distributed_training.protocol.types import NO_BACKUP, Candidate, OutputRecord, SliceSpec
 from distributed_training.protocol.wire import (
     decode_output,
     decode_signed,
@@ -131,8 +132,8 @@ class Slices:
             signed_record = await self._read_record(stream, plan, slice_index)
             record = self._checked(signed_record, plan, slice_index, reducer, output_hash)
             chunks = await self._read_parts(stream, plan, record)
-        output = self._assemble(plan, record, reducer, chunks)
-        self.keep(plan, record, output_hash, StoredOutput(signed_record, chunks))
+        output = await self._assemble(plan, record, reducer, chunks)
+        await self.keep(plan, record, output_hash, StoredOutput(signed_record, chunks))
         return output
 
     async def fetch_record(
@@ -151,15 +152,15 @@ class Slices:
         async with deadline(self._patience.stall_s, "ping"), closing(self._open(peer_key, plan, NO_BACKUP)) as stream:
             await stream.read(len(NO_BACKUP), self._patience.stall_s)
 
-    def load(self, plan: RoundPlan, slice_index: int, reducer: bytes, output_hash: bytes) -> SliceOutput | None:
+    async def load(self, plan: RoundPlan, slice_index: int, reducer: bytes, output_hash: bytes) -> SliceOutput | None:
         """A slice from our own kept bytes, checked like a foreign one; None when absent. Raises WireError: damaged."""
-        stored = self._store.output(plan.round.index, output_hash)
+        stored = await asyncio.to_thread(self._store.output, plan.round.index, output_hash)
         if stored is None:
             return None
         record = self._checked(stored.record, plan, slice_index, reducer, output_hash)
         if self._works.lacking(plan, _included(record, plan)):
             return None
-        return self._assemble(plan, record, reducer, stored.chunks)
+        return await self._assemble(plan, record, reducer, stored.chunks)
 
     def load_record(self, plan: RoundPlan, slice_index: int, reducer: bytes, output_hash: bytes) -> OutputRecord | None:
         """As `load`, only the record."""
@@ -168,9 +169,9 @@ class Slices:
             return None
         return self._checked(signed_record, plan, slice_index, reducer, output_hash)
 
-    def keep(self, plan: RoundPlan, record: OutputRecord, output_hash: bytes, output: StoredOutput) -> None:
+    async def keep(self, plan: RoundPlan, record: OutputRecord, output_hash: bytes, output: StoredOutput) -> None:
         """Keep a slice so that we can serve it; the work records it includes are kept as they come."""
-        self._store.put_output(plan.round.index, output_hash, output)
+        await asyncio.to_thread(self._store.put_output, plan.round.index, output_hash, output)
         self._hashes = {k: v for k, v in self._hashes.items() if k[0] >= plan.round.index - 1}
         self._hashes[plan.round.index, record.output_root] = output_hash
 
@@ -188,7 +189,7 @@ class Slices:
 
     async def _read_parts(self, stream: Stream, plan: RoundPlan, record: OutputRecord) -> bytes:
         """Work records that we lack and the slice's bytes. What another stream asks for already is waited for."""
-        members, held = _included(record, plan), self._held_bytes(plan, record)
+        members, held = _included(record, plan), await self._held_bytes(plan, record)
         asked = self._works.claim(self._works.lacking(plan, members))
         try:
             await self._ask(stream, plan, asked, chunks=held is None)
@@ -224,10 +225,10 @@ class Slices:
             left -= len(piece)
         return b"".join(parts)
 
-    def _held_bytes(self, plan: RoundPlan, record: OutputRecord) -> bytes | None:
+    async def _held_bytes(self, plan: RoundPlan, record: OutputRecord) -> bytes | None:
         """The same slice under another record of its reducer: it wrote again, to name the output of a backup."""
         former = self._hashes.get((plan.round.index, record.output_root))
-        stored = None if former is None else self._store.output(plan.round.index, former)
+        stored = None if former is None else await asyncio.to_thread(self._store.output, plan.round.index, former)
         return None if stored is None or len(stored.chunks) != slice_bytes(plan, record.slice) else stored.chunks
 
     # --- checks -------------------------------------------------------------------------------------
@@ -245,12 +246,15 @@ class Slices:
             raise WireError("output record: another slice or other senders")
         return record
 
-    def _assemble(self, plan: RoundPlan, record: OutputRecord, reducer: bytes, data: bytes) -> SliceOutput:
+    async def _assemble(self, plan: RoundPlan, record: OutputRecord, reducer: bytes, data: bytes) -> SliceOutput:
         found = {c.public_key: self._works.get(plan, c) for c in _included(record, plan)}
         works = {key: work for key, work in found.items() if work is not None}
-        chunks = cut_slice(plan, record.slice, data)
         spec = replace(plan.slices[record.slice], reducer=reducer)
-        return check_output(record, chunks, works, plan, self._manifest, spec)
+
+        def check() -> SliceOutput:
+            return check_output(record, cut_slice(plan.layout, spec, data), works, plan, self._manifest, spec)
+
+        return await asyncio.to_thread(check)
 
 
 def slice_bytes(plan: RoundPlan, slice_index: int) -> int:
@@ -259,14 +263,14 @@ def slice_bytes(plan: RoundPlan, slice_index: int) -> int:
     return sum(plan.layout.chunk_bytes(c) for c in range(spec.first_chunk, spec.last_chunk))
 
 
-def cut_slice(plan: RoundPlan, slice_index: int, data: bytes) -> tuple[bytes, ...]:
+def cut_slice(layout: Layout, spec: SliceSpec, data: bytes) -> tuple[bytes, ...]:
     """A slice's bytes, chunk by chunk. Raises WireError for another length."""
-    spec, chunks, at = plan.slices[slice_index], list[bytes](), 0
+    chunks, at = list[bytes](), 0
     for chunk in range(spec.first_chunk, spec.last_chunk):
-        chunks.append(data[at : at + plan.layout.chunk_bytes(chunk)])
-        at += plan.layout.chunk_bytes(chunk)
+        chunks.append(data[at : at + layout.chunk_bytes(chunk)])
+        at += layout.chunk_bytes(chunk)
     if at != len(data):
-        raise WireError("slice: wrong number of bytes")
+        raise WireError(f"slice: {len(data)} bytes of chunks, {at} expected")
     return tuple(chunks)
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from distributed_training.averaging.codecs.int8 import Chunk
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.protocol.types import SliceSpec, WorkRecord
 
@@ -18,7 +19,7 @@ class Inbox:
     spec: SliceSpec
     expected: frozenset[bytes]  # public keys of the senders it waits for
     works: dict[bytes, WorkRecord] = field(default_factory=dict)
-    chunks: dict[bytes, dict[int, bytes]] = field(default_factory=dict)
+    chunks: dict[bytes, dict[int, Chunk]] = field(default_factory=dict)
     closed: bool = False
     needed: bool = True  # False: we stand in, and nobody has missed the reducer yet
     spared: bool = False  # we stand in, and the reducer has done its work
@@ -26,7 +27,7 @@ class Inbox:
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # published, or given up
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def put(self, key: bytes, work: WorkRecord, chunks: Mapping[int, bytes]) -> None:
+    def put(self, key: bytes, work: WorkRecord, chunks: Mapping[int, Chunk]) -> None:
         """Checked chunks of one sender, ourselves included."""
         self.works[key] = work
         self.chunks.setdefault(key, {}).update(chunks)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from distributed_training.files import write_whole
@@ -12,13 +14,16 @@ from distributed_training.ongoing import Ongoing
 log = logging.getLogger(__name__)
 
 BUDGET = 512 << 20  # bytes; beyond it the oldest go, which others hold too
+# A thread that nobody waits for any more may still write the same slice.
+_write = partial(write_whole, shared=True)
 
 
 class Overflow:
-    """Path -> bytes, oldest first. `on_trouble` is told once whenever the disk begins to refuse."""
+    """Path -> bytes, oldest first. `on_trouble` is told once whenever the disk begins to refuse. For any thread."""
 
-    def __init__(self, budget: int = BUDGET, write: Callable[[Path, bytes], None] = write_whole) -> None:
+    def __init__(self, budget: int = BUDGET, write: Callable[..., None] = _write) -> None:
         self._budget, self._write_whole, self._files = budget, write, dict[Path, bytes]()
+        self._lock = threading.Lock()
         self._trouble = Ongoing(log, "the disk takes no files", "the disk takes files again", logging.ERROR)
         self.on_trouble: Callable[[str], None] = lambda detail: None
 
@@ -28,42 +33,49 @@ class Overflow:
     def get(self, path: Path) -> bytes | None:
         return self._files.get(path)
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, *parts: bytes | memoryview) -> None:
         """To disk, whole or not at all; else into memory. Raises OSError for more than the whole budget."""
         try:
-            self._write_whole(path, data)
+            self._write_whole(path, *parts)
         except OSError as error:
-            if len(data) > self._budget:
+            if sum(map(len, parts)) > self._budget:
                 raise
-            self._keep(path, data)
+            self._keep(path, b"".join(parts))
             detail = f"cannot write {path}: {error.strerror}; it is kept in memory"
             if self._trouble.begin(detail):
                 self.on_trouble(detail)
         else:
-            self._files.pop(path, None)
+            with self._lock:
+                self._files.pop(path, None)
             if not self._files:
                 self._trouble.end()
 
     def retry(self) -> None:
         """Write what is still wanted, as far as there is room."""
-        for path, data in list(self._files.items()):
+        with self._lock:
+            waiting = list(self._files.items())
+        for path, data in waiting:
             try:
                 self._write_whole(path, data)
             except OSError:
                 return
-            self._files.pop(path, None)
+            with self._lock:
+                self._files.pop(path, None)
         self._trouble.end()
 
     def forget(self, folder: Path) -> None:
         """Nobody asks for the files of this folder any more."""
-        for path in [p for p in self._files if p.parent == folder]:
-            self._files.pop(path, None)
+        with self._lock:
+            for path in [p for p in self._files if p.parent == folder]:
+                del self._files[path]
 
     def folders(self) -> set[Path]:
-        return {path.parent for path in self._files}
+        with self._lock:
+            return {path.parent for path in self._files}
 
     def _keep(self, path: Path, data: bytes) -> None:
-        self._files.pop(path, None)
-        self._files[path] = data
-        while sum(map(len, self._files.values())) > self._budget:
-            self._files.pop(next(iter(self._files)))
+        with self._lock:
+            self._files.pop(path, None)
+            self._files[path] = data
+            while sum(map(len, self._files.values())) > self._budget:
+                del self._files[next(iter(self._files))]

@@ -52,7 +52,7 @@ def make_plan(
 ) -> RoundPlan:
     """roster as of s-B, at_commit as of s+D, the rest from the state the round starts from."""
     layout = layout_of(manifest, num_coords)
-    members = membership.candidates(round_, roster, at_commit)
+    members = membership.candidates(round_, roster, at_commit, manifest.access)
     ordered = membership.reducers(members, carry, applied, beacon, manifest.average)
     return RoundPlan(
         round=round_,

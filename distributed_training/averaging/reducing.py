@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
+from distributed_training.averaging.codecs.int8 import parse_chunk
 from distributed_training.averaging.combine import SliceOutput, reduce_slice
 from distributed_training.averaging.gather import Slices
 from distributed_training.averaging.inbox import Inbox
@@ -54,10 +55,11 @@ class Reduction:
         boxes = (self.own,) if self.stand_in is None else (self.own, self.stand_in)
         return next((box for box in boxes if box.spec.index == slice_index), None)
 
-    def put_own(self, key: bytes, work: WorkRecord, chunks: Mapping[int, bytes]) -> None:
+    def put_own(self, key: bytes, work: WorkRecord, chunks: Sequence[bytes]) -> None:
         """Our own contribution; `chunks` of the whole vector."""
         for box in filter(None, (self.own, self.stand_in)):
-            box.put(key, work, {c: chunks[c] for c in range(box.spec.first_chunk, box.spec.last_chunk)})
+            ours = range(box.spec.first_chunk, box.spec.last_chunk)
+            box.put(key, work, {c: parse_chunk(chunks[c], self.plan.layout, c) for c in ours})
 
     def needs_us(self, slice_index: int) -> Inbox | None:
         """The inbox with which we stand in for the reducer of a slice, if we do."""
@@ -69,7 +71,9 @@ class Reduction:
         try:
             return await self._run(publish)
         finally:
-            self.own.closed = True
+            for box in filter(None, (self.own, self.stand_in)):
+                box.closed = True
+                box.chunks.clear()  # nobody reduces them any more
             if not self.own.settled.is_set():
                 self.own.settle(published=False)
 
@@ -90,7 +94,7 @@ class Reduction:
             return said
         if await self.stand_in.wait(self._left_s()):
             log.info("slice %d: standing in for its reducer", self.stand_in.spec.index)
-            other = self._keep(await self._reduced(self.stand_in))
+            other = await self._keep(await self._reduced(self.stand_in))
             output = replace(output, record=replace(output.record, backup=other))
         if said is None or output.record.backup != NO_BACKUP:
             return await self._publish(output, said, publish) or said
@@ -104,14 +108,15 @@ class Reduction:
         )
 
     async def _publish(self, output: SliceOutput, amends: bytes | None, publish: Publish) -> bytes | None:
-        output_hash = self._keep(output)
+        output_hash = await self._keep(output)
         published = await publish(output_hash, amends)
         if amends is None:
             self.own.settle(published=published)
         return output_hash if published else None
 
-    def _keep(self, output: SliceOutput) -> bytes:
+    async def _keep(self, output: SliceOutput) -> bytes:
         body = encode_output(output.record)
         signed = encode_signed(Signed(body, self._signer.sign(signing_message(body))))
-        self._slices.keep(self.plan, output.record, record_hash(body), StoredOutput(signed, b"".join(output.chunks)))
+        chunks = await asyncio.to_thread(b"".join, [chunk.data for chunk in output.chunks])
+        await self._slices.keep(self.plan, output.record, record_hash(body), StoredOutput(signed, chunks))
         return record_hash(body)

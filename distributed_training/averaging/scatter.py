@@ -20,7 +20,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from distributed_training.averaging.codecs.int8 import chunk_norm
+from distributed_training.averaging.codecs.int8 import parse_chunk
 from distributed_training.averaging.contribution import Contribution
 from distributed_training.averaging.inbox import Inbox
 from distributed_training.averaging.plan import RoundPlan
@@ -134,11 +134,12 @@ async def receive_slice(stream: Stream, candidate: Candidate, inbox: Inbox, work
             data = await stream.read(layout.chunk_bytes(chunk), left_s)
             if digest(data) != digests[chunk]:
                 raise WireError(f"scatter: chunk {chunk} is not the committed one")
-            if chunk_norm(data, layout, chunk) != work.chunk_norms[chunk]:
+            parsed = parse_chunk(data, layout, chunk)
+            if parsed.norm() != work.chunk_norms[chunk]:
                 raise WireError(f"scatter: chunk {chunk} has another norm than declared")
             if inbox.closed:
                 raise PeerFault("scatter: too late")
-            inbox.put(candidate.public_key, work, {chunk: data})
+            inbox.put(candidate.public_key, work, {chunk: parsed})
             inbox.need()
         await stream.write(_ACK, left_s)
 

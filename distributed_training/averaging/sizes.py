@@ -14,7 +14,11 @@ def works_bytes(manifest: RunManifest, layout: Layout) -> int:
     return manifest.max_uids * (RECORD_BYTES + 4 * layout.num_chunks)
 
 
+def step_bytes(manifest: RunManifest) -> int:
+    """Of one step in a log."""
+    return 16 + 2 * manifest.data.batch_size + 2 * _MAX_GROUPS * manifest.audit.sketch_size
+
+
 def log_bytes(manifest: RunManifest) -> int:
     """Of the longest log of a round's steps."""
-    step = 16 + 2 * manifest.data.batch_size + 2 * _MAX_GROUPS * manifest.audit.sketch_size
-    return manifest.inner.max_steps * step
+    return manifest.inner.max_steps * step_bytes(manifest)

@@ -10,6 +10,7 @@ Plain files under the node's folder, written atomically, named by content where 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class StoredOutput:
 
 
 class RoundStore:
-    """Blocking, small reads and writes; safe to use from one event loop and one thread. Raises LocalFault.
+    """Blocking; for any thread, and what is large belongs into one. Raises LocalFault.
 
     What the disk does not take is kept in memory, see `overflow`; a snapshot is not: whoever writes it tries again.
     """
@@ -50,12 +51,18 @@ class RoundStore:
     def work(self, round_index: int, record_hash: bytes) -> bytes | None:
         return self._read(self._round(round_index) / f"work-{record_hash.hex()}")
 
-    def put_own(self, round_index: int, wire: bytes, log: bytes) -> None:
-        self._write(self._round(round_index) / "wire", wire)
+    def put_own(self, round_index: int, wire: Sequence[bytes], log: bytes) -> None:
+        """wire: its chunks, one file together."""
+        self._write(self._round(round_index) / "wire", *wire)
         self._write(self._round(round_index) / "log", log)
 
     def own_wire(self, round_index: int) -> bytes | None:
         return self._read(self._round(round_index) / "wire")
+
+    def holds_own(self, round_index: int) -> bool:
+        """Are our own wire bytes of a round here, on the disk or in memory?"""
+        path = self._round(round_index) / "wire"
+        return self.overflow.get(path) is not None or path.is_file()
 
     def own_log(self, round_index: int) -> bytes | None:
         return self._read(self._round(round_index) / "log")
@@ -76,7 +83,13 @@ class RoundStore:
 
     def output_piece(self, round_index: int, record_hash: bytes, start: int, size: int) -> bytes:
         """At most `size` bytes of a slice's chunks from `start` on; empty at the end, or when it is not kept."""
-        path = self._round(round_index) / f"output-{record_hash.hex()}.chunks"
+        return self._piece(self._round(round_index) / f"output-{record_hash.hex()}.chunks", start, size)
+
+    def own_piece(self, round_index: int, start: int, size: int) -> bytes:
+        """The same of our own wire bytes."""
+        return self._piece(self._round(round_index) / "wire", start, size)
+
+    def _piece(self, path: Path, start: int, size: int) -> bytes:
         kept = self.overflow.get(path)
         if kept is not None:
             return kept[start : start + size]
@@ -132,8 +145,8 @@ class RoundStore:
         except OSError as error:
             raise LocalFault(f"cannot read {path}: {error.strerror}") from None
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, *parts: bytes) -> None:
         try:
-            self.overflow.write(path, data)
+            self.overflow.write(path, *parts)
         except OSError as error:
             raise LocalFault(f"cannot write {path}: {error.strerror}") from None

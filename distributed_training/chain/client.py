@@ -199,6 +199,7 @@ class BittensorChain:
             incentive=neuron.incentive,
             dividends=neuron.dividends,
             last_update=neuron.last_update,
+            coldkey=hotkey_public_key(neuron.coldkey),
         )
 
     async def params(self) -> SubnetParams:

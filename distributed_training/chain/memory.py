@@ -269,6 +269,7 @@ def _neuron(rows: MemoryRows, epoch: EpochRow, row: NeuronRow) -> Neuron:
         incentive=epoch.incentive[row.uid] / U16_MAX,
         dividends=epoch.dividends[row.uid] / U16_MAX,
         last_update=rows.get("last_update", str(row.uid), 0),
+        coldkey=hotkey_public_key(row.coldkey),
     )
 
 

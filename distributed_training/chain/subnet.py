@@ -38,6 +38,7 @@ _ITEMS: dict[str, tuple[bt.storage.Item, Callable[[Any], Any]]] = {
     "emission_enabled": (_MODULE.SubnetEmissionEnabled, bool),
     "started": (_MODULE.SubtokenEnabled, bool),
     "registration_open": (_MODULE.NetworkRegistrationAllowed, bool),
+    "registered_block": (_MODULE.NetworkRegisteredAt, int),
     "price_rao": (_MODULE.Burn, int),
     "lock_share": (_MODULE.CollateralLockShare, _share),
     "drain_ratio": (_MODULE.CollateralDrainRatio, _fixed),
@@ -76,6 +77,8 @@ class SubnetFacts:
     emission_enabled: bool | None
     started: bool | None  # the owner's start call is done
     registration_open: bool | None
+    registered_block: int | None  # of the subnet
+    start_delay: int | None  # blocks from then on in which no start call is accepted
     price_rao: int | None  # of a registration, burned part and collateral together
     lock_share: float | None  # of the price: locked as collateral; the rest is burned
     drain_ratio: float | None  # alpha of collateral that unlocks per alpha the hotkey earns
@@ -96,13 +99,21 @@ class SubnetFacts:
         """Is anybody paid here, in words; and if not, why not. A subnet with closed registration gets nothing."""
         known = (
             (self.emission_enabled, "its emission is not enabled (the chain's root does that)"),
-            (self.started, "its owner's start call is not done"),
+            (self.started, f"its owner's start call is not done{self._start_when}"),
             (self.registration_open, "its registration is closed"),
         )
         wrong = [why for value, why in known if value is False]
         if wrong:
             return f"it pays NOBODY: {', '.join(wrong)}"
         return "it pays" if all(value for value, _ in known) else "whether it pays, this chain does not tell"
+
+    @property
+    def _start_when(self) -> str:
+        if self.registered_block is None or self.start_delay is None:
+            return ""
+        block = self.registered_block + self.start_delay
+        days = max(0, block - self.block) * self.block_s / 86400
+        return f" (accepted from block {block} on, " + (f"in {days:.1f} days)" if days else "so by now)")
 
     @property
     def price(self) -> str:
@@ -123,8 +134,9 @@ async def subnet_facts(client: bt.Client, netuid: int) -> SubnetFacts:
     graph = await guarded(client.subnets.metagraph(netuid, commitments=False), READ_TIMEOUT_S)
     if graph is None:
         raise ConfigError(f"--netuid {netuid}: no such subnet on this chain")
-    space, now_ms, *values = await asyncio.gather(
+    space, start_delay, now_ms, *values = await asyncio.gather(
         _item(client, bt.storage.Commitments.MaxSpace, []),
+        _item(client, _MODULE.StartCallDelay, []),
         _item(client, bt.storage.Timestamp.Now, []),
         *(_item(client, item, [netuid]) for item, _ in _ITEMS.values()),
     )
@@ -141,6 +153,7 @@ async def subnet_facts(client: bt.Client, netuid: int) -> SubnetFacts:
         num_uids=graph.num_uids,
         max_uids=graph.max_uids,
         commitment_bytes=space,
+        start_delay=None if start_delay is None else int(start_delay),
         spec_version=await guarded(client.spec_version(), READ_TIMEOUT_S),
         timestamp_s=int(now_ms) / 1000 if now_ms else None,
         collateral=locked if len(locked) == len(graph.neurons) else None,

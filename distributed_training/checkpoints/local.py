@@ -19,6 +19,9 @@ from distributed_training.errors import ConfigError, LocalFault, WireError
 BESIDE = frozenset({".cache", ".git", ".gitattributes"})
 
 
+FOLDER = "checkpoints"  # in a run directory
+
+
 class LocalCheckpoints:
     """See CheckpointStore. A directory appears under its name only when it is complete; all of them are kept."""
 

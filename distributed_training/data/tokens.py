@@ -143,7 +143,7 @@ def load_tokenizer(kind: TokenizerKind, path: Path | None = None, eos: int | str
     raise ConfigError(f"unknown tokenizer {kind!r}, expected 'bytes' or 'gpt2', or 'file' with a tokenizer.json")
 
 
-def choose(text: str, eos: str | None = None) -> Tokenizer:
+def choose(text: str, eos: int | str | None = None) -> Tokenizer:
     """What a person names: gpt2, bytes, or the path of a tokenizer.json (or of the folder that holds one). Raises
     ConfigError."""
     if text == "bytes" or text == "gpt2":

@@ -13,18 +13,17 @@ from distributed_training.chain.keys import coldkey_warning, wallet_command
 from distributed_training.commands import quoted
 from distributed_training.devices import no_gpu, torch_advice, torch_here, usable
 from distributed_training.doctor.base import Check, Finding, in_thread, slow
-from distributed_training.doctor.machine import clock_finding, files_finding, folder_findings, memory_bytes
+from distributed_training.doctor.machine import clock_finding, files_finding, folder_findings
 from distributed_training.doctor.packages import SETUP
 from distributed_training.doctor.subject import Subject
 from distributed_training.doctor.wallet import mode_finding
 from distributed_training.errors import ConfigError, DistributedTrainingError, said
+from distributed_training.memory import memory_bytes
 from distributed_training.network.listeners import listener
 from distributed_training.network.ports import free_port
 from distributed_training.preflight import check_places
 from distributed_training.settings.config import require_address
 
-HOST_BYTES, DEVICE_BYTES = 24, 16  # for each parameter: states and what is sent of them; weights, gradient, two moments
-LIBRARIES_BYTES = 1 << 30  # of memory, whatever the model
 SLOW_DISK = "the disk does not answer: look at dmesg; give a folder on another one with --run-dir"
 
 
@@ -94,10 +93,12 @@ async def disk(subject: Subject) -> Sequence[Finding]:
 
 
 async def memory(subject: Subject) -> Sequence[Finding]:
-    """By what the tensors of a run take; what passes through the model at a time comes on top, and can be smaller."""
-    num_coords, device = await subject.num_coords.get(), await subject.device.get()
-    on_device = num_coords * DEVICE_BYTES
-    needed = LIBRARIES_BYTES + num_coords * HOST_BYTES + (0 if device.memory_bytes else on_device)
+    """By the plan of the run's phases, with one sequence that goes through the model at a time."""
+    manifest, shapes, device = await subject.manifest.get(), await subject.shapes.get(), await subject.device.get()
+    from distributed_training.averaging.memory import memory_plan  # late: it loads torch
+
+    plan = memory_plan(manifest, shapes, subject.role, card_bytes=device.memory_bytes or None)
+    on_device, needed = plan.device_bytes(), plan.host_bytes(trains=not device.memory_bytes)
     limit, free = memory_bytes()
     found = f"a node of this run takes about {gib(needed)} GiB; {gib(limit)} are there, {gib(free)} of them free"
     fix = "stop what else runs here, or use a machine (a container: a limit) with more memory"
@@ -105,7 +106,7 @@ async def memory(subject: Subject) -> Sequence[Finding]:
     findings = [Finding("memory", state, found, "" if state == "ok" else fix)]
     if device.memory_bytes:
         enough = device.memory_bytes >= on_device
-        found = f"about {gib(on_device)} GiB and the activations, of {gib(device.memory_bytes)} GiB of {device.name}"
+        found = f"about {gib(on_device)} GiB with --micro-batch 1, of {gib(device.memory_bytes)} GiB of {device.name}"
         findings.append(Finding("GPU memory", "ok" if enough else "fail", found, "" if enough else "use a larger GPU"))
     return findings
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from distributed_training import PROTOCOL_VERSION
 from distributed_training.data.tokens import TOKENIZER_FILE, load_tokenizer
 from distributed_training.doctor.base import Finding, Unmet, in_thread, sized
-from distributed_training.doctor.standing import fits, owner_key, run_voice, subnet_findings
+from distributed_training.doctor.standing import access, fits, owner_key, run_voice, subnet_findings
 from distributed_training.errors import ConfigError, DistributedTrainingError, LocalFault, NetworkFault, said
 from distributed_training.finding.choice import seen_runs, standing
 from distributed_training.finding.content import Wanted, fetch
@@ -95,7 +95,10 @@ async def check_manifest(subject: Subject) -> list[Finding]:
     if against is not None and manifest.public.run_key != key.hex():
         fix = f"see which run is alive: {_list(subject)}; without {config.manifest} a node finds that one by itself"
         found.append(Finding("manifest", "warn", f"the chain does not speak for it: {against}", fix))
-    found += [run_voice(subnet.roster.by_public_key(key), manifest, subnet.roster), fits(manifest, subnet.facts)]
+    me = subnet.roster.by_public_key(key)
+    found += [run_voice(me, manifest, subnet.roster), fits(manifest, subnet.facts)]
+    if subject.role is Role.MINER and me is not None:
+        found.append(access(me, manifest))
     if subject.role is Role.OWNER:
         found.append(owner_key(key, manifest, subnet.roster))
     return found

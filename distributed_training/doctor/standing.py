@@ -10,7 +10,7 @@ from distributed_training.commands import command, python
 from distributed_training.doctor.base import Finding
 from distributed_training.errors import ConfigError
 from distributed_training.operator.standing import costs, standings, told, word
-from distributed_training.preflight import how_to_register
+from distributed_training.preflight import how_to_register, not_listed
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.types import Neuron, Role, Roster
@@ -104,6 +104,15 @@ def owner_key(key: bytes, manifest: RunManifest, roster: Roster) -> Finding:
     return Finding(
         "run key", "fail", told_, "start the owner with that hotkey (--wallet.hotkey), or make a run of its own"
     )
+
+
+def access(me: Neuron, manifest: RunManifest) -> Finding:
+    """Of a miner: is it among those that the run lists?"""
+    if (why := not_listed(me, manifest)) is not None:
+        told_, _, fix = why.partition(": ")
+        return Finding("may mine", "fail", told_, fix)
+    listed = len(manifest.access.hotkeys) + len(manifest.access.coldkeys)
+    return Finding("may mine", "ok", f"the run lists {listed} keys, this one is among them" if listed else "everybody")
 
 
 def subnet_findings(role: Role, config: NodeConfig, facts: SubnetFacts) -> list[Finding]:

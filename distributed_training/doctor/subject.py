@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from distributed_training.protocol.types import Role
 from distributed_training.settings.config import RUN_PLACE, NodeConfig
 
 if TYPE_CHECKING:
+    from distributed_training.averaging.memory import Shapes
     from distributed_training.doctor.chain import Sdk
     from distributed_training.network.libp2p import Libp2pTransport
 
@@ -48,7 +50,8 @@ class Subject:
     subnet: Needed[Subnet] = field(init=False)  # by the first of them that answers
     found: Needed[tuple[NodeConfig, RunManifest]] = field(init=False)  # the configuration in the run's folder
     manifest: Needed[RunManifest] = field(init=False)
-    num_coords: Needed[int] = field(init=False)  # of the run's model
+    shapes: Needed[Shapes] = field(init=False)  # of the run's model
+    num_coords: Needed[int] = field(init=False)
     transport: Needed[Libp2pTransport] = field(init=False)  # a stranger's: it listens nowhere, its peer key is new
     gpus: Needed[tuple[Gpu, ...]] = field(init=False)
     device: Needed[Device] = field(init=False)
@@ -63,6 +66,7 @@ class Subject:
         self.subnet = Needed("not asked without what the chain says of the subnet", self._subnet, CHAIN_S + READ_S)
         self.found = Needed("not asked without the run's manifest", partial(find_run, self), RUN_S)
         self.manifest = Needed("not asked without the run's manifest", self._manifest, RUN_S)
+        self.shapes = Needed("not asked without the run's model", self._shapes, LOADING_S)
         self.num_coords = Needed("not asked without the run's model", self._num_coords, LOADING_S)
         self.transport = Needed("not asked without the p2p daemon", self._transport, LOADING_S)
         self.gpus = Needed("not asked before the GPUs answer", lambda: in_thread(seen_gpus))
@@ -94,16 +98,20 @@ class Subject:
         with suppress(Unmet):
             await self.sdk.get()
 
-    async def _num_coords(self) -> int:
-        def load() -> Callable[[Mapping[str, Any]], int]:
-            from distributed_training.recipes.build import model_size  # late: it loads torch
+    async def _shapes(self) -> Shapes:
+        def load() -> Callable[[dict[str, Any]], Shapes]:
+            from distributed_training.training.bounds import MOST_PARAMETERS  # late: it loads torch
+            from distributed_training.training.model import parameter_shapes
 
-            return model_size
+            return lambda config: parameter_shapes(config, MOST_PARAMETERS)
 
         await self._after_sdk()
-        model_size = await in_thread(load)  # meanwhile others look for the manifest
-        config = (await self.manifest.get()).model.config
-        return await in_thread(lambda: model_size(config))
+        shapes_of = await in_thread(load)  # meanwhile others look for the manifest
+        config = dict((await self.manifest.get()).model.config)
+        return await in_thread(lambda: shapes_of(config))
+
+    async def _num_coords(self) -> int:
+        return sum(math.prod(shape) for _, shape in await self.shapes.get())
 
     async def _transport(self) -> Libp2pTransport:
         def load() -> type[Libp2pTransport]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distributed_training.chain.client import BittensorChain
-from distributed_training.chain.local.genesis import start_clock
+from distributed_training.chain.local.genesis import start_clock, stop_clock
 from distributed_training.commands import quoted
 from distributed_training.errors import ChainFault, ConfigError, LocalFault
 from distributed_training.localnet.events import DEMO, RunEvents, RunView
@@ -20,9 +20,8 @@ from distributed_training.localnet.finish import finish, stored_result
 from distributed_training.localnet.judge import watcher
 from distributed_training.localnet.judge.chain_view import (
     Shares,
-    final_head,
     genesis_time,
-    resume_clock,
+    newest_block,
     shares_at,
     with_chain,
 )
@@ -40,13 +39,12 @@ from distributed_training.localnet.run.room import check_left, full
 from distributed_training.localnet.run.stop import POLL_S, Interrupted, StopRequest, stop_on_signals
 from distributed_training.localnet.show.display import Display
 from distributed_training.locks import Lock
-from distributed_training.protocol.rules.clock import next_round
+from distributed_training.protocol.rules.clock import round_at
 from distributed_training.protocol.types import Role
-from distributed_training.recipes.reading import read_recipe
+from distributed_training.recipes.reading import read_preset
 
 READY_TIMEOUT_S = 300.0
 END_GRACE_S = 60.0  # after the last round's end: audits, weights, a clean shutdown
-LOADING_S = 40.0  # until the nodes of a resumed chain, which goes on at once, are loaded
 WATCHER = "watcher"
 INTERRUPTED = 130
 
@@ -178,12 +176,14 @@ def with_newcomer(watch: Watch, options: Options, hub: DemoHub | None) -> Watch:
 
 
 def rounds_to_run(run: Run, wanted: int, view: RunView) -> int:
-    """Rounds of the run when the nodes stop; a resumed chain goes on from where it stands when they are loaded."""
-    if not (run.resumed and resume_clock(run.paths)):
+    """Rounds of the run when the nodes stop. A resumed chain stands where it was stopped until they are loaded, in the
+    middle of a round that may come to nothing."""
+    if not run.resumed:
         return wanted
-    head = with_chain(run.paths, run.manifest, final_head)
-    loading = int(LOADING_S / run.block_s)
-    return next_round(run.manifest.timing, head + loading) + max(0, wanted - len(view.applied()))
+    stop_clock(run.paths.chain)
+    under_way = round_at(run.manifest.timing, with_chain(run.paths, run.manifest, newest_block))
+    first = 0 if under_way is None else under_way + 1
+    return first + max(0, wanted - len(view.applied()))
 
 
 def train(watch: Watch) -> None:
@@ -219,7 +219,7 @@ def start_nodes(watch: Watch) -> None:
 
 
 def wait_ready(watch: Watch) -> None:
-    """Until every node that lives is ready; then block 0. Raises ConfigError when too few are left."""
+    """Until every node that lives is ready; then the clock goes. Raises ConfigError when too few are left."""
     nodes = [watch.events.view.nodes[name] for name in watch.starts]
     started, ready_before = time.time(), time.monotonic() + READY_TIMEOUT_S
     while True:
@@ -251,7 +251,7 @@ def follow(watch: Watch) -> None:
     """Until every node ended, or the last round is over for a while."""
     last = watch.run.manifest.round(watch.rounds - 1)
     end = (genesis_time(watch.run.paths) or time.time()) + last.end_block * watch.run.block_s
-    tempo, epoch, until = read_recipe("local").tempo, 0, float("inf")
+    tempo, epoch, until = read_preset("local").tempo, 0, float("inf")
     while (watch.killer.busy or set(watch.processes.running()) - {WATCHER}) and time.monotonic() < until:
         tick(watch)
         if watch.comparison is not None:
@@ -270,7 +270,7 @@ def read_incentive(watch: Watch) -> None:
     """For the live table only: a chain that is busy is asked again after the next epoch."""
 
     async def newest(chain: BittensorChain) -> Shares:
-        return await shares_at(chain, await final_head(chain))
+        return await shares_at(chain, (await chain.head()).finalized)
 
     try:
         watch.events.view.incentive = with_chain(watch.run.paths, watch.run.manifest, newest).incentive

@@ -28,7 +28,7 @@ from distributed_training.localnet.run.hub import CHECKPOINTS, DemoHub
 from distributed_training.localnet.run.processes import NodeProcesses
 from distributed_training.localnet.show.display import Display
 from distributed_training.localnet.show.report import write_report
-from distributed_training.recipes.build import model_size
+from distributed_training.training.model import model_size
 
 HELPERS_TIMEOUT_S = 1800.0
 POLL_S = 0.5

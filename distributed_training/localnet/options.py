@@ -14,7 +14,7 @@ from distributed_training.localnet.run.kills import PHASES, KillRequest, parse_k
 from distributed_training.settings.arguments import Parser, file_or_folder, folder, new_folder, real, whole
 from distributed_training.settings.words import nearest
 
-STEPS_AT_SPEED_1 = 5
+STEPS_AT_SPEED_1 = 20
 ROUNDS = 6  # by default
 MIN_BLOCK_S, MAX_BLOCK_S = 0.25, 12.0
 BLOCK_SECONDS = real(MIN_BLOCK_S, MAX_BLOCK_S, "seconds")  # also of the benchmarks' --block-seconds
@@ -73,7 +73,7 @@ class Options:
     validators: int
     speeds: tuple[int, ...]  # one per miner
     seed: int
-    steps: int | None  # exact inner steps a round at speed 1; None: up to 5, whatever the time allows
+    steps: int | None  # exact inner steps a round at speed 1; None: up to 20, whatever the time allows
     adversaries: tuple[Adversary, ...]  # the last miners, in this order
     model: Path | None
     text: Path | None

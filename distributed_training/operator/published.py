@@ -8,14 +8,13 @@ from pathlib import Path
 from distributed_training.checkpoints.base import CheckpointRef, CheckpointStore
 from distributed_training.checkpoints.description import STATE_FILE, run_name
 from distributed_training.checkpoints.hub import HubCheckpoints
-from distributed_training.checkpoints.local import LocalCheckpoints, local_ref
+from distributed_training.checkpoints.local import FOLDER, LocalCheckpoints, local_ref
 from distributed_training.errors import ConfigError
 from distributed_training.paths import typed
 from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.settings.arguments import CACHE
 from distributed_training.settings.places import parse_repo
 
-FOLDER = "checkpoints"  # in the run directory, and in the cache
 DEMO = "bash scripts/demo.sh"
 NEWEST = "newest"
 FIRST = "the owner of a run publishes the first one when round 0 begins"

@@ -9,7 +9,10 @@ from typing import Any
 
 _DIGESTS = ("model.initial_root", "model.constants_sha256", "data.tokenizer_sha256", "data.pages_sha256")
 _HUB = r"hub:[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
+_KEYS = ("access.hotkeys", "access.coldkeys")
+MAX_KEYS = 4096  # as many as a subnet can have uids
 _TEXTS = {
+    "continues": (r"([0-9a-f]{64})?", "64 hex digits or nothing"),
     "public.run_key": (r"([0-9a-f]{64})?", "64 hex digits or nothing"),
     "public.checkpoints": (rf"({_HUB})?", "hub:ORG/NAME or nothing"),
     "public.pages": (
@@ -22,6 +25,7 @@ _SHARE = (0, 1)
 _DECAY = (0, 0.9999)  # 1 would never forget
 _COUNT = (1, 1 << 20)
 _BLOCKS = (0, 1 << 20)
+_MOST_OPTIONS = 16  # of an optimiser
 # Closed ranges. Upper ends are widths of fields in records (wire.py) or what a node can be asked to hold.
 _RANGES: dict[str, tuple[float, float]] = {
     "netuid": (1, 0xFFFF),
@@ -37,9 +41,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "inner.warmup_steps": (0, 1 << 32),
     "inner.decay_steps": (0, 1 << 32),
     "inner.min_lr_ratio": _SHARE,
-    "inner.beta1": _DECAY,
-    "inner.beta2": _DECAY,
-    "inner.epsilon": _POSITIVE,
+    "inner.ramp_steps": (1, 1 << 16),  # 1: none
     "inner.weight_decay": _SHARE,
     "inner.clip_norm": _POSITIVE,
     "outer.learning_rate": _POSITIVE,
@@ -65,6 +67,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "audit.probe_chunks": _COUNT,
     "audit.error_ok": _POSITIVE,
     "audit.error_growth_steps": _POSITIVE,
+    "audit.error_growth_max": (1, 1e6),
     "audit.norm_ok": _POSITIVE,
     "audit.loss_ok": _POSITIVE,
     "audit.vector_cosine_bad": (-1, 1),
@@ -104,6 +107,16 @@ def field_problems(manifest: object) -> list[str]:
         for path, (pattern, what) in _TEXTS.items()
         if not re.fullmatch(pattern, value(path), re.ASCII)
     ]
+    problems += [
+        f"{path}: expected at most {MAX_KEYS} public keys of 64 hex digits, sorted, each once"
+        for path in _KEYS
+        if len(value(path)) > MAX_KEYS
+        or value(path) != sorted(set(value(path)))
+        or not all(re.fullmatch("[0-9a-f]{64}", key) for key in value(path))
+    ]
+    options = value("inner.options")
+    if len(options) > _MOST_OPTIONS or not all(re.fullmatch("[a-z][a-z0-9_]{0,31}", name) for name in options):
+        problems.append(f"inner.options: expected at most {_MOST_OPTIONS} names of small letters")
     config = value("model.config")
     if not isinstance(config.get("model_type"), str):
         problems.append("model.config: must name model_type")

@@ -19,7 +19,7 @@ from distributed_training.errors import ConfigError, expected
 from distributed_training.protocol.limits import field_problems
 from distributed_training.protocol.types import Round
 
-QUOTA_BYTES = 3100
+MOST_ERROR = 0.5  # relative gradient errors from here on are no two replays of one round (docs/drift.md)
 _EOS_IDS = {"bytes": 256, "gpt2": 50256}
 
 
@@ -33,6 +33,14 @@ class PublicSection(_Section):
     run_key: str  # hex public key of the hotkey whose OWNER commitments name the checkpoints; "": nobody's do
     checkpoints: str  # hub:ORG/NAME, or "": from peers alone
     pages: str  # hub:ORG/NAME[@REVISION] or https://..., or "": from peers or by hand
+
+
+class AccessSection(_Section):
+    """Who may mine: whose hotkey, or whose coldkey, is listed; everybody where both lists are empty. Validators are
+    decided by stake and permit alone. Public keys as hex, sorted."""
+
+    hotkeys: list[str]
+    coldkeys: list[str]
 
 
 class ModelSection(_Section):
@@ -56,15 +64,15 @@ class DataSection(_Section):
 
 
 class InnerSection(_Section):
+    optimizer: str  # one of training/optimizers
+    options: dict[str, float]  # all of that optimiser's
     nominal_steps: int  # H_nominal of the learning-rate clock
     max_steps: int  # H_max: an upper bound per round
     learning_rate: float
     warmup_steps: int
     decay_steps: int  # cosine to min_lr_ratio over this many nominal steps
     min_lr_ratio: float
-    beta1: float
-    beta2: float
-    epsilon: float
+    ramp_steps: int  # the first steps of every round rise linearly to the full rate
     weight_decay: float
     clip_norm: float
 
@@ -78,6 +86,7 @@ class AverageSection(_Section):
     chunk_coords: int
     block_coords: int  # int8 codec: coordinates per scale
     token_cap: int  # tokens beyond this add no weight and no credit
+    weight_by: Literal["tokens", "root_tokens"]  # what a vector weighs: its miner's tokens, or their square root
     initial_tau: float  # clip threshold of round 0
     tau_factor: float
     gate_factor: float
@@ -109,7 +118,8 @@ class AuditSection(_Section):
     probe_chunks: int
     error_ok: float
     error_bad: float
-    error_growth_steps: float  # thresholds grow by (1 + t / this)
+    error_growth_steps: float  # thresholds of step t are those of step 0 times (1 + t / this)
+    error_growth_max: float  # ... and at most times this
     norm_ok: float
     norm_bad: float
     loss_ok: float
@@ -145,7 +155,9 @@ class RunManifest(_Section):
     netuid: int
     max_uids: int
     version_key: int
+    continues: str  # sha256 of the manifest whose state this run began with, or "": of none
     public: PublicSection
+    access: AccessSection
     model: ModelSection
     data: DataSection
     inner: InnerSection
@@ -234,6 +246,10 @@ def _relation_problems(manifest: RunManifest) -> list[str]:
         (a.min_counted <= a.max_reducers, "average: min_counted <= max_reducers, or no round is ever applied"),
         (a.chunk_coords % a.block_coords == 0, "average: chunk_coords must be a multiple of block_coords"),
         (u.error_ok < u.error_bad, "audit: error_ok < error_bad"),
+        (
+            u.error_bad * u.error_growth_max < MOST_ERROR,
+            f"audit: error_bad * error_growth_max < {MOST_ERROR:g}, or gradients of other data pass deep in a round",
+        ),
         (u.norm_ok < u.norm_bad, "audit: norm_ok < norm_bad"),
         (u.loss_ok < u.loss_bad, "audit: loss_ok < loss_bad"),
         (
@@ -249,29 +265,28 @@ def _relation_problems(manifest: RunManifest) -> list[str]:
     return [message for ok, message in rules if not ok]
 
 
-def quota_problem(manifest: RunManifest, tempo: int, allowed: int | None = None) -> str | None:
-    """Three writes a round (work, output, output again as a backup) must fit the bytes that the chain allows a hotkey
-    in an epoch; None: its default."""
-    allowed = QUOTA_BYTES if allowed is None else allowed
-    bytes_per_write = max(100, 50 + 32 + 32)
-    rounds_per_epoch = -(-tempo // manifest.timing.length) + 1
-    needed = 3 * bytes_per_write * rounds_per_epoch
-    if needed > allowed:
-        return (
-            f"timing.length {manifest.timing.length} needs {needed} commitment bytes per epoch of {tempo} blocks; "
-            f"the chain allows {allowed}"
-        )
-    return None
-
-
 def parse_manifest(data: bytes, *, source: str = "manifest") -> RunManifest:
     """Decode and validate; every problem is named by its line in the document. Raises ConfigError."""
     try:
         return RunManifest.model_validate_json(data)
     except ValidationError as error:
+        if (other := _other_version(data)) is not None:
+            raise ConfigError(
+                f"{source}: protocol_version must be {PROTOCOL_VERSION}, not {other}: a run is followed by the version "
+                "of this code that speaks its protocol"
+            ) from None
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         raise ConfigError(f"{source}: {where}: {expected(first)} ({error.error_count()} problem(s) in all)") from None
+
+
+def _other_version(data: bytes) -> int | None:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    version = document.get("protocol_version") if isinstance(document, dict) else None
+    return version if type(version) is int and version != PROTOCOL_VERSION else None
 
 
 def load_manifest(path: Path) -> RunManifest:

@@ -14,7 +14,7 @@ from blake3 import blake3
 DIGEST_BYTES = 32
 
 
-def digest(data: bytes) -> bytes:
+def digest(data: bytes | memoryview) -> bytes:
     """blake3, 32 bytes."""
     return blake3(data).digest()
 

@@ -85,6 +85,7 @@ class Neuron:
     incentive: float  # 0..1, of the last epoch
     dividends: float  # 0..1, of the last epoch
     last_update: int  # block of the last weights
+    coldkey: bytes  # public key of the hotkey's owner
 
     @property
     def reachable_at(self) -> tuple[str, int] | None:

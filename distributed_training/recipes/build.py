@@ -1,4 +1,4 @@
-"""Run manifests from a few choices: a recipe, a model config, a page set, and overrides by section.
+"""Run manifests from a few choices: a preset, a model config, a page set, and overrides by section.
 
 `creation.py` fits one to the text there is. Everything here is a function of files and values: the same input
 gives the same manifest, byte for byte.
@@ -6,39 +6,46 @@ gives the same manifest, byte for byte.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
+from torch import nn
 
 from distributed_training import PROTOCOL_VERSION
 from distributed_training.averaging.plan import layout_of
+from distributed_training.averaging.sizes import step_bytes
 from distributed_training.data.base import PinnedPages
 from distributed_training.data.loader import heldout_sequences
 from distributed_training.data.pages import check_trust
 from distributed_training.data.tokens import Tokenizer, TokenizerKind, load_tokenizer
 from distributed_training.errors import ConfigError, expected
-from distributed_training.protocol.manifest import RunManifest, quota_problem
-from distributed_training.recipes.reading import Recipe, read_recipe
-from distributed_training.settings.flags import merge, options
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.quota import least_length, quota_problem
+from distributed_training.recipes.reading import PRESET_PARTS, Preset, read_preset
+from distributed_training.recipes.timing import ANY_ROUND, Asked, Where, Work, choose, slowest_goodput
+from distributed_training.settings.flags import find, merge, options
 from distributed_training.settings.words import nearest
-from distributed_training.training.bounds import MOST_PARAMETERS
 from distributed_training.training.flat import to_flat
 from distributed_training.training.model import (
     attention_of,
     build_model,
     constants_sha256,
-    parameter_shapes,
+    model_size,
     read_config,
     vocab_size,
 )
-from distributed_training.training.outer import initial_state, state_root
-from distributed_training.training.pretrained import load_pretrained
+from distributed_training.training.optimizers import KINDS, build, options_of
+from distributed_training.training.outer import RunState, initial_state, state_root
 from distributed_training.training.trial import try_out
 
 GPT2_VOCABULARY = 50257
+NOTHING_ASKED = Asked()
+# The state of round 0 of a run on this model, and what to know of it, a line each. Raises ConfigError.
+First = Callable[[nn.Module, RunManifest], tuple[RunState, Sequence[str]]]
+_FREE = ("model.", "inner.options.")  # names that their own code knows
 _FOLLOWS = ("tokenizer", "tokenizer_sha256", "eos_id", "pages_sha256", "num_pages")
 
 
@@ -48,7 +55,7 @@ def choose_tokenizer(config: Mapping[str, Any]) -> TokenizerKind:
 
 
 def make_manifest(
-    recipe_name: str,
+    preset: Preset | str,
     model: Mapping[str, Any],
     pages: PinnedPages,
     *,
@@ -56,59 +63,86 @@ def make_manifest(
     tokenizer: Tokenizer | None = None,
     overrides: Mapping[str, Any] | None = None,
     expected_reducers: int = 4,
-    block_s: float | None = None,
+    asked: Asked = NOTHING_ASKED,
     tried: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> RunManifest:
     """The manifest of a run over `pages`. Raises ConfigError for whatever cannot be run, in one line.
 
-    `tokenizer` None: the one that `choose_tokenizer` takes. `block_s` None: the recipe's. `tried`: what `try_model`
-    gave for the same choices; None: it is asked, with `say`.
+    `preset`: a name is one that is shipped. `tokenizer` None: the one that `choose_tokenizer` takes. `tried`: what
+    `try_model` gave for the same choices; None: it is asked, with `say`.
     """
-    draft = draft_manifest(recipe_name, model, tokenizer, overrides or {}, pages)
+    preset = read_preset(preset) if isinstance(preset, str) else preset
+    draft = draft_manifest(preset, model, tokenizer, overrides or {}, pages, asked)
     tokenizer = tokenizer or load_tokenizer(draft.data.tokenizer)
     check_trust(pages.missing_digests, draft.data.page_trust)
     fields = draft.model_dump()
     heldout_sequences(pages, tokenizer, draft.data.sequence_length, draft.data.heldout_sequences)
     fields["model"] |= tried or try_model(model, draft, init_seed, say)
     if "goodput_required" not in (overrides or {}).get("scoring", {}):
-        size, block_s = model_size(draft.model.config), block_s or read_recipe(recipe_name).block_s
-        fields["scoring"]["goodput_required"] = goodput(draft, size, expected_reducers, block_s)
+        size, expect = model_size(draft.model.config), asked.expect or preset.expect
+        needed = goodput(draft, size, expected_reducers, asked.block_s or preset.block_s)
+        fields["scoring"]["goodput_required"] = min(needed, slowest_goodput(expect))
     return validated(fields)
 
 
 def draft_manifest(
-    recipe_name: str,
+    preset: Preset | str,
     model: Mapping[str, Any],
     tokenizer: Tokenizer | None,
     overrides: Mapping[str, Any],
     pages: PinnedPages | None = None,
+    asked: Asked = NOTHING_ASKED,
 ) -> RunManifest:
     """All of a manifest but what follows from the built model: quick. `pages` None: as if there were enough of them.
 
     Raises ConfigError, as `make_manifest` does.
     """
-    recipe = read_recipe(recipe_name)
-    _refuse_what_follows(overrides, recipe)
-    fields = merge({"protocol_version": PROTOCOL_VERSION}, recipe.sections, overrides)
+    preset = read_preset(preset) if isinstance(preset, str) else preset
+    _refuse_what_follows(overrides, preset)
     config = read_config(dict(model)).config
     tokenizer = tokenizer or load_tokenizer(choose_tokenizer(config))
     check_vocabulary(config, tokenizer.vocab_size)
     sha256, num_pages, missing = "00" * 32, 1 << 20, 0
     if pages is not None:
         sha256, num_pages, missing = pages.sha256, pages.num_pages, pages.missing_digests
-    fields["data"] |= {
-        "tokenizer": tokenizer.kind,
-        "tokenizer_sha256": tokenizer.sha256,
-        "eos_id": tokenizer.eos,
-        "pages_sha256": sha256,
-        "page_trust": fields["data"].get("page_trust") or ("commit" if missing else "digest"),
-        "num_pages": num_pages,
-    }
-    fields["model"] = {"config": config, "init_seed": 0}
-    fields["model"] |= {"attention": "eager", "constants_sha256": "00" * 32, "initial_root": "00" * 32}
-    fields["scoring"].setdefault("goodput_required", 1.0)
-    return validated(fields)
+
+    def filled(*layers: Mapping[str, Any]) -> RunManifest:
+        fields = merge({"protocol_version": PROTOCOL_VERSION}, *map(deepcopy, layers))
+        fields["inner"]["options"] = options_of(fields["inner"]["optimizer"], fields["inner"]["options"])
+        fields["data"] |= {
+            "tokenizer": tokenizer.kind,
+            "tokenizer_sha256": tokenizer.sha256,
+            "eos_id": tokenizer.eos,
+            "pages_sha256": sha256,
+            "page_trust": fields["data"].get("page_trust") or ("commit" if missing else "digest"),
+            "num_pages": num_pages,
+        }
+        fields["model"] = {"config": config, "init_seed": 0}
+        fields["model"] |= {"attention": "eager", "constants_sha256": "00" * 32, "initial_root": "00" * 32}
+        fields["scoring"].setdefault("goodput_required", 1.0)
+        return validated(fields)
+
+    optimizer = _of_optimizer(preset, overrides)
+    if "length" in preset.sections["timing"] and not asked.anything:
+        return filled(preset.sections, optimizer, overrides)
+    others = ({k: v for k, v in layer.items() if k != "timing"} for layer in (preset.sections, overrides))
+    chosen = round_of(filled(ANY_ROUND, next(others), optimizer, next(others)), preset, asked)
+    layers = (preset.sections, chosen) if asked.anything else (chosen, preset.sections)
+    return filled(*layers, optimizer, overrides)
+
+
+def round_of(draft: RunManifest, preset: Preset, asked: Asked) -> dict[str, Any]:
+    """Sections with the shortest round for a run whose other constants are those of `draft`. Raises ConfigError."""
+    size, tempo = model_size(draft.model.config), asked.tempo or preset.tempo
+    least = least_length(tempo, asked.quota_bytes)
+    if least is None:
+        raise ConfigError(f"the chain allows {asked.quota_bytes} commitment bytes an epoch: no round fits in them")
+    work = Work(size, layout_of(draft, size).wire_bytes, draft.tokens_per_step, step_bytes(draft))
+    where = Where(asked.block_s or preset.block_s, preset.finality, least)
+    nominal = draft.inner.nominal_steps
+    steps = asked.steps or (None if nominal == ANY_ROUND["inner"]["nominal_steps"] else nominal)
+    return choose(work, where, asked.expect or preset.expect, replace(asked, steps=steps))
 
 
 def try_model(
@@ -116,22 +150,24 @@ def try_model(
     draft: RunManifest,
     init_seed: int,
     say: Callable[[str], None] = lambda line: None,
-    start: Path | None = None,
+    start: First | None = None,
 ) -> dict[str, Any]:
     """What the manifest's `model` says of the model of `config`, which is built and tried at the draft's length.
 
-    `start`: a folder with the numbers of round 0, see load_pretrained. `say` gets a line for each thing to know of the
+    `start`: what round 0 is, None: the numbers of the seed. `say` gets a line for each thing to know of the
     model. For a large one that takes minutes and, by estimate, memory for three times its parameters. Raises
     ConfigError for one that cannot be trained (training.trial).
     """
     for note in read_config(dict(config)).notes:
         say(f"model: {note}")
     model = build_model(draft.model.config, init_seed)
+    build(draft.inner, model)  # has it anything to do there?
     for note in try_out(model, vocab_size(draft.model.config), draft.data.sequence_length):
         say(f"model: {note}")
-    for note in () if start is None else load_pretrained(model, start):
+    state, notes = (initial_state(to_flat(model), draft.average), ()) if start is None else start(model, draft)
+    for note in notes:
         say(f"model: {note}")
-    root = state_root(initial_state(to_flat(model), draft.average), draft.average.chunk_coords)
+    root = state_root(state, draft.average.chunk_coords)
     return {
         "init_seed": init_seed,
         "attention": attention_of(model),
@@ -140,20 +176,34 @@ def try_model(
     }
 
 
-def _refuse_what_follows(overrides: Mapping[str, Any], recipe: Recipe) -> None:
+def _of_optimizer(preset: Preset, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset says of the optimiser that was chosen; of one that it does not know, nothing."""
+    name = find(overrides, "inner.optimizer") or preset.sections["inner"]["optimizer"]
+    return merge({"inner": {"options": {}}}, *(table for other, table in preset.optimizers.items() if other == name))
+
+
+def _refuse_what_follows(overrides: Mapping[str, Any], preset: Preset) -> None:
     """Raises ConfigError for a field that cannot be chosen, because it follows from model, tokeniser and pages; for a
     section that is none; and for a name that nothing has."""
-    for name, value in overrides.items():
-        if isinstance(recipe.sections.get(name), dict) and not isinstance(value, dict):
-            raise ConfigError(f"run manifest: {name}: expected a section with fields, not {value!r}")
-        known = [option.key for option in options(RunManifest)]
-        for key in (f"{name}.{field}" for field in value) if isinstance(value, dict) else (name,):
-            if key not in known and not key.startswith("model."):
-                raise ConfigError(f"run manifest: {key}: there is no such name here{nearest(key, known)}")
-    data = overrides.get("data", {})
-    wrong = [f"data.{key}" for key in _FOLLOWS if key in data] + ["model"] * ("model" in overrides)
+    data = overrides.get("data")
+    wrong = [f"data.{key}" for key in _FOLLOWS if isinstance(data, dict) and key in data] + ["model"] * (
+        "model" in overrides
+    )
     if wrong:
         raise ConfigError(f"{wrong[0]} cannot be set: it follows from --model, --pages, --tokenizer and --seed")
+    known = [option.key for option in options(RunManifest)]
+    for optimizer in preset.optimizers:
+        if optimizer not in KINDS:
+            raise ConfigError(f"preset {preset.name}: optimizers.{optimizer}: expected one of {', '.join(KINDS)}")
+    for layer in (preset.sections, *preset.optimizers.values(), overrides):
+        for name, value in layer.items():
+            if name in PRESET_PARTS:
+                raise ConfigError(f"{name} cannot be set: change it in a copy of the preset (--show-preset NAME)")
+            if isinstance(preset.sections.get(name), dict) and not isinstance(value, dict):
+                raise ConfigError(f"run manifest: {name}: expected a section with fields, not {value!r}")
+            for key in (f"{name}.{field}" for field in value) if isinstance(value, dict) else (name,):
+                if key not in known and not key.startswith(_FREE):
+                    raise ConfigError(f"run manifest: {key}: there is no such name here{nearest(key, known)}")
 
 
 def validated(fields: Mapping[str, Any]) -> RunManifest:
@@ -177,7 +227,7 @@ def check_vocabulary(config: Mapping[str, Any], vocabulary: int) -> None:
 
 def check_timing(manifest: RunManifest, tempo: int) -> None:
     """Refuse a round length whose commitments exceed the chain's quota. Raises ConfigError."""
-    problem = quota_problem(manifest, tempo)
+    problem = quota_problem(manifest.timing.length, tempo)
     if problem is not None:
         raise ConfigError(f"run manifest: {problem}")
 
@@ -188,8 +238,3 @@ def goodput(manifest: RunManifest, num_coords: int, reducers: int, block_s: floa
     wire = layout_of(manifest, num_coords).wire_bytes
     seconds = (manifest.timing.output - manifest.timing.commit) * block_s
     return round(2 * wire * (reducers - 1) / reducers / (0.5 * seconds), 1)
-
-
-def model_size(config: Mapping[str, Any]) -> int:
-    """Number of parameters that are trained."""
-    return sum(math.prod(shape) for _, shape in parameter_shapes(dict(config), MOST_PARAMETERS))

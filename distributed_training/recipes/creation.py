@@ -6,6 +6,7 @@ says so; what somebody did choose and the text cannot give is refused with the n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from distributed_training.data.tokens import Tokenizer
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.recipes.build import (
+    NOTHING_ASKED,
+    First,
     check_timing,
     choose_tokenizer,
     draft_manifest,
@@ -27,8 +30,9 @@ from distributed_training.recipes.build import (
     try_model,
 )
 from distributed_training.recipes.naming import default_name, name_problem
-from distributed_training.recipes.reading import read_recipe
+from distributed_training.recipes.reading import Preset
 from distributed_training.recipes.subnet_fit import check_start, check_subnet
+from distributed_training.recipes.timing import Asked
 from distributed_training.settings.flags import merge
 
 if TYPE_CHECKING:
@@ -43,16 +47,16 @@ _SURE = 0.9  # of the tokens that the held-out text promises for a page of as ma
 class Choices:
     """What a person chose. `overrides` are fields of the manifest: they stay as they are, or are refused."""
 
-    recipe: str
+    preset: Preset
     model: Mapping[str, Any]
     tokenizer: Tokenizer
     seed: int
     overrides: Mapping[str, Any]
     steps: int | None = None  # inner steps a round of the fastest miner; None: the nominal ones
-    tempo: int | None = None  # blocks of the chain's epoch; None: the recipe's
-    expected_reducers: int = 4
+    asked: Asked = NOTHING_ASKED
+    expected_reducers: int | None = None  # None: the preset's
     facts: SubnetFacts | None = None  # of the subnet where it will be, if a chain was asked
-    start: Path | None = None  # a folder with the numbers that the run begins with; None: seeded ones
+    start: First | None = None  # what the run begins with; None: seeded numbers
 
 
 class NamedTokenizer(NamedTuple):
@@ -71,11 +75,14 @@ class Supply(NamedTuple):
 
     heldout: int
     each_uid: int  # in every round, whichever pages it draws
+    most_uid: int  # no uid draws more
     text_bytes: int  # of all pages
     bytes_per_token: float
 
 
-def find_tokenizer(named: str | None, eos: str | None, pages: Path | None, model: Mapping[str, Any]) -> NamedTokenizer:
+def find_tokenizer(
+    named: str | None, eos: int | str | None, pages: Path | None, model: Mapping[str, Any]
+) -> NamedTokenizer:
     """The one that was named, or lies beside the `pages`, or fits the model. Raises ConfigError."""
     beside = None if pages is None else pages / tokens.TOKENIZER_FILE
     if named is None and beside is not None and beside.is_file():
@@ -89,9 +96,10 @@ def find_tokenizer(named: str | None, eos: str | None, pages: Path | None, model
 def create_manifest(choices: Choices, open_pages: Callable[[], TablePages], say: Say) -> Created:
     """The manifest of the run that was chosen, over the pages that `open_pages` builds or finds; each line of `say` is
     something that the person may not expect. Raises ConfigError, in one line, and DataUnavailable."""
-    draft = draft_manifest(choices.recipe, choices.model, choices.tokenizer, choices.overrides)
+    preset, asked = choices.preset, choices.asked
+    draft = draft_manifest(preset, choices.model, choices.tokenizer, choices.overrides, asked=asked)
     if choices.facts is None:
-        check_timing(draft, choices.tempo or read_recipe(choices.recipe).tempo)
+        check_timing(draft, asked.tempo or preset.tempo)
     else:
         check_start(draft, choices.facts)
         check_subnet(draft, choices.facts)
@@ -103,21 +111,21 @@ def create_manifest(choices: Choices, open_pages: Callable[[], TablePages], say:
     pages = open_pages()
     has = supply(pages, choices.tokenizer, draft.max_uids)
     manifest = make_manifest(
-        choices.recipe,
+        preset,
         choices.model,
         pages,
         init_seed=choices.seed,
         tokenizer=choices.tokenizer,
         overrides=merge(fitted(draft, choices, has, say), overrides),
-        expected_reducers=choices.expected_reducers,
-        block_s=None if choices.facts is None else choices.facts.block_s,
+        expected_reducers=choices.expected_reducers or (asked.expect or preset.expect).reducers,
+        asked=asked,
         tried=tried,
     )
     return Created(manifest, size, has.each_uid // manifest.tokens_per_step)
 
 
 def _name(draft: RunManifest, choices: Choices, size: int, say: Say) -> str:
-    """The chosen one; the recipe's, unless that is another model's. Raises ConfigError for a chosen one that is."""
+    """The chosen one; the preset's, unless that is another model's. Raises ConfigError for a chosen one that is."""
     model_type = draft.model.config["model_type"]
     problem = name_problem(draft.name, model_type, size)
     if problem is None:
@@ -125,7 +133,7 @@ def _name(draft: RunManifest, choices: Choices, size: int, say: Say) -> str:
     if "name" in choices.overrides:
         raise ConfigError(f"{problem}; choose a name that fits it")
     name = default_name(model_type, size)
-    say(f"note: the run is called {name}, because the recipe's {problem}")
+    say(f"note: the run is called {name}, because the preset's {problem}")
     return name
 
 
@@ -139,16 +147,23 @@ def supply(pages: TablePages, tokenizer: Tokenizer, max_uids: int) -> Supply:
     ratio = text_bytes / sum(piece.length for piece in pieces)
     sizes = np.where(columns.text_bytes > 0, columns.text_bytes, columns.length * ratio)
     fewest = pages.num_pages // max_uids
-    least = float(np.partition(sizes, fewest - 1)[:fewest].sum()) if fewest else 0.0
+    by_size = np.sort(sizes)
+    least, largest = float(by_size[:fewest].sum()), float(by_size[-fewest - 1 :].sum())
     per_token = text_bytes / num_tokens / _SURE
-    return Supply(num_tokens, int(least / per_token), int(sizes.sum()), per_token)
+    most = math.ceil(largest / per_token / _SURE**2)
+    return Supply(num_tokens, int(least / per_token), most, int(sizes.sum()), per_token)
 
 
 def fitted(draft: RunManifest, choices: Choices, has: Supply, say: Say) -> dict[str, Any]:
-    """Fields, other than the recipe's, with which the text suffices; those that were chosen are not among them. Raises
+    """Fields, other than the preset's, with which the text suffices; those that were chosen are not among them. Raises
     ConfigError when there are none."""
     heldout = _fit_heldout(draft, choices.overrides, has, say)
-    return merge({"data": {"heldout_sequences": heldout}}, _fit_steps(draft, choices, has, say))
+    steps = _fit_steps(draft, choices, has, say)
+    batch = steps.get("data", {}).get("batch_size", draft.data.batch_size)
+    most = min(draft.inner.max_steps, max(1, has.most_uid // (batch * draft.data.sequence_length)))
+    if "max_steps" in choices.overrides.get("inner", {}) or most < draft.inner.nominal_steps:
+        most = draft.inner.max_steps
+    return merge({"data": {"heldout_sequences": heldout}, "inner": {"max_steps": most}}, steps)
 
 
 def _fit_heldout(draft: RunManifest, overrides: Mapping[str, Any], has: Supply, say: Say) -> int:
@@ -190,6 +205,8 @@ def _too_little(draft: RunManifest, batch: int, steps: int, has: Supply) -> str:
     length = draft.data.sequence_length
     needed = steps * batch * length
     there, more = has.text_bytes / 1e6, needed * has.bytes_per_token * draft.max_uids / 1e6
+    if has.each_uid:  # held-out text and whole pages take their part
+        more = max(more, there * needed / has.each_uid)
     return (
         f"too little text: {has.each_uid:,} tokens a round for each of {draft.max_uids} uids, but {steps} steps of "
         f"{batch} x {length} tokens need {needed:,}; expected about {more:,.1f} MB of text, not {there:,.1f}, or fewer "

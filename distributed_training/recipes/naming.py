@@ -11,7 +11,7 @@ _NEAR = 1.5  # what is called 1B has 1.24 billion parameters
 
 
 def default_name(model_type: str, parameters: int) -> str:
-    """Of a run whose model is not the recipe's, for example qwen2-494m."""
+    """Of a run whose model is not the preset's, for example qwen2-494m."""
     size = f"{parameters / 1e9:.1f}b" if parameters >= 1e9 else f"{max(1, round(parameters / 1e6))}m"
     return f"{model_type}-{size}"
 

@@ -1,46 +1,125 @@
-"""Recipes, and documents that a person gives, as they are read: whoever only reads them loads nothing heavy."""
+"""Presets, and documents that a person gives, as they are read: whoever only reads them loads nothing heavy."""
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from distributed_training.errors import ConfigError
+from pydantic import Field, ValidationError
+
+from distributed_training.errors import ConfigError, expected
+from distributed_training.recipes.timing import Expect, Table
 from distributed_training.settings.flags import merge
 from distributed_training.settings.words import nearest
 
 FOLDER = files("distributed_training.recipes")
-COMMON = "common.toml"
+COMMON = "common"
+SHARED = (COMMON, "mainnet")  # no presets by themselves
+PRESET_PARTS = ("chain", "expect", "model", "optimizers")  # what is in a preset and in no manifest, or not like that
+T = TypeVar("T", bound=Table)
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """Constants of a run as data: `recipes/NAME.toml` laid over `recipes/common.toml`."""
+class Preset:
+    """Constants of a run as data: a table laid over those that it names as `like`, and all over `common.toml`."""
 
     name: str
     block_s: float  # seconds a block takes where such a run lives; a machine of its own may differ, a manifest may not
     tempo: int  # blocks of an epoch there
+    finality: int  # blocks from the newest to the newest final one, at most
+    expect: Expect
     model: dict[str, Any]  # a transformers config
-    sections: dict[str, Any]  # everything else: fields of the run manifest
+    optimizers: dict[str, dict[str, Any]]  # by name: fields of the manifest that go with that inner optimiser
+    sections: dict[str, Any]  # everything else: fields of the run manifest; `timing` may be left to timing.py
 
 
-def recipe_names() -> list[str]:
-    tables = (file.name for file in FOLDER.iterdir() if file.name.endswith(".toml") and file.name != COMMON)
-    return sorted(name.removesuffix(".toml") for name in tables)
+class _Chain(Table):
+    block_s: float = Field(gt=0)
+    tempo: int = Field(ge=1)
+    finality: int = Field(ge=0)
 
 
-def read_recipe(name: str) -> Recipe:
-    """Raises ConfigError for a name that is not there."""
-    known = recipe_names()
-    if name not in known:
-        raise ConfigError(f"recipe {name!r}: expected one of {', '.join(known)}{nearest(name, known)}")
-    common, own = (tomllib.loads((FOLDER / file).read_text("utf-8")) for file in (COMMON, f"{name}.toml"))
-    chain, model = own.pop("chain"), own.pop("model")
-    return Recipe(name, chain["block_s"], chain["tempo"], model, merge(common, own))
+def preset_names() -> list[str]:
+    tables = (file.name.removesuffix(".toml") for file in FOLDER.iterdir() if file.name.endswith(".toml"))
+    return sorted(name for name in tables if name not in SHARED)
+
+
+def read_preset(preset: str | Path) -> Preset:
+    """A preset that is shipped, by its name, or a file. Raises ConfigError, in one line that names it."""
+    layers = [tomllib.loads(text) for text in _texts(preset)]
+    fields = merge(*reversed(layers))
+    fields.pop("like", None)
+    taken = {part: fields.pop(part, None) for part in PRESET_PARTS}
+    wrong = [part for part, value in taken.items() if not isinstance(value, dict)]
+    if wrong or not isinstance(fields.get("name"), str):
+        raise ConfigError(f"--preset {preset}: expected a section [{wrong[0]}]" if wrong else _unnamed(preset))
+    chain, expect = _table(preset, "chain", _Chain, taken["chain"]), _table(preset, "expect", Expect, taken["expect"])
+    return Preset(
+        name=fields["name"],
+        block_s=chain.block_s,
+        tempo=chain.tempo,
+        finality=chain.finality,
+        expect=expect,
+        model=taken["model"],
+        optimizers=taken["optimizers"],
+        sections=fields,
+    )
+
+
+def shown(preset: str | Path) -> str:
+    """A preset as one file: all that it is laid over in their places, with the comments, for a person to copy."""
+    sections: dict[str, dict[str, str]] = {"": {}}
+    for text in _texts(preset):
+        name = ""
+        for line in text.splitlines():
+            heading, key = re.match(r"\[([^]]+)\]", line), re.match(r"([\w.]+) *=", line)
+            if heading is not None:
+                name = heading[1]
+                sections.setdefault(name, {"": line})
+            elif key is not None:
+                sections[name].setdefault(key[1], line)
+            elif line.startswith("#") and not sections[name]:
+                sections[name]["#"] = line
+    return "\n\n".join("\n".join(lines.values()) for lines in sections.values()) + "\n"
+
+
+def _texts(preset: str | Path) -> list[str]:
+    """Of a preset and of what it is laid over, the first one first."""
+    if isinstance(preset, str) and preset not in (known := preset_names()):
+        raise ConfigError(f"--preset {preset}: expected a file, or one of {', '.join(known)}{nearest(preset, known)}")
+    texts, name = [], preset
+    while True:
+        try:
+            text = (FOLDER / f"{name}.toml" if isinstance(name, str) else name).read_text("utf-8")
+            like = tomllib.loads(text).get("like", COMMON)
+        except OSError as error:
+            raise ConfigError(f"--preset {preset}: cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise ConfigError(f"--preset {preset}: expected TOML: {error}") from None
+        texts.append(text)
+        if name == COMMON:
+            return texts
+        if like not in (allowed := [*preset_names(), *SHARED]) or like == name:
+            raise ConfigError(f"--preset {preset}: like: expected one of {', '.join(allowed)}, not {like!r}")
+        name = like
+
+
+def _table(preset: str | Path, name: str, kind: type[T], fields: dict[str, Any]) -> T:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([name, *map(str, first["loc"])])
+        raise ConfigError(f"--preset {preset}: {where}: {expected(first)}") from None
+
+
+def _unnamed(preset: str | Path) -> str:
+    return f'--preset {preset}: expected a name, for example name = "mine"'
 
 
 def read_document(path: Path, what: str) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distributed_training.errors import ConfigError
-from distributed_training.protocol.manifest import RunManifest, quota_problem
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.quota import quota_problem
 
 if TYPE_CHECKING:
     from distributed_training.chain.subnet import SubnetFacts  # alone: it loads bittensor
@@ -29,7 +30,7 @@ def check_subnet(manifest: RunManifest, facts: SubnetFacts) -> None:
             f"max_uids {manifest.max_uids} is too small: subnet {facts.netuid} has {facts.max_uids} uids, and those "
             "beyond would get no pages"
         )
-    problem = quota_problem(manifest, facts.tempo, facts.commitment_bytes)
+    problem = quota_problem(t.length, facts.tempo, facts.commitment_bytes)
     if problem is not None:
         raise ConfigError(f"run manifest: {problem}")
     immunity, needed = facts.immunity_blocks, first_pay_blocks(manifest, facts)
@@ -51,6 +52,10 @@ def subnet_notes(manifest: RunManifest, facts: SubnetFacts) -> list[str]:
     """What the owner should know of the subnet, a line each."""
     notes = [f"subnet {facts.netuid} ({facts.name}), at block {facts.block}: {facts.pays}"]
     notes.append(f"a registration costs {facts.price}; {facts.num_uids} of {facts.max_uids} uids are taken")
+    wait = first_pay_blocks(manifest, facts)
+    notes.append(
+        f"who registers waits at most {wait} blocks, {wait * facts.block_s / 3600:.1f} hours, for its first pay"
+    )
     t, limit = manifest.timing, facts.weights_rate_limit
     if limit is not None and limit > t.length:
         notes.append(f"weights may be set every {limit} blocks only, and a round has {t.length}: scores are paid later")

@@ -7,15 +7,17 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from distributed_training.averaging.combine import SliceOutput, combine, discarded
 from distributed_training.averaging.plan import RoundPlan, make_plan
-from distributed_training.errors import LocalFault, SlicesMissing, StateDiverged
+from distributed_training.errors import LocalFault, SlicesMissing, StateDiverged, named
 from distributed_training.protocol.rules import membership
 from distributed_training.protocol.rules.assignment import assignment_beacon
 from distributed_training.protocol.types import AverageOutcome, Roster, Round, WorkRecord
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import attempt, tell
-from distributed_training.training.outer import RunState, outer_step, state_root
+from distributed_training.training.outer import RunState, Vector, outer_step, state_root
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +53,15 @@ class Follower:
         self.index, self.state = index, state
         self._saved: int | None = None
         self._unsaved = False
+        self._spare: Vector | None = None
+        self._lost = ""  # why `state` is nobody's any more
         self.root = state_root(state, self._parts.manifest.average.chunk_coords)
         self.trusted = trusted or self._parts.journal.is_trusted(index, self.root)
 
     async def prepare(self) -> RoundStart:
-        """Wait for the round's roster and assignment beacon."""
+        """Wait for the round's roster and assignment beacon. Raises StateDiverged for a state that was lost before."""
+        if self._lost:
+            raise StateDiverged(self._lost)
         p, round_ = self._parts, self._parts.manifest.round(self.index)
         await p.clock.final(round_.roster_block)
         roster = await p.chain.roster(round_.roster_block)
@@ -82,8 +88,12 @@ class Follower:
         log.debug("round %d: %d slices, work of uids %s", start.round.index, len(plan.slices), who)
         return plan
 
-    async def settle(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> Settled:
-        """Wait for finalised s+Y, learn what counts, take the outer step or discard the round."""
+    async def settle(self, plan: RoundPlan, held: Mapping[int, SliceOutput], *, keep_params: bool = False) -> Settled:
+        """Wait for finalised s+Y, learn what counts, take the outer step or discard the round.
+
+        The step is taken where the state lies (`outer_step`): the former state is gone then, but for its parameters
+        where somebody goes on to look at them (`keep_params`), until they are given back.
+        """
         p = self._parts
         await p.clock.final(plan.round.map_block)
         at_map = await p.chain.roster(plan.round.map_block)
@@ -95,7 +105,7 @@ class Follower:
             outputs, outcome = dict(held), discarded(plan, counted.reason)
         else:
             outputs = await self._complete(plan, counted, wanted, held)
-            outcome = await self._apply(plan, counted, outputs)
+            outcome = await self._apply(plan, counted, outputs, keep_params)
         self.index += 1
         if self.trusted:
             attempt(p, self.index, "disk", lambda: p.journal.save_trusted(self.index, self.root))
@@ -111,7 +121,7 @@ class Follower:
 
         What does not fit on the disk is said, and tried again after the next round.
         """
-        if self._saved == self.index:
+        if self._saved == self.index or self._lost:
             return
         try:
             await asyncio.to_thread(self._parts.store.put_state, self.index, self.state)
@@ -121,15 +131,25 @@ class Follower:
         else:
             self._saved, self._unsaved = self.index, False
 
+    def give_back(self, params: Vector) -> None:
+        """Kept parameters that nobody looks at any more: their memory is used again."""
+        self._spare = params
+
     async def _apply(
-        self, plan: RoundPlan, counted: membership.Counted, outputs: Mapping[int, SliceOutput]
+        self, plan: RoundPlan, counted: membership.Counted, outputs: Mapping[int, SliceOutput], keep_params: bool
     ) -> AverageOutcome:
-        manifest = self._parts.manifest
+        spare, self._spare = self._spare, None
 
         def work() -> tuple[AverageOutcome, RunState, bytes]:
-            average, carry, outcome = combine(plan, counted, outputs, manifest)
-            state = outer_step(self.state, average, carry, manifest.outer)
-            return outcome, state, state_root(state, manifest.average.chunk_coords)
+            outer = self._parts.manifest.outer
+            made = combine(plan, counted, outputs, self._parts.manifest)
+            into = None if not keep_params else np.empty_like(self.state.params) if spare is None else spare
+            try:
+                state, root = outer_step(self.state, made.averages(plan.layout), made.carry, outer, into)
+            except Exception as error:
+                self.trusted, self._lost = False, f"our state is lost half way through the outer step: {named(error)}"
+                raise StateDiverged(self._lost) from error
+            return made.outcome, state, root
 
         outcome, self.state, self.root = await asyncio.to_thread(work)
         return outcome

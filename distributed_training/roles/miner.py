@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-import numpy as np
-
 from distributed_training.averaging.butterfly import OwnWork
 from distributed_training.averaging.codecs.int8 import INT8_CODEC
 from distributed_training.averaging.contribution import Contribution, encode_contribution
@@ -36,7 +34,6 @@ from distributed_training.roles.trouble import commit_by, tell
 
 log = logging.getLogger(__name__)
 
-
 MAX_FAILURES = 3
 
 
@@ -58,13 +55,14 @@ class Miner:
         *,
         uid: int,
         steps_per_round: int | None,
-        exact_steps: bool,
+        exact_from: int | None = None,
         reduces: bool = True,
         train_ahead: bool = False,
     ) -> None:
-        """train_ahead: begin with a round's work as soon as its beacon is seen at the head, before the round does."""
+        """exact_from: a round that begins at this block or later gets exactly its steps or ends the node, one before it
+        is sat out. train_ahead: begin with a round's work as soon as its beacon is seen at the head."""
         self._p, self._follower, self._worker, self._service = parts, follower, worker, service
-        self._uid, self._exact, self._reduces, self._train_ahead = uid, exact_steps, reduces, train_ahead
+        self._uid, self._exact_from, self._reduces, self._train_ahead = uid, exact_from, reduces, train_ahead
         self._max_steps = min(steps_per_round or parts.manifest.inner.max_steps, parts.manifest.inner.max_steps)
         self._training: Training | None = None
         self._failures = 0  # rounds in a row in which the worker failed
@@ -73,7 +71,7 @@ class Miner:
         """One round, as in protocol section 3. May be called again for a round that was broken off."""
         p, round_ = self._p, self._p.manifest.round(self._follower.index)
         report = RoundReport(p, round_)
-        kept = find_work(p, self._follower, self._service.held(round_.index))
+        kept = await find_work(p, self._follower, self._service.held(round_.index))
         try:
             if kept is None and self._train_ahead:
                 await self._begin_early(round_, report)
@@ -111,6 +109,7 @@ class Miner:
         report.averaged()
         report.phase("settle")
         settled = await self._follower.settle(plan, gathering.result())
+        self._service.put_away()
         report.settled(plan, settled.outcome, self._follower.root)
 
     def _is_committed(self, plan: RoundPlan, own: OwnWork) -> bool:
@@ -132,12 +131,13 @@ class Miner:
         if self._training is None:
             if not self._train_ahead:
                 await p.clock.reached(round_.start_block)
-            if not registered or not self._follower.trusted or p.clock.head >= round_.train_end_block:
+            late = (self._exact_from or 0) > round_.start_block
+            if late or not registered or not self._follower.trusted or p.clock.head >= round_.train_end_block:
                 log.info("sitting out round %d: it began without us", round_.index)
                 return None
             self._begin(round_, start.beacon, report)
         result = await self._worked(start, report)
-        if self._exact and (result is None or len(result.steps) != self._max_steps):
+        if self._exact_from is not None and (result is None or len(result.steps) != self._max_steps):
             done = 0 if result is None else len(result.steps)
             raise ExactStepsMissed(f"round {round_.index}: {done} steps done, exactly {self._max_steps} asked for")
         if result is None or not result.steps:
@@ -206,17 +206,17 @@ class Miner:
         log.info("sitting out round %d", index)
 
     async def _commit(self, start: RoundStart, result: WorkResult) -> OwnWork | None:
-        p = self._p
-        if not np.isfinite(result.delta).all():
+        p, layout = self._p, layout_of(self._p.manifest, len(result.delta))
+        try:
+            contribution = await asyncio.to_thread(encode_contribution, result.delta, layout)
+        except ValueError:  # a number that is not finite
             log.error("round %d: training diverged, nothing is committed", start.round.index)
             return None
-        layout = layout_of(p.manifest, len(result.delta))
-        contribution = await asyncio.to_thread(encode_contribution, result.delta, layout)
         record = self._record(start, result, contribution)
         body = encode_work(record)
         own = OwnWork(contribution, encode_signed(Signed(body, p.signer.sign(signing_message(body)))))
         held = HeldWork(record, own, encode_log(result.steps))
-        keep_work(p, held)
+        await keep_work(p, held)
         count, size = len(contribution.chunks), sum(map(len, contribution.chunks))
         log.debug("round %d: work encoded in %d chunks, %d bytes", start.round.index, count, size)
         self._service.hold(held)

@@ -10,10 +10,11 @@ import asyncio
 import logging
 import struct
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distributed_training.averaging.butterfly import CONTROL_TIMEOUT_S, OwnWork
 from distributed_training.averaging.plan import RoundPlan
+from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.base import Chain
 from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import ChainFault, NetworkFault, PeerFault, WireError
@@ -47,8 +48,12 @@ class HeldWork:
 class MinerService:
     """Gives our log to the voters of a round, and serves them the chunks of our bytes that the beacon draws."""
 
-    def __init__(self, manifest: RunManifest, peers: PeerBook, chain: Chain, clock: BlockClock) -> None:
+    def __init__(
+        self, manifest: RunManifest, peers: PeerBook, chain: Chain, clock: BlockClock, store: RoundStore
+    ) -> None:
+        """store: where the chunks lie that were put away."""
         self._manifest, self._peers, self._chain, self._clock = manifest, peers, chain, clock
+        self._store, self._chunk_bytes = store, dict[int, int]()
         self._held: dict[int, HeldWork] = {}
         self._voters: dict[int, frozenset[bytes]] = {}
         self._beacons: dict[int, bytes] = {}
@@ -56,10 +61,19 @@ class MinerService:
         self._served: set[tuple[int, bytes]] = set()  # (round, public key of a validator that took all it may ask for)
         peers.transport.serve(CHUNKS_METHOD, self._on_chunks)
 
+    def put_away(self) -> None:
+        """The rounds we hold are over: their chunks are read from our disk from now on, if it took them."""
+        for index, work in self._held.items():
+            if not self._store.holds_own(index):
+                continue
+            contribution = replace(work.own.contribution, chunks=())
+            self._held[index] = replace(work, own=replace(work.own, contribution=contribution))
+
     def hold(self, work: HeldWork) -> None:
         self._held[work.record.round] = work
+        self._chunk_bytes[work.record.round] = len(work.own.contribution.chunks[0])
         for old in sorted(self._held)[:-_KEPT_ROUNDS]:
-            for kept in (self._held, self._voters, self._beacons):
+            for kept in (self._held, self._voters, self._beacons, self._chunk_bytes):
                 kept.pop(old, None)
         for key in [k for k in self._answered if k[0] not in self._held]:
             del self._answered[key]
@@ -124,10 +138,20 @@ class MinerService:
         # Who asks gives up after the bulk time: a reader that lets every frame take its longest is not waited for.
         async with deadline(2 * bulk_timeout_s(self._manifest.timing, self._clock.block_s), "chunks"):
             await stream.write(b"".join(held.own.contribution.digests), CONTROL_TIMEOUT_S)
+            size = self._chunk_bytes[index]
             for chunk in drawn_chunks(beacon, neuron.public_key, held.record, self._manifest):
-                await stream.write(held.own.contribution.chunks[chunk], CONTROL_TIMEOUT_S)
+                await stream.write(await self._chunk(held, chunk, size), CONTROL_TIMEOUT_S)
             await stream.read(len(_ACK), CONTROL_TIMEOUT_S)
         self._served.add((index, neuron.public_key))
+
+    async def _chunk(self, held: HeldWork, chunk: int, size: int) -> bytes:
+        """size: of all chunks but the last."""
+        if held.own.contribution.chunks:
+            return held.own.contribution.chunks[chunk]
+        data = await asyncio.to_thread(self._store.own_piece, held.record.round, chunk * size, size)
+        if not data:
+            raise PeerFault("chunks that our disk has lost")
+        return data
 
     def answered(self, round_index: int) -> bool:
         """Has every voter of the round, if we have work in it, had its chunks?"""

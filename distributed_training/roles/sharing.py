@@ -26,7 +26,6 @@ from distributed_training.roles.joining.published import check_published
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.publishing import Publisher
 from distributed_training.roles.trouble import tell
-from distributed_training.training.outer import RunState, state_root
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +97,13 @@ class SharedStates:
         self._task: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
 
-    def begin(self, plan: RoundPlan, state: RunState, beacon: bytes) -> None:
+    def begin(self, plan: RoundPlan, beacon: bytes) -> None:
         """`look` in a task of its own, for a round at most; nothing while a former look is under way."""
         looking = self._task is not None and not self._task.done()
         if looking or (self._thread is not None and self._thread.is_alive()):
             log.debug("round %d: nobody's copy is looked at, a former look is under way", plan.round.index)
             return
-        self._task = asyncio.create_task(self._look_for_a_round(plan, state, beacon), name="shared states")
+        self._task = asyncio.create_task(self._look_for_a_round(plan, beacon), name="shared states")
 
     async def finish(self, patience_s: float = LAST_LOOK_S) -> None:
         """Wait for the look under way, for a while."""
@@ -118,18 +117,18 @@ class SharedStates:
             await asyncio.wait([self._task])
             self._task = None
 
-    async def _look_for_a_round(self, plan: RoundPlan, state: RunState, beacon: bytes) -> None:
+    async def _look_for_a_round(self, plan: RoundPlan, beacon: bytes) -> None:
         index, limit_s = plan.round.index, self._p.manifest.timing.length * self._p.clock.block_s
         try:
             async with asyncio.timeout(limit_s):
-                await self.look(plan, state, beacon)
+                await self.look(plan, beacon)
         except TimeoutError:
             log.debug("round %d: looking at a published copy took more than %.0f s and was given up", index, limit_s)
         except Exception as error:  # whatever it is: ours, and the run can do without it
             tell(self._p, index, "shared", error)
 
-    async def look(self, plan: RoundPlan, state: RunState, beacon: bytes) -> None:
-        """state: what the round of `plan` started from. Tells an event `shared` when there is something to tell."""
+    async def look(self, plan: RoundPlan, beacon: bytes) -> None:
+        """Is the state there that the round started from? An event `shared` when there is something to tell."""
         candidates = sorted(plan.candidates, key=lambda c: c.public_key)
         if not candidates:
             return
@@ -140,14 +139,13 @@ class SharedStates:
             log.debug("uid %d does not say where it publishes: %s", drawn.uid, error)
             return
         if repo_id is not None:
-            await self._check(plan, state, drawn, repo_id)
+            await self._check(plan, drawn, repo_id)
 
-    async def _check(self, plan: RoundPlan, state: RunState, drawn: Candidate, repo_id: str) -> None:
+    async def _check(self, plan: RoundPlan, drawn: Candidate, repo_id: str) -> None:
         manifest, index = self._p.manifest, plan.round.index
 
         def found() -> CheckpointRef | None:
-            root = state_root(state, manifest.average.chunk_coords)
-            return check_published(self._open_repo(repo_id), index, root, manifest)
+            return check_published(self._open_repo(repo_id), index, plan.state_root, manifest)
 
         try:
             ref = await self._in_thread(found)

@@ -70,18 +70,18 @@ class Validator:
         report.phase("map")
         if await self._may_speak(plan, held):
             await self._commit_map(plan, held)
-        base = self._follower.state
+        params, applied = self._follower.state.params, self._follower.state.applied
         await self._p.clock.final(plan.round.map_block)
         logs = self._logs.logs()
         report.phase("settle")
-        settled = await self._follower.settle(plan, held)
+        settled = await self._follower.settle(plan, held, keep_params=True)
         works = {**settled.works, **self._pushed_works(plan, logs)}
         report.settled(plan, settled.outcome, self._follower.root, _tokens(plan, works))
         if not await self._free(plan):
             log.warning("round %d is not audited: the former round's audits are still under way", plan.round.index)
             return
         due = plan.round.index > self._examiner.last_scored and plan.round.index != self._last_round
-        finished = FinishedRound(plan, base, settled.outcome, works, logs, self._was_there(plan))
+        finished = FinishedRound(plan, params, applied, settled.outcome, works, logs, self._was_there(plan))
         audited = finished if settled.outcome.applied and listened and due else None
         self._audits = asyncio.create_task(self._look_back(plan, self._follower.state, audited), name="audits")
 
@@ -103,8 +103,9 @@ class Validator:
             await self.evaluator.evaluate(state, plan.round.index)
             if audited is not None:
                 beacon = await self._examiner.examine(audited)
+                self._follower.give_back(audited.params)
                 if self._shared is not None:
-                    self._shared.begin(plan, audited.state, beacon)
+                    self._shared.begin(plan, beacon)
         except DeviceLost as error:
             tell(self._p, plan.round.index, "device", error)
             raise

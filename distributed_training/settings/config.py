@@ -71,10 +71,23 @@ class NodeConfig(BaseSettings):
     )
     local_chain: Typed | None = Field(default=None, description="SQLite file of the local chain; None: a real chain")
     device: Device = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N")
+    gpus: Positive | None = Field(
+        default=None,
+        description="GPUs of this machine that share each step's batch, a process for each; default: one, or as many "
+        "processes as torchrun started",
+    )
     micro_batch: Positive | None = Field(
         default=None,
-        description="sequences of the run's batch that go through the model at a time, for a GPU with little memory: a "
-        "step's results are those of the whole batch up to rounding; halved by itself where memory runs out",
+        description="sequences of the run's batch that go through the model at a time: a step's results are those of "
+        "the whole batch up to rounding; default: as many as memory has room for, tried at the start, halved where it "
+        "runs out later",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="of the model's passes: auto (bf16 on a GPU that has it), fp32 or bf16"
+    )
+    compile: bool = Field(default=False, description="by torch.compile, where that works: minutes at the start")
+    checkpoint_activations: bool = Field(
+        default=False, description="compute each block twice instead of keeping it: less memory, a third more work"
     )
     threads: Positive | None = Field(default=None, description="CPU threads of torch; default: its own choice")
     rounds: Positive | None = Field(
@@ -82,7 +95,9 @@ class NodeConfig(BaseSettings):
     )
     steps_per_round: Positive | None = Field(default=None, description="at most this many inner steps a round")
     exact_steps: bool = Field(
-        default=False, description="exit 4 if a round did not get exactly --steps-per-round steps"
+        default=False,
+        description="exit 4 if a round did not get exactly --steps-per-round steps; one that is under way when the "
+        "node starts is sat out",
     )
     train_ahead: bool = Field(
         default=True,

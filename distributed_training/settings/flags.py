@@ -40,6 +40,7 @@ METAVARS = {
     "endpoint": "URL",
     "repo": "ORG/NAME",
     "mirrors": "PLACE,...",
+    "precision": "auto|fp32|bf16",
     "prometheus": "[IP:]PORT",
     "wandb": "online|offline",
 }
@@ -94,12 +95,12 @@ def options(model: type[BaseModel], prefix: str = "") -> list[Option]:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers win; one level of sections is merged key by key."""
+    """Later layers win; sections are merged key by key."""
     result: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-            result[key] = {**result[key], **value} if both else value
+            result[key] = merge(result[key], value) if both else value
     return result
 
 

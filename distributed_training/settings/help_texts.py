@@ -16,7 +16,15 @@ GROUPS: Mapping[str, Sequence[str]] = {
         "axon.outbound_only",
         "axon.ip",
     ),
-    "what it computes with": ("device", "micro_batch", "threads"),
+    "what it computes with": (
+        "device",
+        "gpus",
+        "micro_batch",
+        "precision",
+        "compile",
+        "checkpoint_activations",
+        "threads",
+    ),
     "where things are kept": ("run_dir", "wallet.path", "disk.budget_gib", "data.cache_gib"),
     "logs, metrics, page": (
         "logging.debug",

@@ -14,8 +14,9 @@ from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.data.words import write_words
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.recipes.build import make_manifest, model_size
+from distributed_training.recipes.build import make_manifest
 from distributed_training.simulation.kinds import FAULTS, FaultKind
+from distributed_training.training.model import model_size
 
 MAX_UIDS = 1024
 PAGE_BYTES = 150  # tokens of a few steps: nobody needs more than two pages a round

@@ -20,7 +20,7 @@ from distributed_training.network.links import LinkProfile, Links
 from distributed_training.network.memory import MemorySwitch
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Role
-from distributed_training.recipes.reading import read_recipe
+from distributed_training.recipes.reading import read_preset
 from distributed_training.settings.config import NodeConfig
 from distributed_training.simulation.options import SimOptions, make_run
 from distributed_training.simulation.records import Recorder
@@ -126,7 +126,7 @@ def _genesis(options: SimOptions, manifest: RunManifest) -> Ledger:
     hotkeys = {name: LocalKey(derive_keypair(options.seed, name)).hotkey for name in options.genesis_names()}
     params = ChainParams(
         seed=options.seed,
-        block_s=read_recipe("local").block_s,
+        block_s=read_preset("local").block_s,
         netuid=manifest.netuid,
         tempo=manifest.timing.length,
         weights_rate_limit=2,

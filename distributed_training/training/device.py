@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
 from distributed_training.devices import no_gpu, refusal, seen_gpus, torch_here
 from distributed_training.errors import ConfigError, DeviceLost, OutOfMemory, said
+from distributed_training.memory import memory_bytes
 
+Precision = Literal["auto", "fp32", "bf16"]
 _FAILED = ("cuda error", "hip error", "cublas_status", "cudnn_status", "device-side assert")
 _AGAIN = (
     "the GPU still answers, so a new start of this node may use it; if it happens again look at its driver, its heat "
@@ -43,6 +46,46 @@ def chosen_device(name: str, *, mps: bool = False) -> str:
             f"--device {name}: it cannot be used here ({said(error)[:200]}); give auto, cpu, cuda or mps"
         ) from None
     return name
+
+
+def rank_device(name: str, rank: int) -> str:
+    """The device of one of several processes of a node, `name` as of `--device`. Raises as chosen_device does, and
+    ConfigError for a name that all of them would mean."""
+    if name.startswith(("cuda:", "mps")):
+        raise ConfigError(
+            f"--device {name}: each process has a GPU of its own; give auto or cuda, and say which with "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    return chosen_device(f"cuda:{rank}" if name != "cpu" and chosen_device(name) == "cuda" else "cpu")
+
+
+def chosen_precision(device: str, asked: Precision = "auto") -> Literal["fp32", "bf16"]:
+    """What `--precision` means on a device: `auto` is bf16 on CUDA from Ampere on, else fp32. Raises ConfigError for
+    bf16 where there is none. float16 is not offered: its gradients need a scale that honest nodes would not share."""
+    kind = device.partition(":")[0]
+    able = _has_bf16(kind)
+    if asked == "auto":
+        return "bf16" if able and kind == "cuda" else "fp32"
+    if asked == "bf16" and not able:
+        raise ConfigError(
+            f"--precision bf16: {device} does not compute with bfloat16 (NVIDIA's GPUs do from Ampere on); give fp32, "
+            "or leave it to auto"
+        )
+    return asked
+
+
+def other_precision(kind: str, used: str) -> Literal["fp32", "bf16"]:
+    """The one that a device of this kind is not using; fp32 where it has no other."""
+    return "bf16" if used == "fp32" and _has_bf16(kind) else "fp32"
+
+
+def _has_bf16(kind: str) -> bool:
+    return kind == "cpu" or (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def free_bytes(device: str) -> int:
+    """Of the device's memory, what nothing uses now."""
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else memory_bytes()[1]
 
 
 def device_text(device: str) -> str:

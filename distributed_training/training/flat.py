@@ -44,7 +44,10 @@ def num_parameters(model: nn.Module) -> int:
 
 def to_flat(model: nn.Module) -> Flat:
     """A copy of all trained parameters, float32 [d]."""
-    return np.concatenate([p.detach().cpu().numpy().reshape(-1) for _, p in trained(model)])
+    flat = np.empty(num_parameters(model), np.float32)
+    for parameter, start, stop in _ranges(model):  # one at a time leaves the device: no second copy here
+        flat[start:stop] = parameter.detach().cpu().numpy().reshape(-1)
+    return flat
 
 
 def load_flat(model: nn.Module, flat: Flat) -> None:
@@ -75,7 +78,7 @@ def groups(model: nn.Module) -> tuple[ParameterGroup, ...]:
     GPT-2 with 12 layers gives 14. Raises ConfigError when the model has no blocks, or they do not lie one after the
     other.
     """
-    prefix = _blocks_prefix(model)
+    prefix = blocks(model)[0] + "."
     found: list[ParameterGroup] = []
     position = 0
     for name, parameter in trained(model):
@@ -100,11 +103,22 @@ def loss_per_sequence(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 def losses_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """The same of logits [B, T, V] that are there."""
-    labels = functional.pad(tokens[:, 1:], (0, 1), value=_IGNORED_LABEL)
-    losses = functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED_LABEL, reduction="none"
-    )
-    return losses.view_as(labels).sum(dim=1) / (tokens.shape[1] - 1)
+    return mean_losses(token_losses(logits.flatten(0, 1), next_tokens(tokens)), tokens)
+
+
+def next_tokens(tokens: torch.Tensor) -> torch.Tensor:
+    """The label of each token of int64 [B, T], int64 [B * T]: the one after it, none for the last of a sequence."""
+    return functional.pad(tokens[:, 1:], (0, 1), value=_IGNORED_LABEL).flatten()
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """float32 [N] of logits [N, V] and labels [N]; 0 where there is no label."""
+    return functional.cross_entropy(logits.float(), labels, ignore_index=_IGNORED_LABEL, reduction="none")
+
+
+def mean_losses(losses: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Of each sequence of tokens [B, T]: float32 [B] of those of its tokens, float32 [B * T]."""
+    return losses.view_as(tokens).sum(dim=1) / (tokens.shape[1] - 1)
 
 
 def _ranges(model: nn.Module) -> Iterator[tuple[nn.Parameter, int, int]]:
@@ -114,13 +128,13 @@ def _ranges(model: nn.Module) -> Iterator[tuple[nn.Parameter, int, int]]:
         position += parameter.numel()
 
 
-def _blocks_prefix(model: nn.Module) -> str:
-    """Name of the module list that holds most parameters: the transformer's blocks."""
+def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The module list that holds most parameters, the transformer's blocks, and its name. Raises ConfigError."""
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    name, blocks = max(lists, key=lambda item: num_parameters(item[1]), default=("", nn.ModuleList()))
-    if num_parameters(blocks) == 0:
+    name, found = max(lists, key=lambda item: num_parameters(item[1]), default=("", nn.ModuleList()))
+    if num_parameters(found) == 0:
         raise ConfigError("model.config: the model has no transformer blocks, at least one layer expected")
-    return name + "."
+    return name, found
 
 
 def _label(name: str, prefix: str, *, after_blocks: bool) -> str:

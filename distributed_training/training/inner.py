@@ -1,4 +1,4 @@
-"""The inner loop: AdamW from a public state over given batches, logging what an auditor can replay.
+"""The inner loop: steps from a public state over given batches, logging what an auditor can replay.
 
 Legend: d parameters; BS sequences a step; T tokens a sequence. Losses are nats, norms are L2.
 """
@@ -19,19 +19,21 @@ from torch import nn
 from distributed_training.errors import LocalFault
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.schedules import inner_learning_rate
-from distributed_training.protocol.rules.sketch import GroupSketcher, Sketch, round_fp16
 from distributed_training.protocol.types import StepRecord
-from distributed_training.training.device import device_faults
+from distributed_training.training.device import Precision, chosen_precision, device_faults
 from distributed_training.training.device_sketch import DeviceSketcher
 from distributed_training.training.flat import (
     Flat,
     bind_flat_gradient,
     groups,
     load_flat,
-    loss_per_sequence,
     to_flat,
     trained,
 )
+from distributed_training.training.losses import SequenceLosses, recompute_blocks
+from distributed_training.training.optimizers import build
+from distributed_training.training.step_log import StepLog, flat_norm
+from distributed_training.training.team import Alone, Head, Team
 
 Tokens = npt.NDArray[np.int64]
 
@@ -47,29 +49,49 @@ class InnerResult:
 class InnerLoop:
     """Owns the model and its optimizer; the state a run starts from is an argument of `run`.
 
-    On the CPU with one thread the same inputs give the same bytes. On CUDA the forward pass runs in bfloat16
-    autocast; parameters, gradients and moments stay float32. `micro_batch` sequences go through the model at a
-    time; it changes memory and rounding, nothing else.
+    On the CPU with one thread the same inputs give the same bytes. With bf16 the forward pass runs in autocast;
+    parameters, gradients and moments stay float32. `team`: the processes that share each batch; default this one.
+    These change memory, speed and rounding, nothing else: `micro_batch` sequences go through the model at a time;
+    `compiled` by torch.compile; `recompute`: the backward pass computes each block again instead of keeping it.
+
+    On an accelerator a step waits for nothing: it is put into the device's queue, and its numbers come later (StepLog).
     """
 
     def __init__(
-        self, model: nn.Module, manifest: RunManifest, device: str = "cpu", micro_batch: int | None = None
+        self,
+        model: nn.Module,
+        manifest: RunManifest,
+        device: str = "cpu",
+        micro_batch: int | None = None,
+        team: Team | None = None,
+        *,
+        precision: Precision = "auto",
+        compiled: bool = False,
+        recompute: bool = False,
     ) -> None:
+        """Raises ConfigError for a precision that the device has not."""
         if micro_batch is not None and micro_batch < 1:
             raise ValueError(f"expected micro_batch >= 1, got {micro_batch}")
         self.groups = groups(model)
-        self._device = torch.device(device)
-        with device_faults(self._device.type):
-            self._model = model.to(device)
+        self.device = torch.device(device)
+        with device_faults(self.device.type):
+            self.model = model.to(device)
         self._inner = manifest.inner
         self._sketch_size = manifest.audit.sketch_size
-        self._batch_size, self._micro_batch = manifest.data.batch_size, micro_batch
-        self._gradient = bind_flat_gradient(self._model)
-        self._optimizer = self._new_optimizer()
+        self.team: Team = team or Alone()
+        self.batch_size, self._micro_batch = manifest.data.batch_size // self.team.size, micro_batch
+        self._gradient = bind_flat_gradient(self.model)
+        self._parameters = [parameter for _, parameter in trained(self.model)]
+        self._optimizer = build(manifest.inner, self.model, self.team.divide(self._parameters))
+        self.precision = chosen_precision(device, precision)
+        self.recompute = recompute
+        if recompute:
+            recompute_blocks(self.model)
+        self.compiled = compiled
 
     def run(
         self,
-        start: Flat,
+        start: Flat | None,
         batches: Iterator[Tokens],
         *,
         applied_rounds: int,
@@ -79,33 +101,29 @@ class InnerLoop:
         on_step: Callable[[StepRecord, float], None] | None = None,
         fresh_moments: bool = True,
     ) -> InnerResult:
-        """Train from `start` (float32 [d]) on int64 batches [BS, T] for at most `max_steps` steps.
+        """Train from `start` (float32 [d]; None: from rank 0's) on int64 batches [BS, T] for at most `max_steps` steps.
 
-        Ends early when `should_stop()` is true before a step or the batches run out. `on_step` receives each
-        record and the seconds its step took. Without a `sketch_seed` nothing is sketched and records are no log.
-        `fresh_moments=False` keeps AdamW's moments of the former run: for baselines, the protocol never does.
-        Raises LocalFault when the loss or the gradient is no longer finite, DeviceLost when the accelerator fails; what
-        `batches` raises goes through.
+        Ends early when `should_stop()` is true before a step or the batches run out. `on_step` receives each record
+        and the seconds its step took, on an accelerator up to half a second of steps later. Without a `sketch_seed`
+        nothing is sketched and records are no log. `fresh_moments=False` keeps the optimiser's moments of the former
+        run: for baselines, the protocol never does. Raises LocalFault when the loss or the gradient is no longer
+        finite, DeviceLost when the accelerator fails; what `batches` raises goes through.
         """
-        with device_faults(self._device.type):
-            load_flat(self._model, start)
+        with device_faults(self.device.type):
+            if start is not None:
+                load_flat(self.model, start)
             if fresh_moments:
-                self._optimizer = self._new_optimizer()
-            sketch = self._sketcher(sketch_seed)
-            records: list[StepRecord] = []
-            for step in range(max_steps):
-                if should_stop():
-                    break
-                batch = next(batches, None)
-                if batch is None:
-                    break
-                began = time.perf_counter()
-                rate = inner_learning_rate(self._inner, applied_rounds, step, fresh_moments=fresh_moments)
-                record = self._step(batch, step, rate, sketch)
-                records.append(record)
-                if on_step is not None:
-                    on_step(record, time.perf_counter() - began)
-            return InnerResult(to_flat(self._model), tuple(records))
+                self._optimizer.reset()
+            log = StepLog(self._sketcher(sketch_seed), on_step, in_bursts=self.device.type != "cpu")
+            head = Head(applied_rounds, fresh_moments, self.micro_batch, self.compiled, self.precision == "bf16")
+            with self.team.round(head, self._parameters, batches) as shares:
+                for step in range(max_steps):
+                    if should_stop() or (batch := next(shares, None)) is None:
+                        break
+                    rate = inner_learning_rate(self._inner, applied_rounds, step, fresh_moments=fresh_moments)
+                    self._step(batch, step, rate, log)
+                log.flush()
+            return InnerResult(to_flat(self.model), tuple(log.records))
 
     def shrink(self) -> bool:
         """After running out of memory: let go of what the last run held and halve the micro-batch.
@@ -113,9 +131,9 @@ class InnerLoop:
         False when a single sequence at a time is too much already. Gradients are accumulated over micro-batches, so
         a later run differs by rounding only.
         """
-        self._optimizer = self._new_optimizer()
+        self._optimizer.reset()
         gc.collect()
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
         size = self.micro_batch
         self._micro_batch = max(1, size // 2)
@@ -124,7 +142,21 @@ class InnerLoop:
     @property
     def micro_batch(self) -> int:
         """Sequences that go through the model at a time."""
-        return self._micro_batch or self._batch_size
+        return self._micro_batch or self.batch_size
+
+    @micro_batch.setter
+    def micro_batch(self, size: int) -> None:
+        self._micro_batch = size
+
+    @property
+    def compiled(self) -> bool:
+        return self._compiled
+
+    @compiled.setter
+    def compiled(self, wanted: bool) -> None:
+        self._compiled = wanted
+        wrap = torch.compile if wanted else lambda module: module
+        self.losses = SequenceLosses(self.model, self._autocast, wrap=wrap)
 
     def evaluate(
         self, flat: Flat, sequences: Tokens, batch_size: int, should_stop: Callable[[], bool] = lambda: False
@@ -136,66 +168,45 @@ class InnerLoop:
         """
         batch_size = min(batch_size, self._micro_batch or batch_size)
         total = 0.0
-        with device_faults(self._device.type), torch.no_grad(), self._precision():
-            load_flat(self._model, flat)
+        with device_faults(self.device.type):
+            load_flat(self.model, flat)
             for first in range(0, len(sequences), batch_size):
                 if should_stop():
                     raise LocalFault("the evaluation was stopped")
-                losses = loss_per_sequence(self._model, self._tokens(sequences[first : first + batch_size]))
+                losses = self.losses.forward(self._tokens(sequences[first : first + batch_size]))
                 total += float(losses.cpu().double().sum())
         return total / len(sequences)
 
-    def _step(
-        self, batch: Tokens, step: int, learning_rate: float, sketch: Callable[[torch.Tensor], Sketch]
-    ) -> StepRecord:
-        losses = self._backward(batch)
-        gradient = self._gradient if self._device.type == "cuda" else self._gradient.cpu()  # mps has no float64
-        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
-        if not (np.isfinite(norm) and np.isfinite(losses).all()):
-            raise LocalFault(f"training diverged: loss or gradient of inner step {step} is not finite")
-        record = StepRecord(step, round_fp16(losses), float(np.float32(norm)), sketch(self._gradient))
-        if norm > self._inner.clip_norm:
-            self._gradient.mul_(self._inner.clip_norm / norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._optimizer.step()
-        return record
+    def _step(self, batch: Tokens, step: int, learning_rate: float, log: StepLog) -> None:
+        began = time.perf_counter()
+        with self.team.attempt():
+            share = self._backward(batch)
+        gradient = self._gradient
+        losses = self.team.sum(gradient, share)
+        norm = flat_norm(gradient)
+        with self.team.attempt():
+            log.note(step, began, losses, norm, gradient)
+            gradient.mul_((self._inner.clip_norm / norm).clamp(max=1.0))
+            self._optimizer.step(learning_rate)
+        self.team.give(self._parameters)
+        log.end_step()
 
-    def _backward(self, batch: Tokens) -> npt.NDArray[np.float32]:
-        """Leave the gradient of the batch's mean loss in the flat gradient; float32 losses [BS]."""
+    def _backward(self, batch: Tokens) -> torch.Tensor:
+        """Leave this share's part of the gradient of the mean loss in the flat gradient; float32 losses [share]."""
         self._gradient.zero_()
         tokens = self._tokens(batch)
-        losses: list[torch.Tensor] = []
-        for part in tokens.split(self._micro_batch or len(tokens)):
-            with self._precision():
-                loss = loss_per_sequence(self._model, part)
-            (loss.sum() / len(tokens)).backward()
-            losses.append(loss.detach())
-        return torch.cat(losses).cpu().numpy()
+        each = 1.0 / (len(tokens) * self.team.size)
+        return torch.cat([self.losses.backward(part, each) for part in tokens.split(self.micro_batch)])
 
     def _tokens(self, batch: Tokens) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(batch, dtype=np.int64)).to(self._device)
+        """On the device; a copy from pinned memory is waited for by nobody."""
+        tokens = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.int64))
+        if self.device.type == "cuda":
+            tokens = tokens.pin_memory()
+        return tokens.to(self.device, non_blocking=True)
 
-    def _precision(self) -> AbstractContextManager[object]:
-        cuda = self._device.type == "cuda"
-        return torch.autocast("cuda", dtype=torch.bfloat16) if cuda else nullcontext()
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
-    def _sketcher(self, seed: bytes | None) -> Callable[[torch.Tensor], Sketch]:
-        if seed is None:
-            return lambda gradient: ()
-        sketcher = GroupSketcher(seed, self.groups, self._sketch_size)
-        if self._device.type != "cuda":  # without float64
-            return lambda gradient: sketcher.sketch(gradient.cpu().numpy())
-        return DeviceSketcher(sketcher, self._device).sketch
-
-    def _new_optimizer(self) -> torch.optim.AdamW:
-        """AdamW with zero moments; only matrices decay, norms and biases do not."""
-        inner = self._inner
-        parameters = [parameter for _, parameter in trained(self._model)]
-        decays = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": inner.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(
-            decays, lr=inner.learning_rate, betas=(inner.beta1, inner.beta2), eps=inner.epsilon, fused=True
-        )
+    def _sketcher(self, seed: bytes | None) -> DeviceSketcher | None:
+        return None if seed is None else DeviceSketcher(seed, self.groups, self._sketch_size, self.device)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import ModelSection
-from distributed_training.training.bounds import bounded, check_integers
+from distributed_training.training.bounds import MOST_PARAMETERS, bounded, check_integers
 from distributed_training.training.export import Place, SavedForm, digest_of
 from distributed_training.training.fields import difference, names_read, numbers, shown
 from distributed_training.training.fixed import check_meant, document, fix, is_aside
@@ -98,6 +100,11 @@ def parameter_shapes(config: dict[str, Any], most: int) -> tuple[tuple[str, tupl
     """Names and shapes of all parameters in the order of the flat vector. Holds no parameter. Raises ConfigError as
     build_model does, and for more than `most` parameters, as soon as it has more."""
     return named_shapes(_hollow(config, None, most))
+
+
+def model_size(config: Mapping[str, Any]) -> int:
+    """Number of parameters that are trained."""
+    return sum(math.prod(shape) for _, shape in parameter_shapes(dict(config), MOST_PARAMETERS))
 
 
 def saved_form(section: ModelSection, most: int) -> SavedForm:

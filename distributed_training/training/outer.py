@@ -7,6 +7,7 @@ Everything here is numpy float32 on the CPU, multiply and add as separate operat
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,24 +45,46 @@ def state_root(state: RunState, chunk_coords: int) -> bytes:
 
 def state_leaves(state: RunState, chunk_coords: int) -> list[bytes]:
     """The digests under the state root, in order."""
-    leaves = [digest(part) for vector in (state.params, state.momentum) for part in _chunks(vector, chunk_coords)]
-    leaves.append(digest(struct.pack("<Q", state.applied) + encode_carry(state.carry)))
-    return leaves
+    starts = range(0, len(state.params), chunk_coords)
+    leaves = [_digest(vector[i : i + chunk_coords]) for vector in (state.params, state.momentum) for i in starts]
+    return [*leaves, _last_leaf(state.applied, state.carry)]
 
 
-def outer_step(state: RunState, average: Vector, carry: Carry, outer: OuterSection) -> RunState:
-    """Nesterov SGD on the averaged pseudo-gradient; returns a new state, the old one is untouched.
+def outer_step(
+    state: RunState, averages: Iterable[Vector], carry: Carry, outer: OuterSection, into: Vector | None = None
+) -> tuple[RunState, bytes]:
+    """Nesterov SGD on the averaged pseudo-gradient: the next state, and its root.
 
-    average: fp32 [d], the weighted mean of theta_r - theta_{r,H}.
+    averages: the weighted mean of theta_r - theta_{r,H}, fp32 [d], in the chunks of the state root; each is done with
+    before the next is asked for. The new numbers stand where the old ones stood, so `state` is nobody's any more, and
+    lost where this fails half way. into: where the new parameters go, fp32 [d]; the old ones then stay as they were.
     """
-    rate, momentum = np.float32(outer.learning_rate), np.float32(outer.momentum)
-    buffer = np.add(state.momentum * momentum, average, dtype=np.float32)
-    buffer[np.abs(buffer) < _SMALLEST] = 0
-    direction = buffer * momentum + average
-    params = np.subtract(state.params, direction * rate, dtype=np.float32)
-    return RunState(params, buffer, state.applied + 1, carry)
+    rate, decay = np.float32(outer.learning_rate), np.float32(outer.momentum)
+    params, momentum = state.params if into is None else into, state.momentum
+    param_leaves, momentum_leaves = list[bytes](), list[bytes]()
+    memory, start = np.empty((0,), np.float32), 0
+    for average in averages:
+        chunk = slice(start, start := start + len(average))
+        memory = memory if len(memory) >= len(average) else np.empty_like(average)
+        buffer, work = momentum[chunk], memory[: len(average)]
+        np.multiply(buffer, decay, out=buffer)
+        np.add(buffer, average, out=buffer)
+        np.copyto(buffer, 0, where=np.abs(buffer, out=work) < _SMALLEST)
+        np.multiply(buffer, decay, out=work)
+        np.add(work, average, out=work)
+        np.multiply(work, rate, out=work)
+        np.subtract(state.params[chunk], work, out=params[chunk])
+        param_leaves.append(_digest(params[chunk]))
+        momentum_leaves.append(_digest(buffer))
+    if start != len(params):
+        raise ValueError(f"an average of {start} numbers for {len(params)} parameters")
+    new = RunState(params, momentum, state.applied + 1, carry)
+    return new, merkle_root([*param_leaves, *momentum_leaves, _last_leaf(new.applied, carry)])
 
 
-def _chunks(vector: Vector, chunk_coords: int) -> list[bytes]:
-    data = np.ascontiguousarray(vector, "<f4")
-    return [data[i : i + chunk_coords].tobytes() for i in range(0, len(data), chunk_coords)]
+def _digest(numbers: Vector) -> bytes:
+    return digest(np.ascontiguousarray(numbers, "<f4").view(np.uint8).data)
+
+
+def _last_leaf(applied: int, carry: Carry) -> bytes:
+    return digest(struct.pack("<Q", applied) + encode_carry(carry))

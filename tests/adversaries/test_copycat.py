@@ -10,6 +10,8 @@ from subnet import make_subnet, running, scored
 
 from distributed_training.averaging.store import RoundStore
 
+pytestmark = pytest.mark.alone
+
 
 async def test_a_copycat_is_included_once_found_by_replay_and_never_paid(tmp_path: Path) -> None:
     subnet = make_subnet(tmp_path, miners=3, validators=1, owner=False)

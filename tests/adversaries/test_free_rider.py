@@ -8,6 +8,8 @@ import pytest
 from free_rider import FreeRider
 from subnet import make_subnet, running, scored
 
+pytestmark = pytest.mark.alone
+
 
 async def test_a_free_rider_is_included_once_found_by_replay_and_never_paid(tmp_path: Path) -> None:
     subnet = make_subnet(tmp_path, owner=False)

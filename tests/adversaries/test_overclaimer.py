@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from overclaimer import Overclaimer
 from subnet import make_subnet, running, scored
+
+pytestmark = pytest.mark.alone
 
 
 async def test_more_steps_than_the_pages_hold_is_a_fail(tmp_path: Path) -> None:

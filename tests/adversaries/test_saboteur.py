@@ -15,6 +15,8 @@ from benchmarks.fault_subnet import create
 from benchmarks.faults import measure
 from distributed_training.errors import ConfigError
 
+pytestmark = pytest.mark.alone
+
 BLOCK_S = 0.3
 GOOD: dict[str, Any] = {
     "fault": "kill", "point": "train", "round": 2, "bytes_in_flight": 0, "hung": False, "identical": True,

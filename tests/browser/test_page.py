@@ -91,6 +91,7 @@ async def test_it_goes_on_while_events_are_written(browser: Browser, tmp_path: P
         assert await server.stop() == ["stopped"]
 
 
+@pytest.mark.alone
 async def test_it_follows_a_real_run(browser: Browser, tmp_path: Path) -> None:
     subnet = make_subnet(tmp_path / "run", miners=2, validators=1)
 

@@ -41,7 +41,7 @@ from sudo_rig import RealSubnet
 
 from distributed_training.chain.base import Head
 from distributed_training.chain.client import BittensorChain
-from distributed_training.chain.local.genesis import resume_clock, start_clock
+from distributed_training.chain.local.genesis import resume_clock, start_clock, stop_clock
 from distributed_training.chain.local.store import block_hash
 from distributed_training.errors import ChainFault, ChainRefused, ChainUnreachable, ConfigError
 from distributed_training.protocol.commitments import encode_commitment
@@ -91,6 +91,27 @@ async def test_before_the_clock_starts_writes_return_at_once_and_show_in_block_o
 async def test_starting_a_started_clock_changes_nothing(tmp_path: Path) -> None:
     path = make_chain(tmp_path / "chain.sqlite")
     assert start_clock(path) == start_clock(path)
+
+
+async def test_a_chain_that_was_stopped_stands_until_it_is_started(tmp_path: Path) -> None:
+    path = make_chain(tmp_path / "chain.sqlite", block_s=0.02)
+    start_clock(path)
+    async with rig(path) as r:
+        miner = await r.client("miner-0")
+        await reach(miner, 3)
+        read = (await miner.roster(3)).block.number
+    stop_clock(path)
+    await asyncio.sleep(0.1)  # five blocks by the old clock
+    async with rig(path) as r:
+        miner = await r.client("miner-0")
+        stands = (await miner.head()).number
+        assert read <= stands <= read + 2
+        assert await miner.commit(encode_commitment(MINER)) == stands + 1, "in the next block, and nothing waits"
+        assert (await miner.head()).number == stands
+        before, genesis = time.time(), start_clock(path)
+        assert 0 <= genesis + stands * 0.02 - before < 1.0
+        await reach(miner, stands + 1)
+        assert (await miner.roster(stands + 1)).neurons[3].commitment == MINER
 
 
 async def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -192,6 +213,7 @@ async def test_params_and_roster_tell_what_genesis_said(world: World) -> None:
         assert [n.stake for n in roster.neurons] == [0.0, 300.0, 100.0, 0.0, 0.0]
         assert [n.may_validate for n in roster.neurons] == [False, True, True, False, False]
         assert {n.registered_block for n in roster.neurons} == {0}
+        assert {n.coldkey for n in roster.neurons} == {bytes(COLDKEY.public_key)}
 
 
 @pytest.mark.any_chain
@@ -203,6 +225,7 @@ async def test_params_and_uids_are_those_that_root_and_the_owner_made(world: Wor
         assert params.block_s > 0 and (r.subnet is None or params.block_s == r.subnet.block_s)
         assert (params.owner_hotkey, params.owner_coldkey) == (key("owner").hotkey, COLDKEY.ss58_address)
         roster = await chain.roster((await chain.head()).number)
+        assert {n.coldkey for n in roster.neurons} == {bytes(COLDKEY.public_key)}
         assert [(n.uid, n.hotkey) for n in roster.neurons] == [
             (uid, key(name).hotkey) for uid, name in enumerate(NAMES)
         ]

@@ -179,7 +179,8 @@ class Reorganised:
     async def roster(self, block: int) -> Roster:
         stands = self.commits[self.forgets :]
         known = [(b, c) for b, c in stands if b <= block] or [(None, None)]
-        me = Neuron(0, "5F", key("miner-0").public_key, 0.0, False, 1, None, known[-1][1], known[-1][0], 0.0, 0.0, 0)
+        said, block_of = known[-1][1], known[-1][0]
+        me = Neuron(0, "5F", key("miner-0").public_key, 0.0, False, 1, None, said, block_of, 0.0, 0.0, 0, bytes(32))
         return Roster(BlockRef(block, bytes(32)), (me,))
 
     async def commit(self, fields: list[Field], until: int | None = None) -> int:

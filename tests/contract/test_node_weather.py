@@ -26,6 +26,8 @@ from distributed_training.protocol.types import Commitment, Field, Role
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import commit_by
 
+pytestmark = pytest.mark.alone
+
 BLOCK_S = 0.1
 MINER = Commitment(Role.MINER, True, b"p" * 32, b"run-tag-", 3, b"w" * 32, None, None)
 CUTS = ("cut-before", "cut-after", "cut-watch")

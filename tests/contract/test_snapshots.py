@@ -60,7 +60,19 @@ class Peer:
     def neuron(self) -> Neuron:
         claim = Commitment(Role.MINER, True, self.key, bytes(8), None, None, None, None)
         return Neuron(
-            self.number, str(self.number), bytes([self.number]) * 32, 0.0, False, 1, ("127.0.0.2", 1), claim, 1, 0, 0, 0
+            self.number,
+            str(self.number),
+            bytes([self.number]) * 32,
+            0.0,
+            False,
+            1,
+            ("127.0.0.2", 1),
+            claim,
+            1,
+            0,
+            0,
+            0,
+            bytes(32),
         )
 
     def serve(self, state: RunState = STATE) -> None:

@@ -14,8 +14,10 @@ from distributed_training.settings.places import parse_repo
 
 def test_only_numbers_config_and_tokeniser_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("config.json", "model.safetensors", "tokenizer.json", "pytorch_model.bin", "modeling_mine.py")
-    for name in names:
+    of_run = ("config.json", "model.safetensors", "manifest.json", "training_state.json", "outer_momentum.safetensors")
+    for name in {*names, *of_run}:
         (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "manifest.json").write_text('{"protocol_version": 1, "data": {"tokenizer": "bytes", "eos_id": 256}}')
     with TestHub(tmp_path / "hub") as hub:
         sha = hub.put("models", "org/model", {name: tmp_path / name for name in names})
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
@@ -25,7 +27,11 @@ def test_only_numbers_config_and_tokeniser_are_fetched(tmp_path: Path, monkeypat
         folder = fetch_start(parse_repo(f"org/model@{sha}"))
         assert {path.name for path in folder.iterdir()} == set(names[:3])
         assert (folder / "model.safetensors").read_bytes() == b"model.safetensors"
-        assert tokenizer_of(folder) == str(folder / "tokenizer.json")
+        assert tokenizer_of(folder) == (str(folder / "tokenizer.json"), None)
+        hub.put("models", "org/run", {name: tmp_path / name for name in of_run})
+        folder = fetch_start(parse_repo("org/run"))
+        assert {path.name for path in folder.iterdir()} == set(of_run[:4]), "of a run's checkpoint no momentum"
+        assert tokenizer_of(folder) == ("bytes", None), "of whichever version of the protocol"
         with pytest.raises(ConfigError, match="cannot fetch hub:org/none: the Hub has no model repository") as caught:
             fetch_start(parse_repo("org/none"))
         assert "\n" not in str(caught.value)

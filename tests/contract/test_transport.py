@@ -285,9 +285,10 @@ async def test_a_cancelled_call_leaves_no_task_behind(network: Network) -> None:
 
 async def test_stop_cancels_handlers_and_is_idempotent(network: Network) -> None:
     a, b = await network(2)
-    cancelled = asyncio.Event()
+    at_work, cancelled = asyncio.Event(), asyncio.Event()
 
     async def stubborn(stream: Stream) -> None:
+        at_work.set()
         try:
             await asyncio.sleep(3600)
         finally:
@@ -296,7 +297,7 @@ async def test_stop_cancels_handlers_and_is_idempotent(network: Network) -> None
     b.serve("stubborn", stubborn)
     stream = await a.open(b.peer_key, "stubborn", WAIT_S)
     await stream.write(b"x", WAIT_S)
-    await asyncio.sleep(0.1)
+    await asyncio.wait_for(at_work.wait(), WAIT_S)
     began = time.monotonic()
     await b.stop()
     await b.stop()

@@ -15,7 +15,7 @@ from fuzz_pack import cut_frames, cut_object, pack_frames, pack_object
 from tiny_training import GPT2
 from tiny_training import manifest as tiny_manifest
 
-from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk, encode_chunk
+from distributed_training.averaging.codecs.int8 import encode_chunk, parse_chunk
 from distributed_training.averaging.contribution import split_wire
 from distributed_training.chain.fields import encode_field, parse_address, parse_fields
 from distributed_training.errors import ConfigError, WireError
@@ -136,11 +136,11 @@ def check_slice_map(data: bytes) -> str:
 def check_chunk(data: bytes) -> str:
     """The first byte chooses the chunk: whole ones and the short last one."""
     chunk, body = (data[0] if data else 0) % LAYOUT.num_chunks, data[1:]
-    vector = decode_chunk(body, LAYOUT, chunk)
-    norm = chunk_norm(body, LAYOUT, chunk)
+    parsed = parse_chunk(body, LAYOUT, chunk)
+    vector, norm = parsed.decode(), parsed.norm()
     assert np.isfinite(vector).all() and math.isfinite(norm) and norm >= 0
     assert not ((vector != 0) & (np.abs(vector) < 2.0**-126)).any(), "a subnormal number was accepted"
-    assert encode_chunk(vector, LAYOUT) == body, "two encodings of one chunk were accepted"
+    assert encode_chunk(vector, LAYOUT).data == body, "two encodings of one chunk were accepted"
     return ACCEPTED
 
 
@@ -214,8 +214,8 @@ ADDRESSES = (
 MAPS = tuple(bytes([n - 1]) + encode_slice_map([j % 3 == 0 for j in range(n)]) for n in (1, 3, 64, 256))
 CHUNKS = (
     *(bytes([c]) + made.chunks[c] for made in SENDERS.made.values() for c in (0, LAYOUT.num_chunks - 1)),
-    b"\0" + encode_chunk(np.zeros(64, np.float32), LAYOUT),
-    b"\0" + encode_chunk(np.full(64, 3e38, np.float32), LAYOUT),
+    b"\0" + encode_chunk(np.zeros(64, np.float32), LAYOUT).data,
+    b"\0" + encode_chunk(np.full(64, 3e38, np.float32), LAYOUT).data,
 )
 SIGNED = b"\1" * 64 + encode_work(samples.WORK)
 REQUEST = encode_request(samples.key(1), bytes(64), b"\3\0\0\0")

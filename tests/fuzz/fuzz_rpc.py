@@ -21,7 +21,7 @@ from fuzz_world import HOSTILE, MANIFEST, NUMBER, PLAN, ROSTER, SENDERS, SIGNATU
 
 from distributed_training.averaging import scatter
 from distributed_training.averaging.butterfly import OwnWork
-from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk
+from distributed_training.averaging.codecs.int8 import parse_chunk
 from distributed_training.averaging.combine import reduce_slice
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import StoredOutput
@@ -94,7 +94,7 @@ def fitted(frames: list[bytes]) -> list[bytes]:
         if c < min(len(digests), len(norms)):
             digests[c] = digest(data)
             try:
-                norms[c] = chunk_norm(data, LAYOUT, c)
+                norms[c] = parse_chunk(data, LAYOUT, c).norm()
             except WireError:
                 pass
     record = replace(record, wire_root=merkle_root(digests), chunk_norms=tuple(norms))
@@ -123,12 +123,11 @@ def _check_inbox(plan: RoundPlan, inbox: Any) -> None:
     """Whatever was taken is what was declared, and can be reduced."""
     for key, chunks in inbox.chunks.items():
         for chunk, body in chunks.items():
-            assert np.isfinite(decode_chunk(body, LAYOUT, chunk)).all()
-            assert chunk_norm(body, LAYOUT, chunk) == inbox.works[key].chunk_norms[chunk]
+            assert np.isfinite(body.decode()).all()
+            assert body.norm() == inbox.works[key].chunk_norms[chunk]
     if HOSTILE.public_key in inbox.chunks:
         output = reduce_slice(plan, SPEC, inbox.chunks, dict(inbox.works), MANIFEST)
-        for c, body in enumerate(output.chunks, SPEC.first_chunk):
-            assert np.isfinite(decode_chunk(body, LAYOUT, c)).all()
+        assert all(np.isfinite(chunk.decode()).all() for chunk in output.chunks)
 
 
 # --- slice ---------------------------------------------------------------------------------------
@@ -140,7 +139,7 @@ def _slices() -> Any:
 
 OUTPUT = _slices()[0]
 BODY = encode_output(OUTPUT.record)
-STORED = StoredOutput(SIGNATURE + BODY, b"".join(OUTPUT.chunks))
+STORED = StoredOutput(SIGNATURE + BODY, b"".join(chunk.data for chunk in OUTPUT.chunks))
 OUTPUT_HASH = record_hash(BODY)
 
 
@@ -179,8 +178,7 @@ def check_fetch_slice(data: bytes) -> str:
     node = ASKER.forget()
     node.door.next = Script(HOSTILE.peer_key, frames)
     output = world.run(node.butterfly.slices.fetch(HOSTILE.peer_key, PLAN, SPEC.index, SPEC.reducer, record_hash(body)))
-    for c, chunk in enumerate(output.chunks, SPEC.first_chunk):
-        assert np.isfinite(decode_chunk(chunk, LAYOUT, c)).all()
+    assert all(np.isfinite(chunk.decode()).all() for chunk in output.chunks)
     assert encode_output(output.record) == body
     return ACCEPTED
 
@@ -228,7 +226,7 @@ def _judging() -> tuple[Node, LogService]:
 
 def _mining() -> tuple[Node, MinerService]:
     node = Node()
-    service = MinerService(MANIFEST, node.peers, node.chain, node.clock)
+    service = MinerService(MANIFEST, node.peers, node.chain, node.clock, node.store)
     service.hold(HeldWork(SENDERS.works[US], OwnWork(SENDERS.made[US], signed(US[0])), LOG))
     world.run(service.attend(replace(PLAN, voters=voters(MANIFEST, ROSTER))))
     return node, service

@@ -127,7 +127,7 @@ def check_roster(data: bytes) -> str:
         neurons.append(replace(neuron, commitment=said, commitment_block=block))
     now = replace(ROSTER, neurons=tuple(neurons))
     for before in (ROSTER, now):
-        members = membership.candidates(round_, before, now)
+        members = membership.candidates(round_, before, now, MANIFEST.access)
         ordered = membership.reducers(members, PLAN.carry, 0, PLAN.beacon, MANIFEST.average)
         specs = membership.slices(ordered, PLAN.layout.num_chunks, MANIFEST.average) if ordered else ()
         people = voters(MANIFEST, before)

@@ -50,7 +50,7 @@ def follower_of(node: Node) -> Follower:
 
 
 def first_state(manifest: RunManifest) -> RunState:
-    """Round 0, built anew from the recipe."""
+    """Round 0, built anew from the preset."""
     model = run_model(manifest.model)
     return initial_state(to_flat(model), manifest.average)
 

@@ -54,7 +54,7 @@ from distributed_training.roles.report import RoundReport
 from distributed_training.roles.rounds import Rounds
 from distributed_training.roles.service import LogService, MinerService
 from distributed_training.simulation import loop
-from distributed_training.training.outer import initial_state, state_root
+from distributed_training.training.outer import RunState, initial_state, state_root
 
 D = 64 * 6 + 20  # seven chunks, the last one short
 LINK = LinkProfile(up_bytes_s=(1e6, 1e6), down_bytes_s=(1e6, 1e6), latency_s=(0.005, 0.005))
@@ -139,6 +139,7 @@ class RingNode:
     uid: int
     events: list[dict[str, Any]] = field(default_factory=list)
     lie: MapLie = list
+    exact: bool = False  # a miner that was told to do exactly its steps
     troubles: int = 0  # of its own, when it looks for another state
     parts: Parts | None = None
     follower: Follower | None = None
@@ -207,10 +208,13 @@ class Ring:
         )  # fmt: skip
         serve_snapshots(self.run, peers, store, chain, clock)
         found = store.newest_state()
-        index, state = (0, initial_state(np.zeros(D, np.float32), self.run.average)) if found is None else found
+        index, state = (0, self.initial()) if found is None else found
         node.follower = Follower(node.parts, index, state, trusted=True)
         await transport.start()
         node.task = asyncio.create_task(self._live(node), name=name)
+
+    def initial(self) -> RunState:
+        return initial_state(np.zeros(D, np.float32), self.run.average)
 
     async def announce(self, name: str) -> None:
         node = self.nodes[name]
@@ -223,21 +227,21 @@ class Ring:
         p, follower = node.parts, node.follower
         assert p is not None and follower is not None
         if node.name.startswith("miner"):
-            service = MinerService(self.run, p.peers, p.chain, p.clock)
+            service = MinerService(self.run, p.peers, p.chain, p.clock, p.store)
+            exact = (await p.chain.head()).number if node.exact else None
             worker: Any = Miner(
-                p, follower, MadeUp(node.uid), service, uid=node.uid, steps_per_round=2, exact_steps=False
+                p, follower, MadeUp(node.uid), service, uid=node.uid, steps_per_round=2, exact_from=exact
             )
         else:
             worker = Voter(p, follower, LogService(self.run, p.peers, p.clock, 1), node.lie)
         async with asyncio.TaskGroup() as tasks:
             clock = tasks.create_task(p.clock.run())
-            initial = initial_state(np.zeros(D, np.float32), self.run.average)
 
             async def find_start(stuck_at: int | None) -> Start:
                 if node.troubles:
                     node.troubles -= 1
                     raise LocalFault("no room on the disk")
-                return await choose_start(p, initial, stuck_at=stuck_at)
+                return await choose_start(p, self.initial, stuck_at=stuck_at)
 
             rounds = Rounds(p, follower, find_start)
             try:

@@ -341,6 +341,7 @@ async def running(
 
     `common` are arguments of `start_node`, `each` more of them by node name.
     """
+    assert "PYTEST_XDIST_WORKER" not in os.environ, "rounds on a real clock want no test beside them: mark them `alone`"
     torch.set_num_threads(1)
     try:
         for name in subnet.names:

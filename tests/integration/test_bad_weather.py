@@ -8,12 +8,15 @@ import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
 from devnode import DevNode, Proxy
 from subnet import Node, Subnet, finished, make_subnet, running
 
 from distributed_training.chain.base import Chain
 from distributed_training.chain.local.genesis import chain_params
 from distributed_training.chain.patient import PatientChain
+
+pytestmark = pytest.mark.alone
 
 ROUNDS = 2
 FIRST = {"miner-0": "cut-after", "miner-1": "cut-watch", "miner-2": "cut-before", "validator-0": "cut-watch"}

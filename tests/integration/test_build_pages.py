@@ -265,7 +265,7 @@ def test_row_groups_that_nobody_can_decode_are_left_out(hub: TestHub, tmp_path: 
 def test_a_run_is_made_over_pages_that_lie_on_the_hub(hub: TestHub, tmp_path: Path) -> None:
     _, table = build(hub, tmp_path / "out", *BASICS, "--tokenizer", "bytes")
     made = tmp_path / "manifest.json"
-    flags = ["--recipe", "local", "--pages", str(tmp_path / "out"), "--tokenizer", "bytes", "--out", str(made)]
+    flags = ["--preset", "local", "--pages", str(tmp_path / "out"), "--tokenizer", "bytes", "--out", str(made)]
     command = [sys.executable, str(SCRIPT.with_name("create_run.py")), *flags]
     done = subprocess.run(command, env=environment(hub, tmp_path), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

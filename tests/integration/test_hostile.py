@@ -38,6 +38,8 @@ from distributed_training.network.peers import MAX_REQUEST_BYTES
 from distributed_training.protocol.wire import encode_request
 from distributed_training.roles.service import push_log
 
+pytestmark = pytest.mark.alone
+
 PUPPETS = ("miner-3", "miner-4", "validator-1")
 HEADER = struct.Struct("<IH")
 ROUND_0 = struct.pack("<I", 0)

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import pytest
 from subnet import (
     HOST,
     WALLET,
@@ -21,6 +22,8 @@ from subnet import (
 )
 
 from distributed_training.chain.local.register import register_local
+
+pytestmark = pytest.mark.alone
 
 ROUNDS = 4
 

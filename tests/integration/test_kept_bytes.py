@@ -40,6 +40,8 @@ from distributed_training.roles.parts import Parts
 from distributed_training.snapshots.statefile import encode_state
 from distributed_training.training.outer import RunState, state_root
 
+pytestmark = pytest.mark.alone
+
 TIMEOUT_S = 5.0
 shared = pytest.mark.asyncio(loop_scope="session")
 
@@ -133,7 +135,7 @@ async def test_only_what_hashes_into_the_chain_is_taken(finished_subnet: Subnet)
     honest = honest_answer(asker.node, asker.wanted[0].record_hash)
     assert len(honest.works) == 4
     output = await fetch(asker, honest.frames())
-    assert b"".join(output.chunks) == honest.chunks
+    assert b"".join(chunk.data for chunk in output.chunks) == honest.chunks
     for reason, lie in LIES:
         with pytest.raises(PeerFault, match=reason):
             await fetch(asker, lie(honest))
@@ -168,7 +170,7 @@ async def test_bytes_that_rot_on_our_own_disk_are_fetched_again(finished_subnet:
     path.write_bytes(flipped(whole, -1))
     outputs = await node.parts.butterfly.collector.fetch(asker.plan, wanted, TIMEOUT_S)
     assert sorted(outputs) == [0, 1, 2, 3]
-    assert b"".join(outputs[1].chunks) == whole == path.read_bytes()
+    assert b"".join(chunk.data for chunk in outputs[1].chunks) == whole == path.read_bytes()
 
 
 @shared
@@ -237,7 +239,7 @@ async def test_which_state_a_node_starts_from(finished_subnet: Subnet, tmp_path:
     state = found[1]
 
     async def chosen(**more: int) -> tuple[int, bool, str]:
-        start = await choose_start(p, first_state(p.manifest), **more)
+        start = await choose_start(p, lambda: first_state(p.manifest), **more)
         return start.index, start.trusted, start.source
 
     assert await chosen() == (3, False, "own snapshot"), "round 3 never ran, so nobody has said its root"
@@ -262,7 +264,7 @@ async def test_which_state_a_node_starts_from(finished_subnet: Subnet, tmp_path:
     shutil.rmtree(tmp_path / "checkpoints")
     assert await chosen() == (0, True, "round 0")
     with pytest.raises(ConfigError, match="another round 0"):
-        await choose_start(p, forged)
+        await choose_start(p, lambda: forged)
 
 
 class KeySays:
@@ -304,7 +306,7 @@ async def test_a_checkpoint_that_the_chain_does_not_name_is_only_a_hint(
 
     async def chosen(named: tuple[int, bytes] | None) -> tuple[int, bool, str]:
         chain = KeySays(node.parts, named)
-        start = await choose_start(replace(p, chain=cast(Any, chain)), first_state(p.manifest))
+        start = await choose_start(replace(p, chain=cast(Any, chain)), lambda: first_state(p.manifest))
         return start.index, start.trusted, start.source
 
     assert await chosen((2, second.digest)) == (2, True, "checkpoint"), "what is named, not what is newest"
@@ -333,11 +335,11 @@ async def test_a_node_starts_from_the_hub_alone_and_without_it_from_round_0(
         store = RoundStore(tmp_path / "node")
         p = replace(node.parts, store=store, checkpoints=joiners, chain=cast(Any, chain))
         hub.faults.add("drop", path="/cdn/", times=2, after_bytes=10_000)
-        start = await choose_start(p, first_state(run))
+        start = await choose_start(p, lambda: first_state(run))
         assert (start.index, start.trusted, start.source) == (2, True, "checkpoint")
         hub.faults.add("wrong_bytes", path="/cdn/", times=None)
         shutil.rmtree(tmp_path / "b")
-        start = await choose_start(p, first_state(run))
+        start = await choose_start(p, lambda: first_state(run))
         assert (start.index, start.source) == (0, "round 0"), "bytes that are not the named ones are no state"
-    start = await choose_start(p, first_state(run))
+    start = await choose_start(p, lambda: first_state(run))
     assert (start.index, start.source) == (0, "round 0"), "the Hub is away"

@@ -26,6 +26,8 @@ from distributed_training.localnet.run.kills import Kill
 from distributed_training.localnet.run.ports import check_named
 from distributed_training.localnet.run.processes import NodeProcesses, node_command
 
+pytestmark = pytest.mark.alone
+
 FAKE = Path(__file__).parent / "fake_node.py"
 NODES = 4  # owner, one validator, two miners
 # The demo with every node's script replaced: run_demo itself, its chain and its directory are the real ones.

@@ -6,6 +6,8 @@ import asyncio
 from pathlib import Path
 from threading import Event
 
+import pytest
+from ring import Ring, play
 from subnet import Subnet, finished, make_subnet, running, scored
 
 from distributed_training.chain.local.store import block_hash
@@ -14,6 +16,8 @@ from distributed_training.errors import DataUnavailable
 from distributed_training.protocol.rules.assignment import assignment_beacon, page_index
 from distributed_training.roles.miner import ExactStepsMissed
 from distributed_training.roles.mining.work import round_permutation
+
+pytestmark = pytest.mark.alone
 
 STEPS = 8  # more than one page holds
 
@@ -116,6 +120,24 @@ async def test_a_miner_told_to_do_exact_steps_ends_when_it_cannot(tmp_path: Path
         assert isinstance(result, BaseExceptionGroup)
         assert result.subgroup(ExactStepsMissed) is not None
         assert not subnet.nodes["miner-0"].rounds()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_miner_told_to_do_exact_steps_sits_out_the_round_it_came_too_late_for(tmp_path: Path, exact: bool) -> None:
+    async def story(ring: Ring) -> None:
+        await ring.at(-2)
+        await ring.kill("miner-1")
+        await ring.at(2)
+        ring.nodes["miner-1"].exact = exact
+        await ring.start("miner-1")
+        await ring.settled(1)
+
+    ring = play(tmp_path, story, miners=3)
+    late, other = ring.nodes["miner-1"], ring.nodes["miner-0"]
+    assert (late.uid in other.rounds[0]["included"]) is not exact
+    assert [e["round"] for e in late.events if e["event"] == "train"] == ([1] if exact else [0, 1])
+    assert late.uid in other.rounds[1]["included"]
+    assert late.rounds[1]["state_root"] == other.rounds[1]["state_root"]
 
 
 async def test_a_round_without_maps_or_with_too_few_slices_is_discarded(tmp_path: Path) -> None:

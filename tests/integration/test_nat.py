@@ -17,6 +17,8 @@ import pytest
 from benchmarks.namespaces import Host, Namespaces, unavailable
 from distributed_training.network.daemon_transport import DIAL_S
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 NODE = Path(__file__).with_name("nat_node.py")
 PORT = 9000

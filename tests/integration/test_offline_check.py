@@ -17,6 +17,8 @@ from distributed_training.localnet.layout import RunPaths
 from distributed_training.snapshots.statefile import decode_state, encode_state
 from distributed_training.training.outer import RunState
 
+pytestmark = pytest.mark.alone
+
 ROUNDS = FINISHED_ROUNDS
 
 

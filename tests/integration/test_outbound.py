@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from subnet import HOST, connect, make_subnet, running, scored
 
 from distributed_training.protocol.rules.scoring import NO_REDUCER_DUTY
+
+pytestmark = pytest.mark.alone
 
 ROUNDS = 1
 

@@ -69,10 +69,10 @@ class TroubledNode(SimNode):
         store.overflow = Overflow(write=self._write)
         store.overflow.on_trouble = told
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, *parts: bytes) -> None:
         if self.full[0] <= asyncio.get_running_loop().time() < self.full[1]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write_whole(path, data)
+        write_whole(path, *parts)
 
 
 class Story:

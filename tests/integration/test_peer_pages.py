@@ -49,7 +49,21 @@ async def nodes() -> AsyncIterator[Make]:
             book = PeerBook(transport, 1, bytes([number]) * 32, identity.sign, verify_peer)
             claim = Commitment(Role.MINER, True, identity.public_key, OURS, None, None, None, None)
             neurons.append(
-                Neuron(number, str(number), bytes([number]) * 32, 0.0, False, 1, ("127.0.0.2", 1), claim, 1, 0, 0, 0)
+                Neuron(
+                    number,
+                    str(number),
+                    bytes([number]) * 32,
+                    0.0,
+                    False,
+                    1,
+                    ("127.0.0.2", 1),
+                    claim,
+                    1,
+                    0,
+                    0,
+                    0,
+                    bytes(32),
+                )
             )
             await transport.start()
             started.append(transport)

@@ -1,12 +1,14 @@
-"""A run that begins with a model trained before: everybody starts from its numbers, bit for bit."""
+"""A run that begins with numbers that are there, and a past: everybody starts from them, bit for bit."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from subnet import MODEL, OVERRIDES, Node, Subnet, make_subnet, running, start_node
@@ -14,11 +16,17 @@ from transformers import AutoModelForCausalLM
 
 from distributed_training.data.loader import heldout_sequences
 from distributed_training.data.local import LocalPages
-from distributed_training.recipes.build import make_manifest, try_model
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import Carry
+from distributed_training.recipes.build import First, make_manifest, try_model
+from distributed_training.recipes.start import pretrained as pretrained_numbers
 from distributed_training.recipes.start import write_start
 from distributed_training.settings.flags import merge
 from distributed_training.training.flat import to_flat
 from distributed_training.training.model import build_model, read_config
+from distributed_training.training.outer import RunState
+
+pytestmark = pytest.mark.alone
 
 
 def save_model(folder: Path) -> torch.nn.Module:
@@ -31,13 +39,23 @@ def save_model(folder: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
+def with_a_past(start: Path) -> First:
+    """The numbers of a folder after seven applied rounds, as of a run that is gone on with."""
+
+    def first(model: torch.nn.Module, draft: RunManifest) -> tuple[RunState, Sequence[str]]:
+        state, notes = pretrained_numbers(start)(model, draft)
+        return replace(state, momentum=state.params * np.float32(0.5), applied=7, carry=Carry(2.5, ())), notes
+
+    return first
+
+
 def pretrained(subnet: Subnet, start: Path) -> Subnet:
     """The same subnet with a run that begins there."""
     pages, seed = LocalPages(subnet.root / "pages"), subnet.seed
     fields = merge(OVERRIDES, {"timing": {"first_block": 16}})
-    tried = try_model(MODEL, subnet.manifest, seed, start=start)
+    tried = try_model(MODEL, subnet.manifest, seed, start=with_a_past(start))
     manifest = make_manifest("local", MODEL, pages, init_seed=seed, overrides=fields, tried=tried)
-    write_start(manifest, start, subnet.root)
+    write_start(manifest, with_a_past(start), subnet.root)
     (subnet.root / "manifest.json").write_bytes(manifest.canonical())
     return replace(subnet, manifest=manifest)
 

@@ -25,6 +25,8 @@ from distributed_training.checkpoints.hub import HubCheckpoints
 from distributed_training.errors import ConfigError
 from distributed_training.operator.box import answer
 
+pytestmark = pytest.mark.alone
+
 shared = pytest.mark.asyncio(loop_scope="session")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 REPO = "org/run"

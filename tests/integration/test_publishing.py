@@ -37,6 +37,8 @@ from distributed_training.roles.joining.published import check_published
 from distributed_training.roles.owner import Owner
 from distributed_training.roles.publishing import Publisher
 
+pytestmark = pytest.mark.alone
+
 shared = pytest.mark.asyncio(loop_scope="session")
 
 

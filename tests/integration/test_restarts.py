@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from subnet import Node, Subnet, check_same_states, connect, finished, make_subnet, running, seen, settled, start_node
 
 from distributed_training.chain.base import Chain
 from distributed_training.protocol.types import NO_BACKUP
 from distributed_training.protocol.wire import decode_output, decode_signed
+
+pytestmark = pytest.mark.alone
 
 ROUNDS = 3
 MINERS = 5

@@ -21,6 +21,8 @@ from distributed_training.roles.joining.published import load_published
 from distributed_training.training.flat import to_flat
 from distributed_training.training.outer import state_root
 
+pytestmark = pytest.mark.alone
+
 ROUNDS = FINISHED_ROUNDS
 shared = pytest.mark.asyncio(loop_scope="session")
 

@@ -25,7 +25,9 @@ from distributed_training.metrics.base import Metrics
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.sharing import SharedState, SharedStates, ask_shared
-from distributed_training.training.outer import RunState
+from distributed_training.training.outer import RunState, state_root
+
+pytestmark = pytest.mark.alone
 
 ROUND = 1
 BEACON = bytes(32)
@@ -58,7 +60,7 @@ class Pair:
 
     async def look(self) -> list[dict[str, Any]]:
         """What the validator tells about the miner."""
-        await SharedStates(self.parts(), self.store).look(self.plan(), self.state, BEACON)
+        await SharedStates(self.parts(), self.store).look(self.plan(), BEACON)
         return self.told()
 
     def parts(self, block_s: float = 12.0) -> Parts:
@@ -70,7 +72,9 @@ class Pair:
         candidate = SimpleNamespace(
             uid=self.miner.uid, public_key=self.miner.me.public_key, peer_key=self.miner.parts.peer_key
         )
-        return cast(RoundPlan, SimpleNamespace(candidates=[candidate], round=SimpleNamespace(index=ROUND)))
+        root = state_root(self.state, self.miner.parts.manifest.average.chunk_coords)
+        known = {"candidates": [candidate], "round": SimpleNamespace(index=ROUND), "state_root": root}
+        return cast(RoundPlan, SimpleNamespace(**known))
 
     def told(self) -> list[dict[str, Any]]:
         return [e for e in self.events if e["event"] == "shared"]
@@ -154,9 +158,9 @@ async def until(true: Callable[[], bool]) -> None:
 async def test_a_look_holds_nobody_up_and_there_is_one_at_a_time(pair: Pair) -> None:
     shared, held = await pair.publish("me/mine", pair.state), Held(pair)
     looks = SharedStates(pair.parts(), held.open)
-    looks.begin(pair.plan(), pair.state, BEACON)  # returns at once
+    looks.begin(pair.plan(), BEACON)  # returns at once
     await until(lambda: held.opened == 1)
-    looks.begin(pair.plan(), pair.state, BEACON)
+    looks.begin(pair.plan(), BEACON)
     async with asyncio.timeout(5):
         await looks.finish(0.1)
     assert pair.told() == []
@@ -173,11 +177,11 @@ async def test_a_look_ends_with_its_round_or_its_node_and_its_thread_begins_no_s
 ) -> None:
     shared, held = await pair.publish("me/mine", pair.state), Held(pair)
     looks = SharedStates(pair.parts(12.0 if cancelled else 0.005), held.open)
-    looks.begin(pair.plan(), pair.state, BEACON)
+    looks.begin(pair.plan(), BEACON)
     await until(lambda: held.opened == 1)
     async with asyncio.timeout(10):
         await (looks.cancel() if cancelled else looks.finish(10))
-    looks.begin(pair.plan(), pair.state, BEACON)
+    looks.begin(pair.plan(), BEACON)
     await looks.cancel()
     assert held.opened == 1
     held.gate.set()

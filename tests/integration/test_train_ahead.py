@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from subnet import OVERRIDES, TRIES, Node, Subnet, disturbed, finished, make_subnet, running, settled
 
 from distributed_training.chain.base import Chain, Head
@@ -19,6 +20,8 @@ from distributed_training.engine import Engine
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import StepRecord
 from distributed_training.roles.mining.work import Trainer, Worker, WorkResult, WorkTask
+
+pytestmark = pytest.mark.alone
 
 STEP_BLOCKS = 0.7  # how long a step of the slow worker takes
 REORGANISED = 1  # the round whose beacon block is another one until it is final

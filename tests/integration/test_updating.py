@@ -21,6 +21,8 @@ from auto_update.state import Before, Candidate, State, point, write_whole
 from auto_update.trial import Patience, judge
 from product import Product
 
+pytestmark = pytest.mark.alone
+
 LIMIT_S = 60.0
 
 

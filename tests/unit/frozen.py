@@ -26,7 +26,7 @@ def three_steps() -> RunState:
     state = initial_state(known_vector(1000, 7), RUN.average)
     for i in range(3):
         average = known_vector(1000, 11 + i) * np.float32(0.001)
-        state = outer_step(state, average, Carry(10.0 + i, CARRY.rounds[: i + 1]), RUN.outer)
+        state, _ = outer_step(state, [average], Carry(10.0 + i, CARRY.rounds[: i + 1]), RUN.outer)
     return state
 
 
@@ -61,7 +61,7 @@ def vectors() -> dict[str, bytes]:
         "digest": digest(b"distributed-training"),
         "merkle root": merkle_root(leaves),
         "merkle root of nothing": merkle_root([]),
-        "chunk": encode_chunk(known_vector(20, 37), Layout(20, 20, 16)),
+        "chunk": encode_chunk(known_vector(20, 37), Layout(20, 20, 16)).data,
         "state root": state_root(state, 64),
         "state root after three outer steps": state_root(three_steps(), 256),
         "manifest": RUN.digest,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from distributed_training import PROTOCOL_VERSION
 from distributed_training.localnet.events import Event, RunView
 from distributed_training.localnet.judge.chain_view import Shares
 from distributed_training.localnet.judge.summary import Baselines, ChainFacts, build_summary
@@ -16,13 +16,12 @@ from distributed_training.localnet.layout import RunPaths, node_specs
 from distributed_training.localnet.options import parse_options
 from distributed_training.localnet.run.create import Run
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.recipes.build import validated
-from distributed_training.recipes.reading import read_recipe
-from distributed_training.settings.flags import merge
+from distributed_training.recipes.build import draft_manifest
+from distributed_training.recipes.reading import read_preset
 
 RECORDING = Path(__file__).parent / "recorded" / "demo_events.jsonl"
 OPTIONS = parse_options(["--speeds", "1,1,2,4", "--run-dir", "recorded", "--rounds", "2"])
-SPECS = node_specs(OPTIONS)
+SPECS = node_specs(replace(OPTIONS, steps=5))  # of speed 1, when this was recorded
 WIRE_BYTES = 865_720
 PAID = {3: 0.125, 4: 0.125, 5: 0.25, 6: 0.5}
 
@@ -45,13 +44,7 @@ def recorded_view() -> RunView:
 
 @cache
 def recorded_manifest() -> RunManifest:
-    tokenizer = {"tokenizer": "bytes", "tokenizer_sha256": "00" * 32, "eos_id": 256}
-    pages = tokenizer | {"pages_sha256": "11" * 32, "page_trust": "digest", "num_pages": 512}
-    local = read_recipe("local")
-    model: dict[str, Any] = {"config": local.model, "attention": "sdpa", "init_seed": 1}
-    model |= {"constants_sha256": "00" * 32, "initial_root": "00" * 32}
-    own = {"protocol_version": PROTOCOL_VERSION, "data": pages, "model": model, "scoring": {"goodput_required": 1.0}}
-    return validated(merge(local.sections, own))
+    return draft_manifest("local", read_preset("local").model, None, {})
 
 
 def recorded_summary() -> dict[str, Any]:

@@ -9,8 +9,8 @@ import numpy as np
 from tiny_training import GPT2, manifest, stated
 
 from distributed_training.averaging.codecs.base import Layout, Vector
-from distributed_training.averaging.codecs.int8 import INT8_CODEC
-from distributed_training.averaging.combine import SliceOutput, reduce_slice
+from distributed_training.averaging.codecs.int8 import INT8_CODEC, Chunk, parse_chunk
+from distributed_training.averaging.combine import Combined, SliceOutput, reduce_slice
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, make_plan
 from distributed_training.protocol.manifest import RunManifest
@@ -51,7 +51,7 @@ def neuron(number: int, role: Role = Role.MINER, **more: Any) -> Neuron:
         "uid": number, "hotkey": f"5hot{number}", "public_key": key(number), "stake": 0.0,
         "may_validate": role is Role.VALIDATOR, "registered_block": 1, "address": ("127.0.0.1", 9000 + number),
         "commitment": commitment(number, role), "commitment_block": ROUND.start_block + 1, "incentive": 0.0,
-        "dividends": 0.0, "last_update": 0,
+        "dividends": 0.0, "last_update": 0, "coldkey": key(number, "coldkey"),
     }  # fmt: skip
     return Neuron(**(fields | more))
 
@@ -109,8 +109,9 @@ class Senders:
             wire_root=made.wire_root, codec=INT8_CODEC, chunk_norms=made.norms,
         )  # fmt: skip
 
-    def received(self) -> dict[bytes, dict[int, bytes]]:
-        return {k: dict(enumerate(made.chunks)) for k, made in self.made.items()}
+    def received(self) -> dict[bytes, dict[int, Chunk]]:
+        layout = self.plan.layout
+        return {k: {c: parse_chunk(d, layout, c) for c, d in enumerate(m.chunks)} for k, m in self.made.items()}
 
 
 def deltas(seed: int, count: int, size: int, scale: float = 0.01) -> list[Vector]:
@@ -139,6 +140,11 @@ def group(count: int = 4, seed: int = 1, run: Any = SMALL, **more: Any) -> Sende
     return Senders(deltas(seed, count, D), run, **more)
 
 
-def reduced(g: Senders, received: dict[bytes, dict[int, bytes]] | None = None) -> dict[int, SliceOutput]:
+def reduced(g: Senders, received: dict[bytes, dict[int, Chunk]] | None = None) -> dict[int, SliceOutput]:
     got = g.received() if received is None else received
     return {s.index: reduce_slice(g.plan, s, got, g.works, g.run) for s in g.plan.slices}
+
+
+def whole(made: Combined, plan: RoundPlan) -> Vector:
+    """The average, all at once."""
+    return np.concatenate([values.copy() for values in made.averages(plan.layout)])

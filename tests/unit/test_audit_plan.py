@@ -20,6 +20,7 @@ AUDIT = AuditSection(
     error_ok=0.02,
     error_bad=0.1,
     error_growth_steps=32.0,
+    error_growth_max=4.0,
     norm_ok=0.03,
     norm_bad=0.15,
     loss_ok=0.01,

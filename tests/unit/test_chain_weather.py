@@ -25,6 +25,8 @@ from distributed_training.chain.line import Line, Link
 from distributed_training.chain.patient import PatientChain
 from distributed_training.errors import ChainFault, ChainReplaced, ChainUnreachable, StatePruned
 
+pytestmark = pytest.mark.alone
+
 KEY = derive_keypair(1, "owner")
 Make = Callable[..., BittensorChain]
 

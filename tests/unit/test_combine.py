@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from samples import BEACON, RUN, SMALL, Senders, carry_round, deltas, group, key, reduced, small_run
+from samples import BEACON, RUN, SMALL, Senders, carry_round, deltas, group, key, reduced, small_run, whole
 
-from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk, encode_chunk
+from distributed_training.averaging.codecs.base import Vector
+from distributed_training.averaging.codecs.int8 import encode_chunk
 from distributed_training.averaging.combine import (
     SliceOutput,
     combine,
@@ -15,10 +17,12 @@ from distributed_training.averaging.combine import (
     reduce_slice,
     sender_weight,
 )
+from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import WireError
+from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.membership import Counted
 from distributed_training.protocol.rules.weighting import lower_median, vector_norm
-from distributed_training.protocol.types import Carry
+from distributed_training.protocol.types import AverageOutcome, Carry
 
 
 def counted(g: Senders, *which: int) -> Counted:
@@ -26,11 +30,18 @@ def counted(g: Senders, *which: int) -> Counted:
     return Counted(chosen, "applied", dict.fromkeys(chosen, ()))
 
 
+def combined(
+    plan: RoundPlan, what: Counted, outputs: Mapping[int, SliceOutput], run: RunManifest
+) -> tuple[Vector, Carry, AverageOutcome]:
+    made = combine(plan, what, outputs, run)
+    return whole(made, plan), made.carry, made.outcome
+
+
 def test_everything_counted_gives_the_weighted_mean() -> None:
     g = group()
-    average, carry, outcome = combine(g.plan, counted(g), reduced(g), g.run)
+    average, carry, outcome = combined(g.plan, counted(g), reduced(g), g.run)
     chunks = [c for j in range(4) for c in reduced(g)[j].chunks]
-    joined = np.concatenate([decode_chunk(c, g.plan.layout, i) for i, c in enumerate(chunks)])
+    joined = np.concatenate([c.decode() for c in chunks])
     assert average.dtype == np.float32 and average.tobytes() == joined.tobytes()
     weights = [sender_weight(g.works[key(i)], g.plan, g.run.average) for i in range(4)]
     exact = sum(w * d.astype(np.float64) for w, d in zip(weights, g.deltas, strict=True)) / sum(weights)
@@ -47,14 +58,14 @@ def test_the_order_of_outputs_does_not_matter() -> None:
     g = group(5, seed=7)
     outputs = reduced(g)
     backwards = dict(reversed(outputs.items()))
-    one, two = (combine(g.plan, counted(g), o, SMALL) for o in (outputs, backwards))
+    one, two = (combined(g.plan, counted(g), o, SMALL) for o in (outputs, backwards))
     assert one[0].tobytes() == two[0].tobytes() and one[1:] == two[1:]
 
 
 def test_a_slice_that_does_not_count_is_zero_and_its_reducer_failed() -> None:
     g = group()
     outputs = {j: made for j, made in reduced(g).items() if j != 1}
-    average, carry, outcome = combine(g.plan, counted(g, 0, 2, 3), outputs, g.run)
+    average, carry, outcome = combined(g.plan, counted(g, 0, 2, 3), outputs, g.run)
     spec = g.plan.slices[1]
     low, high = g.plan.layout.coords(spec.first_chunk)[0], g.plan.layout.coords(spec.last_chunk - 1)[1]
     assert not average[low:high].any() and average[:low].any() and average[high:].any()
@@ -66,9 +77,9 @@ def test_a_slice_that_its_backup_reduced_counts_and_its_reducer_failed() -> None
     g = group()
     outputs = reduced(g)
     spec = replace(g.plan.slices[1], reducer=g.plan.slices[2].reducer)
-    whole = combine(g.plan, counted(g), outputs, g.run)
+    whole = combined(g.plan, counted(g), outputs, g.run)
     outputs[1] = reduce_slice(g.plan, spec, g.received(), g.works, g.run)
-    average, carry, outcome = combine(g.plan, counted(g), outputs, g.run)
+    average, carry, outcome = combined(g.plan, counted(g), outputs, g.run)
     assert average.tobytes() == whole[0].tobytes() and outcome.credit == whole[2].credit
     assert (outcome.counted, outcome.backed_up) == ((0, 1, 2, 3), (1,)) and whole[2].backed_up == ()
     assert carry.rounds[-1].failed == (g.plan.slices[1].reducer,) and whole[1].rounds[-1].failed == ()
@@ -90,8 +101,8 @@ def test_inclusion_needs_half_of_the_slices_and_credit_counts_chunks() -> None:
     sizes = [len(o.chunks) for o in outputs.values()]
     two = {j: without(o, 3) if j < 2 else o for j, o in outputs.items()}
     three = {j: without(o, 3) if j < 3 else o for j, o in outputs.items()}
-    assert combine(g.plan, counted(g), two, g.run)[2].included == tuple(key(i) for i in range(4))  # half is enough
-    outcome = combine(g.plan, counted(g), three, g.run)[2]
+    assert combined(g.plan, counted(g), two, g.run)[2].included == tuple(key(i) for i in range(4))  # half is enough
+    outcome = combined(g.plan, counted(g), three, g.run)[2]
     assert outcome.included == (key(0), key(1), key(2))
     assert outcome.credit == {key(0): 1.0, key(1): 1.0, key(2): 1.0, key(3): sizes[3] / 7}
     assert outcome.missing == {0: (key(3),), 1: (key(3),), 2: (key(3),)}
@@ -101,8 +112,8 @@ def test_inclusion_needs_half_of_the_slices_and_credit_counts_chunks() -> None:
 def test_a_slice_includes_a_sender_by_half_of_its_chunks(chunks: int, most: int) -> None:
     g = Senders(deltas(1, 1, 64 * chunks), small_run(max_reducers=1))  # one slice, one sender
     made = reduced(g)[0]
-    assert combine(g.plan, counted(g), {0: without(made, 0, most)}, g.run)[2].included == (key(0),)
-    assert combine(g.plan, counted(g), {0: without(made, 0, most + 1)}, g.run)[2].included == ()
+    assert combined(g.plan, counted(g), {0: without(made, 0, most)}, g.run)[2].included == (key(0),)
+    assert combined(g.plan, counted(g), {0: without(made, 0, most + 1)}, g.run)[2].included == ()
 
 
 def test_only_expected_senders_can_be_missing() -> None:
@@ -110,7 +121,7 @@ def test_only_expected_senders_can_be_missing() -> None:
     received = g.received()
     received[key(3)] = {}  # nobody expects 3: no slice has it
     del received[key(2)][0]
-    average, _, outcome = combine(g.plan, counted(g), reduced(g, received), g.run)
+    average, _, outcome = combined(g.plan, counted(g), reduced(g, received), g.run)
     assert outcome.included == (key(0), key(1), key(2))
     assert average[:64].any()  # one of three is missing, which is allowed; two of four would not be
 
@@ -124,7 +135,7 @@ def test_a_chunk_that_lost_too_many_senders_is_zero_and_still_credits() -> None:
     for who in (2, 3):
         del received[key(who)][spec.first_chunk]
     outputs[3] = reduce_slice(g.plan, spec, received, g.works, g.run)
-    average, _, outcome = combine(g.plan, counted(g), outputs, g.run)
+    average, _, outcome = combined(g.plan, counted(g), outputs, g.run)
     first, second = (average[slice(*g.plan.layout.coords(spec.first_chunk + i))] for i in (0, 1))
     assert not first.any() and second.any()  # 2 of 4 missing
     assert outcome.credit == {key(0): 1.0, key(1): 1.0, key(2): 6 / 7, key(3): 6 / 7}
@@ -135,18 +146,18 @@ def test_a_chunk_that_lost_too_many_senders_is_zero_and_still_credits() -> None:
 def test_an_inflated_chunk_is_zero() -> None:
     g = group(1)
     made = reduced(g)[0]
-    values = decode_chunk(made.chunks[0], g.plan.layout, 0)
+    values = made.chunks[0].decode()
     for factor, passes in ((1.0, True), (0.5, True), (1.03, False), (1e20, False)):
         lie = encode_chunk(values * np.float32(factor), g.plan.layout)
-        average, _, outcome = combine(g.plan, counted(g), {0: replace(made, chunks=(lie, *made.chunks[1:]))}, g.run)
+        average, _, outcome = combined(g.plan, counted(g), {0: replace(made, chunks=(lie, *made.chunks[1:]))}, g.run)
         assert average[:64].any() == passes and average[64:].any()
         assert outcome.credit == {key(0): 1.0}
-    assert chunk_norm(made.chunks[0], g.plan.layout, 0) <= g.works[key(0)].chunk_norms[0] * 1.0001
+    assert made.chunks[0].norm() <= g.works[key(0)].chunk_norms[0] * 1.0001
 
 
 def test_history_is_kept_for_eight_rounds() -> None:
     g = group(carry=Carry(3.0, tuple(carry_round((i,)) for i in range(8))))
-    _, carry, _ = combine(g.plan, counted(g), reduced(g), g.run)
+    _, carry, _ = combined(g.plan, counted(g), reduced(g), g.run)
     assert len(carry.rounds) == 8
     assert carry.rounds[:7] == tuple(carry_round((i,)) for i in range(1, 8))
     assert carry.rounds[7] == carry_round((0, 1, 2, 3))
@@ -155,7 +166,7 @@ def test_history_is_kept_for_eight_rounds() -> None:
 def test_nobody_included_keeps_the_clip_threshold() -> None:
     g = group()
     outputs = reduced(g, {})
-    average, carry, outcome = combine(g.plan, counted(g), outputs, g.run)
+    average, carry, outcome = combined(g.plan, counted(g), outputs, g.run)
     assert not average.any() and outcome.included == () and set(outcome.credit.values()) == {0.0}
     assert carry.tau == g.plan.tau == RUN.average.initial_tau
 

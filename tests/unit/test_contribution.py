@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from samples import Senders, deltas, key, small_run
 
-from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk
+from distributed_training.averaging.codecs.int8 import parse_chunk
 from distributed_training.averaging.contribution import check_work, encode_contribution
 from distributed_training.chain.keys import derive_keypair, verify
 from distributed_training.errors import WireError
@@ -33,9 +33,10 @@ def test_a_contribution_says_what_its_chunks_are() -> None:
     delta, layout = GROUP.deltas[0], GROUP.plan.layout
     made = encode_contribution(delta, layout)
     assert made.digests == tuple(digest(c) for c in made.chunks) and made.wire_root == merkle_root(made.digests)
-    assert made.norms == tuple(chunk_norm(c, layout, i) for i, c in enumerate(made.chunks))
+    parsed = [parse_chunk(c, layout, i) for i, c in enumerate(made.chunks)]
+    assert made.norms == tuple(chunk.norm() for chunk in parsed)
     assert len(b"".join(made.chunks)) == layout.wire_bytes == 150 + 4 * (4 + 4 + 2)
-    decoded = np.concatenate([decode_chunk(c, layout, i) for i, c in enumerate(made.chunks)])
+    decoded = np.concatenate([chunk.decode() for chunk in parsed])
     assert np.abs(decoded - delta).max() < 0.01 * np.abs(delta).max()
     with pytest.raises(ValueError, match="non-finite"):
         encode_contribution(np.full(150, np.nan, np.float32), layout)

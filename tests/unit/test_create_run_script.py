@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from distributed_training.errors import ConfigError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "create_run.py"
-SMALL = ["--recipe", "local", "--set", "data.heldout_sequences=4"]
+SMALL = ["--preset", "local", "--set", "data.heldout_sequences=4"]
 
 
 def load() -> Callable[[Sequence[str]], int]:
@@ -57,7 +57,7 @@ def test_it_writes_a_manifest_that_it_accepts_itself(
     assert main(["--check", str(out), "--tempo", "100"]) == 0
     checked = capsys.readouterr().out.splitlines()
     assert checked[:4] == printed.splitlines()[:4] and checked[0].startswith("mine: sha256 ")
-    assert "the pages allow 1" in printed
+    assert "the pages allow " in printed
     with pytest.raises(ConfigError, match="a new manifest is a new run"):
         main([*flags, "--out", str(out)])
     with pytest.raises(ConfigError, match="commitment bytes per epoch of 7200 blocks"):
@@ -71,7 +71,7 @@ def test_it_writes_a_manifest_that_it_accepts_itself(
         (["--set", "timing.lenght=60"], r"timing.lenght: there is no such name here; did you mean timing\.length\?"),
         (["--set", "audit=5"], "audit: expected a section with fields, not 5"),
         (["--set", "lenght=5"], r"run manifest: lenght: there is no such name here; did you mean timing\.length\?"),
-        (["--recipe", "gpt2-124m"], r"--netuid N is needed, .* \(0 is the root"),
+        (["--preset", "gpt2-124m"], r"--netuid N is needed, .* \(0 is the root"),
         (["--set", "netuid=0"], r"--netuid N is needed, .* \(0 is the root"),
         (["--in", "2h"], "--in counts from a chain's newest block: name one, --subtensor.network"),
         (["--in", "2h", "--set", "timing.first_block=9000"], "--in and timing.first_block both say when"),
@@ -82,10 +82,12 @@ def test_it_writes_a_manifest_that_it_accepts_itself(
         (["--start", "nowhere"], r"--start: expected a folder, .*/nowhere does not exist"),
         (["--set", "length"], "--set: expected KEY=VALUE"),
         (["--set", "data.num_pages=5"], r"data\.num_pages cannot be set: it follows from"),
+        (["--set", "inner.options=5"], "inner.options: expected options by name, for example momentum=0.9, not 5"),
+        (["--set", "optimizers.muon.outer.momentum=0.5"], "optimizers cannot be set: change it in a copy of the pres"),
         (["--set", "model.init_seed=5"], "model cannot be set: it follows from"),
         (["--set", "data.page_trust=trustme"], r"data\.page_trust: expected"),
         (
-            ["--recipe", "gpt2-124m", "--netuid", "5", "--set", "timing.map=124"],
+            ["--preset", "gpt2-124m", "--netuid", "5", "--set", "timing.map=124"],
             r"timing: map \+ finality <= length - roster_lead",
         ),
         (["--options", "none.toml"], r"argument --options: expected a file, .*/none\.toml does not exist"),
@@ -93,7 +95,7 @@ def test_it_writes_a_manifest_that_it_accepts_itself(
 )
 def test_what_cannot_be_run_says_what_was_expected(pages: Path, flags: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        main([*(SMALL[2:] if "--recipe" in flags else SMALL), "--pages", str(pages), *flags])
+        main([*(SMALL[2:] if "--preset" in flags else SMALL), "--pages", str(pages), *flags])
     assert "\n" not in str(caught.value)
 
 
@@ -152,7 +154,7 @@ def test_pages_of_text_lie_beside_the_manifest_unless_a_place_is_named(tmp_path:
     (tmp_path / "text").mkdir()
     for number in range(60):
         (tmp_path / "text" / f"{number}.txt").write_text("".join(f"{number} and {i}\n" for i in range(400)))
-    flags = ["--recipe", "local", "--text", str(tmp_path / "text")]
+    flags = ["--preset", "local", "--text", str(tmp_path / "text")]
     with pytest.raises(ConfigError, match="--pages DIR, or --out FILE to have them beside it"):
         main(flags)
     assert main([*flags, "--out", str(tmp_path / "run" / "manifest.json")]) == 0
@@ -167,3 +169,17 @@ def test_a_held_out_file_that_is_cut_is_told_in_one_line(pages: Path, tmp_path: 
     assert (done.returncode, done.stdout) == (1, "") and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: cannot read held-out set in heldout.parquet:")
     assert done.stderr.count("cannot read held-out set") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[optimizers.moun]\ninner.learning_rate = 1e-3", "optimizers.moun: expected one of adamw, muon"),
+        ("[optimizers.adamw]\ninner.lerning_rate = 1e-3", "did you mean inner.learning_rate"),
+        ("[inner]\nmax_step = 40", "inner.max_step: there is no such name here; did you mean inner.max_steps"),
+    ],
+)
+def test_a_slip_in_a_copied_preset_is_named(pages: Path, tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "mine.toml").write_text(f'like = "local"\n{text}\n')
+    with pytest.raises(ConfigError, match=said):
+        main(["--preset", str(tmp_path / "mine.toml"), "--pages", str(pages)])

@@ -45,7 +45,7 @@ def filled(root: Path, budget: int | None) -> RoundStore:
     state = RunState(np.zeros(50_000, np.float32), np.zeros(50_000, np.float32), 2, CARRY)
     for index in range(10):
         store.put_output(index, key(1), StoredOutput(b"record", bytes(BIG)))
-        store.put_own(index, bytes(OWN), b"log")
+        store.put_own(index, [bytes(OWN)], b"log")
     store.put_state(2, state)
     store.put_state(8, state)
     return store

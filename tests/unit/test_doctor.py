@@ -17,12 +17,13 @@ import pytest
 from distributed_training.doctor.__main__ import main
 from distributed_training.doctor.base import Check, Finding, Needed, Unmet, in_thread, run_checks
 from distributed_training.doctor.cheap import at_a_start
-from distributed_training.doctor.machine import folder_findings, memory_bytes
+from distributed_training.doctor.machine import folder_findings
 from distributed_training.doctor.packages import checkout_finding, loadable, package_findings, python_finding
 from distributed_training.doctor.show import document, exit_code
 from distributed_training.doctor.wallet import mode_finding
 from distributed_training.errors import ConfigError
 from distributed_training.locks import Lock, held
+from distributed_training.memory import memory_bytes
 from distributed_training.network.listeners import listener
 from distributed_training.network.ports import free_port
 from distributed_training.protocol.types import Role

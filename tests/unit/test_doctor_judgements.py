@@ -16,7 +16,7 @@ from distributed_training.doctor.chain import judged, set_clock
 from distributed_training.doctor.hub import may_write
 from distributed_training.doctor.peers import Took, knocked, speed, take, validators_of
 from distributed_training.doctor.run import other_version
-from distributed_training.doctor.standing import owner_key, permit, run_voice
+from distributed_training.doctor.standing import access, owner_key, permit, run_voice
 from distributed_training.doctor.work import pay, steps_done
 from distributed_training.finding.content import Wanted
 from distributed_training.finding.serving import FileService
@@ -24,6 +24,8 @@ from distributed_training.journal import Journal
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
 from distributed_training.network.peers import PeerBook
+from distributed_training.preflight import not_listed
+from distributed_training.protocol.manifest import AccessSection
 from distributed_training.protocol.types import Role
 from distributed_training.settings.config import load_config
 
@@ -124,6 +126,19 @@ def test_a_role_needs_a_permit_a_voice_and_its_key(tmp_path: Path) -> None:
     assert run_voice(None, RUN, roster(me, away, block=block)).state == "warn"
     assert run_voice(away, RUN, roster(me, away, block=block)).state == "ok", "its own stake is enough"
     assert owner_key(key(7), RUN, roster(me)).state == "fail"
+
+
+def test_a_miner_that_the_run_does_not_list_is_told_before_it_starts() -> None:
+    (listed, stranger), cold = [neuron(i, coldkey=key(8)) for i in (1, 2)], key(8).hex()
+
+    def told(hotkeys: list[str], coldkeys: list[str]) -> list[str]:
+        run = RUN.model_copy(update={"access": AccessSection(hotkeys=hotkeys, coldkeys=coldkeys)})
+        return [access(who, run).state for who in (listed, stranger)]
+
+    assert told([], []) == ["ok", "ok"] == told([], [cold]) and told([key(1).hex()], []) == ["ok", "fail"]
+    run = RUN.model_copy(update={"access": AccessSection(hotkeys=[key(1).hex()], coldkeys=[])})
+    why = not_listed(stranger, run)
+    assert why is not None and "\n" not in why and "neither the hotkey 5hot2 nor its coldkey 5" in why
 
 
 def test_what_a_fine_grained_token_may_write() -> None:

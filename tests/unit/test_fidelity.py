@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tiny_training import AUDIT
 
 from distributed_training.protocol.manifest import AuditSection
-from distributed_training.protocol.rules.fidelity import failing, judge, judge_vector
-from distributed_training.protocol.types import StepRecord, Verdict
+from distributed_training.protocol.rules.fidelity import failing, growth, judge, judge_vector
+from distributed_training.protocol.types import AuditResult, StepRecord, Verdict
 
 RULES = AuditSection.model_validate(AUDIT)
 Log = tuple[StepRecord, ...]
@@ -62,6 +62,32 @@ def test_the_worst_group_decides(group: int) -> None:
     assert result.error == pytest.approx(0.5)
     growth = 1 + 2 / RULES.error_growth_steps
     assert (result.good, result.bad) == (RULES.error_ok * growth, RULES.error_bad * growth)
+
+
+def test_the_bounds_stop_growing() -> None:
+    steps = (0, 16, 32, 96, 200)
+    assert [growth(RULES, step) for step in steps] == [1.0, 1.5, 2.0, 4.0, 4.0]
+
+
+def test_what_ones_own_two_replays_differ_by_is_held_against_nobody() -> None:
+    off = at(log(), 2, lambda r: scaled(r, 1.3, 1))
+    near, far = (at(log(), 2, lambda r, by=by: scaled(r, by, 1)) for by in (1.02, 1.06))
+    assert judge(off, log(), depth=4, audit=RULES).verdict is Verdict.FAIL
+    assert judge(off, log(), depth=4, audit=RULES, again=near).verdict is Verdict.FAIL  # six times 0.02 is not 0.3
+    assert judge(off, log(), depth=4, audit=RULES, again=far).verdict is Verdict.SOFT
+    lost = at(log(), 2, lambda r: scaled(r, 1.1, 1))  # from here on other data would pass: judged no further
+    assert judge(off, log(), depth=4, audit=RULES, again=lost).verdict is Verdict.PASS
+    earlier = at(off, 1, lambda r: scaled(r, 1.3, 1))
+    assert judge(earlier, log(), depth=4, audit=RULES, again=lost).failed_step == 1
+
+
+def test_a_vector_may_be_twice_as_far_as_ones_own_two() -> None:
+    ours = np.asarray([1.0, 0.0, 0.0], np.float32)
+    own, theirs = (np.asarray([1.0, x, 0.0], np.float32) for x in (0.2, 0.25))
+    assert judge_vector([(ours, theirs, ours)], RULES, depth=4) is not None
+    assert judge_vector([(ours, theirs, own)], RULES, depth=4) is None
+    other = np.asarray([1.0, 1.0, 0.0], np.float32)
+    assert judge_vector([(ours, other, own)], RULES, depth=4) is not None
 
 
 def test_quality_falls_with_the_logarithm_between_the_bounds() -> None:
@@ -228,18 +254,24 @@ def test_depth_zero_is_the_callers_mistake() -> None:
         judge(log(), log(), depth=0, audit=RULES)
 
 
+def judged(ours: Any, theirs: Any) -> AuditResult | None:
+    """In parts, the last of them short."""
+    parts = (np.split(vector, [4096, 8192]) for vector in (ours, theirs, ours))
+    return judge_vector(zip(*parts, strict=True), RULES, depth=9)
+
+
 def test_full_replays_compare_the_vector() -> None:
     rng = np.random.default_rng(0)
     ours: Any = rng.normal(size=10_000).astype(np.float32)
     noise: Any = rng.normal(size=10_000).astype(np.float32)
-    assert judge_vector(ours, ours + np.float32(0.01) * noise, RULES, depth=9) is None
+    assert judged(ours, ours + np.float32(0.01) * noise) is None
     nothing = np.zeros_like(ours)
-    assert judge_vector(nothing, nothing, RULES, depth=9) is None
-    for bad in (ours + np.float32(0.5) * noise, noise, -ours, nothing, np.full_like(ours, np.nan), ours[:-1]):
-        result = judge_vector(ours, bad, RULES, depth=9)
+    assert judged(nothing, nothing) is None
+    for bad in (ours + np.float32(0.5) * noise, noise, -ours, nothing, np.full_like(ours, np.nan)):
+        result = judged(ours, bad)
         assert result is not None
         assert (result.verdict, result.reason, result.depth) == (Verdict.FAIL, "vector", 9)
     for factor in (0.8, 1.3):
-        result = judge_vector(ours, ours * np.float32(factor), RULES, depth=9)
+        result = judged(ours, ours * np.float32(factor))
         assert result is not None
         assert result.reason == "vector norm"

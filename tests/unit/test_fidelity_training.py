@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,21 +17,36 @@ from distributed_training.protocol.rules.fidelity import gradient_error, judge
 from distributed_training.protocol.types import StepRecord, Verdict
 from distributed_training.training.flat import to_flat
 from distributed_training.training.model import build_model
+from distributed_training.training.optimizers import KINDS
 
 RULES = AuditSection.model_validate(AUDIT)
 Log = tuple[StepRecord, ...]
 
 
+class State(NamedTuple):
+    """What a round starts from, and what trains it."""
+
+    start: np.ndarray
+    applied: int
+    optimizer: str
+
+
 @pytest.fixture(scope="module", params=[0, 30], ids=["random weights", "after 30 steps"])
-def state(request: pytest.FixtureRequest) -> tuple[np.ndarray, int]:
+def steps_before(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def state(request: pytest.FixtureRequest, steps_before: int) -> State:
     start = to_flat(build_model(GPT2, 7))
-    end = train(loop(GPT2), start, batches(50), request.param, sketch_seed=None).end
-    return end, request.param // 5
+    before = loop(GPT2, optimizer=request.param)
+    end = train(before, start, batches(50), steps_before, sketch_seed=None).end
+    return State(end, steps_before // 5, request.param)
 
 
-def run(state: tuple[np.ndarray, int], data: object, *, micro_batch: int | None = None, **more: object) -> Log:
-    start, applied = state
-    return train(loop(GPT2, micro_batch=micro_batch), start, data, 6, applied_rounds=applied, **more).steps  # pyright: ignore[reportArgumentType]
+def run(state: State, data: object, *, more: dict[str, Any] | None = None, **of_loop: Any) -> Log:
+    made = loop(GPT2, optimizer=state.optimizer, **of_loop)
+    return train(made, state.start, data, 6, applied_rounds=state.applied, **(more or {})).steps  # pyright: ignore[reportArgumentType]
 
 
 def claim_whole_batch(records: Log) -> Log:
@@ -44,12 +60,11 @@ def part(size: int) -> object:
     return (batch[:size] for batch in batches(1))
 
 
-def test_honest_logs_pass_with_room(state: tuple[np.ndarray, int]) -> None:
+def test_honest_logs_pass_with_room(state: State) -> None:
     truth = run(state, batches(1))
-    start, applied = state
-    two_threads = loop(GPT2)
+    two_threads = loop(GPT2, optimizer=state.optimizer)
     torch.set_num_threads(2)
-    others = train(two_threads, start, batches(1), 6, applied_rounds=applied).steps
+    others = train(two_threads, state.start, batches(1), 6, applied_rounds=state.applied).steps
     torch.set_num_threads(1)
     for honest in (run(state, batches(1), micro_batch=1), run(state, batches(1), micro_batch=3), others):
         result = judge(honest, truth, depth=6, audit=RULES)
@@ -58,17 +73,18 @@ def test_honest_logs_pass_with_room(state: tuple[np.ndarray, int]) -> None:
         assert result.error < RULES.error_ok / 20
 
 
-def one_round_on(state: tuple[np.ndarray, int]) -> np.ndarray:
-    return train(loop(GPT2), state[0], batches(60), 5, applied_rounds=state[1]).end
+def one_round_on(state: State) -> np.ndarray:
+    made = loop(GPT2, optimizer=state.optimizer)
+    return train(made, state.start, batches(60), 5, applied_rounds=state.applied).end
 
 
-CHEATS: dict[str, Callable[[tuple[np.ndarray, int], Log], Log]] = {
+CHEATS: dict[str, Callable[[State, Log], Log]] = {
     "other data": lambda state, truth: run(state, batches(2)),
     "half batch": lambda state, truth: claim_whole_batch(run(state, part(4))),
     "7/8 batch": lambda state, truth: claim_whole_batch(run(state, part(7))),
     "half sequences": lambda state, truth: run(state, (b[:, list(range(16)) * 2] for b in batches(1))),
-    "another round's state": lambda state, truth: run((one_round_on(state), state[1]), batches(1)),
-    "another round's log": lambda state, truth: run(state, batches(1), sketch_seed=b"former round"),
+    "another round's state": lambda state, truth: run(state._replace(start=one_round_on(state)), batches(1)),
+    "another round's log": lambda state, truth: run(state, batches(1), more={"sketch_seed": b"former round"}),
     "noise": lambda state, truth: tuple(
         dataclasses.replace(
             r,
@@ -91,7 +107,7 @@ NO_GAIN = {"invented losses"}
 
 
 @pytest.mark.parametrize("name", CHEATS)
-def test_cheats_do_not_pass(state: tuple[np.ndarray, int], name: str) -> None:
+def test_cheats_do_not_pass(state: State, name: str) -> None:
     truth = run(state, batches(1))
     result = judge(CHEATS[name](state, truth), truth, depth=6, audit=RULES)
     assert result.verdict is not Verdict.PASS
@@ -99,7 +115,7 @@ def test_cheats_do_not_pass(state: tuple[np.ndarray, int], name: str) -> None:
         assert result.verdict is Verdict.FAIL
 
 
-def test_coasting_fails_at_the_first_invented_step(state: tuple[np.ndarray, int]) -> None:
+def test_coasting_fails_at_the_first_invented_step(state: State) -> None:
     truth = run(state, batches(1))
     coast = truth[:3] + tuple(dataclasses.replace(truth[2], step=t) for t in (3, 4, 5))
     assert judge(coast, truth, depth=3, audit=RULES).verdict is Verdict.PASS
@@ -107,6 +123,6 @@ def test_coasting_fails_at_the_first_invented_step(state: tuple[np.ndarray, int]
     assert (result.verdict, result.failed_step) == (Verdict.FAIL, 3)
 
 
-def test_the_gradient_error_of_half_a_batch_is_far_above_an_honest_one(state: tuple[np.ndarray, int]) -> None:
+def test_the_gradient_error_of_half_a_batch_is_far_above_an_honest_one(state: State) -> None:
     truth, other, half = run(state, batches(1)), run(state, batches(1), micro_batch=2), run(state, part(4))
     assert gradient_error(half[0], truth[0]) > 100 * gradient_error(other[0], truth[0])

@@ -14,34 +14,38 @@ from tiny_training import GPT2, INNER, LLAMA, batches, loop, manifest, train
 from distributed_training.errors import DataUnavailable, LocalFault
 from distributed_training.metrics.base import Metrics
 from distributed_training.metrics.jsonl import JsonlSink
-from distributed_training.protocol.rules.schedules import RAMP_STEPS
+from distributed_training.protocol.rules.fidelity import gradient_error
 from distributed_training.protocol.types import StepRecord
 from distributed_training.roles.auditing.evaluation import Evaluator
 from distributed_training.roles.parts import TrainingThread
 from distributed_training.training.flat import loss_per_sequence, to_flat
 from distributed_training.training.inner import InnerLoop
 from distributed_training.training.model import build_model
+from distributed_training.training.optimizers import KINDS
 from distributed_training.training.outer import initial_state
 from distributed_training.training.replay import replay
 
 START = to_flat(build_model(GPT2, 7))
+with_each = pytest.mark.parametrize("optimizer", KINDS)
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
-def test_equal_inputs_give_equal_bytes_whatever_ran_before(config: dict[str, Any]) -> None:
+@with_each
+def test_equal_inputs_give_equal_bytes_whatever_ran_before(config: dict[str, Any], optimizer: str) -> None:
     start = to_flat(build_model(config, 7))
-    one, other = loop(config), loop(config)
+    one, other = loop(config, optimizer=optimizer), loop(config, optimizer=optimizer)
     train(other, start + np.float32(0.01), batches(9), 3)
     first, second = train(one, start, batches(1), 6), train(other, start, batches(1), 6)
     assert first.end.tobytes() == second.end.tobytes()
     assert first.steps == second.steps
 
 
-def test_replay_of_a_prefix_is_bit_for_bit_the_original() -> None:
-    original = train(loop(GPT2), START, batches(1), 8)
-    again = replay(loop(GPT2), START, batches(1), applied_rounds=0, sketch_seed=b"seed", depth=5)
+@with_each
+def test_replay_of_a_prefix_is_bit_for_bit_the_original(optimizer: str) -> None:
+    original = train(loop(GPT2, optimizer=optimizer), START, batches(1), 8)
+    again = replay(loop(GPT2, optimizer=optimizer), START, batches(1), applied_rounds=0, sketch_seed=b"seed", depth=5)
     assert again.steps == original.steps[:5]
-    full = replay(loop(GPT2), START, batches(1), applied_rounds=0, sketch_seed=b"seed", depth=8)
+    full = replay(loop(GPT2, optimizer=optimizer), START, batches(1), applied_rounds=0, sketch_seed=b"seed", depth=8)
     assert full.end.tobytes() == original.end.tobytes()
 
 
@@ -67,8 +71,9 @@ def test_a_cancelled_replay_judges_nobody() -> None:
         )
 
 
-def test_training_lowers_the_loss_on_unseen_batches() -> None:
-    inner = loop(GPT2)
+@with_each
+def test_training_lowers_the_loss_on_unseen_batches(optimizer: str) -> None:
+    inner = loop(GPT2, optimizer=optimizer)
     heldout = np.concatenate(list(itertools.islice(batches(99), 4)))
     end = train(inner, START, batches(1), 40, applied_rounds=2).end
     assert inner.evaluate(end, heldout, 8) < inner.evaluate(START, heldout, 8) - 0.5
@@ -81,12 +86,14 @@ def test_first_step_is_adamw_on_the_clipped_mean_gradient() -> None:
     loss_per_sequence(model, torch.from_numpy(batch)).mean().backward()
     gradients = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
     norm = float(torch.sqrt(sum((g**2).sum() for g in gradients.values())))  # pyright: ignore[reportArgumentType]
-    rate = INNER["learning_rate"] / INNER["warmup_steps"] / RAMP_STEPS
+    rate = INNER["learning_rate"] / INNER["warmup_steps"] / INNER["ramp_steps"]
     expected: list[np.ndarray] = []
     for name, parameter in model.named_parameters():
         clipped = gradients[name] * min(1.0, INNER["clip_norm"] / norm)
         decay = INNER["weight_decay"] if parameter.ndim >= 2 else 0.0
-        updated = parameter.detach().double() * (1 - rate * decay) - rate * clipped / (clipped.abs() + INNER["epsilon"])
+        updated = parameter.detach().double() * (1 - rate * decay) - rate * clipped / (
+            clipped.abs() + INNER["options"]["epsilon"]
+        )
         expected.append(updated.numpy().reshape(-1))
     result = train(loop(GPT2), START, batches(1), 1)
     assert norm > INNER["clip_norm"]
@@ -116,12 +123,19 @@ def test_losses_are_per_sequence_in_order() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_micro_batches_change_rounding_only(size: int) -> None:
-    whole = train(loop(GPT2), START, batches(1), 3)
-    parts = train(loop(GPT2, micro_batch=size), START, batches(1), 3)
+@with_each
+def test_micro_batches_change_rounding_only(size: int, optimizer: str) -> None:
+    whole = train(loop(GPT2, optimizer=optimizer), START, batches(1), 3)
+    parts = train(loop(GPT2, micro_batch=size, optimizer=optimizer), START, batches(1), 3)
     assert np.allclose(whole.end, parts.end, atol=2e-5)
     for a, b in zip(whole.steps, parts.steps, strict=True):
         assert np.allclose(a.sketch, b.sketch, atol=2e-3)
+
+
+def test_bfloat16_changes_the_log_a_little_on_any_device() -> None:
+    whole, rough = (train(loop(GPT2, precision=p), START, batches(1), 1).steps[0] for p in ("fp32", "bf16"))
+    assert 0.0 < gradient_error(rough, whole) < 0.02
+    assert train(loop(GPT2, precision="auto"), START, batches(1), 1).steps == (whole,)
 
 
 def test_stop_is_looked_at_before_each_step() -> None:
@@ -158,15 +172,16 @@ def test_the_schedule_follows_the_applied_rounds() -> None:
     assert np.linalg.norm(late - START) == pytest.approx(8 * np.linalg.norm(early - START), rel=0.05)
 
 
-def test_moments_are_fresh_unless_asked() -> None:
-    once = train(loop(GPT2), START, batches(1), 6)
+@with_each
+def test_moments_are_fresh_unless_asked(optimizer: str) -> None:
+    once = train(loop(GPT2, optimizer=optimizer), START, batches(1), 6)
     data = batches(1)
-    split = loop(GPT2)
+    split = loop(GPT2, optimizer=optimizer)
     middle = train(split, START, data, 3).end
     kept = split.run(
         middle, data, applied_rounds=0, sketch_seed=None, max_steps=3, should_stop=lambda: False, fresh_moments=False
     )
-    reset = train(loop(GPT2), middle, itertools.islice(batches(1), 3, None), 3)
+    reset = train(loop(GPT2, optimizer=optimizer), middle, itertools.islice(batches(1), 3, None), 3)
     # The clock restarts, so the rates differ; but the kept moments move on as the unbroken run's did.
     assert kept.steps[0].losses == once.steps[3].losses
     assert kept.steps[0].sketch == ()

@@ -47,7 +47,7 @@ class Recorded:
 
 def roster_at(block: int, hash_: bytes) -> Roster:
     said = Commitment(Role.MINER, True, b"p" * 32, b"run-tag-", 4, b"w" * 32, 4, b"o" * 32)
-    plain = Neuron(0, "5F", b"k" * 32, 0.1 + 0.2, True, 3, ("10.0.0.1", 9), said, block - 1, 1 / 3, 0.0, 7)
+    plain = Neuron(0, "5F", b"k" * 32, 0.1 + 0.2, True, 3, ("10.0.0.1", 9), said, block - 1, 1 / 3, 0.0, 7, b"c" * 32)
     empty = replace(plain, uid=1, hotkey="5G", address=None, commitment=None, commitment_block=None)
     owner = replace(plain, uid=2, commitment=replace(said, role=Role.OWNER, reduces=False, place="hub:a/b"))
     return Roster(BlockRef(block, hash_), (plain, empty, owner))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,11 +30,14 @@ def at(index: int, root: bytes) -> Any:
 def test_work_is_taken_up_only_with_the_state_it_started_from(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.sqlite")
     parts: Any = SimpleNamespace(manifest=G.run, store=RoundStore(tmp_path), journal=journal)
-    keep_work(parts, HELD)
+    asyncio.run(keep_work(parts, HELD))
     same, other = at(ROUND.index, WORK.state_root), at(ROUND.index, key(9, "state"))
-    assert find_work(parts, same, HELD) is HELD
-    found = find_work(parts, same)
+    assert asyncio.run(find_work(parts, same, HELD)) is HELD
+    found = asyncio.run(find_work(parts, same))
     assert found is not None and found.record == WORK, "a former process of ours kept it"
-    assert find_work(parts, other, HELD) is None and find_work(parts, other) is None
-    assert find_work(parts, at(ROUND.index + 1, WORK.state_root), HELD) is None
+    away = replace(HELD, own=replace(HELD.own, contribution=replace(G.made[key(0)], chunks=())))
+    again = asyncio.run(find_work(parts, same, away))
+    assert again is not None and again.own.contribution == G.made[key(0)], "who joins again at a former round"
+    assert asyncio.run(find_work(parts, other, HELD)) is None and asyncio.run(find_work(parts, other)) is None
+    assert asyncio.run(find_work(parts, at(ROUND.index + 1, WORK.state_root), HELD)) is None
     journal.close()

@@ -104,6 +104,15 @@ def test_what_is_to_be_trained_is_what_was_done_and_of_rounds_that_the_chain_sho
     assert json.dumps(jobs[0].steps)
 
 
+def test_work_that_no_average_holds_is_not_done_alone_either() -> None:
+    view = recorded_view()
+    for node in view.nodes.values():
+        node.rounds[0] = {**node.rounds[0], "applied": False, "included": []}
+        node.rounds[1] = {**node.rounds[1], "included": [3, 5, 6]}
+    (job,) = round_jobs(view, ChainFacts({0: bytes(32), 1: bytes(32)}, {}))
+    assert (job.index, job.applied, sorted(job.steps)) == (1, 0, [3, 5, 6])
+
+
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel does not share by session")
 def test_what_stands_back_while_nodes_run_comes_forward_again() -> None:
     sleepers = [subprocess.Popen(["sleep", "20"], start_new_session=True) for _ in range(2)]

@@ -21,9 +21,9 @@ from distributed_training.locks import InUse
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.protocol.types import Roster
 from distributed_training.recipes.build import choose_tokenizer, make_manifest, model_size
-from distributed_training.recipes.reading import read_model, read_recipe
+from distributed_training.recipes.reading import read_model, read_preset
 
-TINY_GPT2 = read_recipe("local").model
+TINY_GPT2 = read_preset("local").model
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 257,

@@ -17,12 +17,12 @@ from distributed_training.protocol.types import Role
 def test_defaults_are_four_equal_miners_two_validators_six_rounds() -> None:
     options = parse_options([])
     assert (options.rounds, options.miners, options.validators, options.speeds) == (6, 4, 2, (1, 1, 1, 1))
-    assert options.steps_per_round == (5, 5, 5, 5)
+    assert options.steps_per_round == (20, 20, 20, 20)
     assert options.run_dir.parent == Path("runs").absolute()
 
 
 def test_speeds_and_steps_multiply() -> None:
-    assert parse_options(["--speeds", "1,1,2,4"]).steps_per_round == (5, 5, 10, 20)
+    assert parse_options(["--speeds", "1,1,2,4"]).steps_per_round == (20, 20, 40, 80)
     assert parse_options(["--speeds", "1,4", "--steps", "20"]).steps_per_round == (20, 80)
 
 

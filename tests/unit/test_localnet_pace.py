@@ -21,8 +21,8 @@ from distributed_training.localnet.run.pace import (
 
 RUN = recorded_manifest()
 COORDS = 859_008  # of the demo's own model
-DEFAULT = Work((5, 5, 5, 5), 2, False, COORDS)
-TWO_CORES = Machine(step_s=0.2, cores=2.0, start_s=4.0)
+DEFAULT = Work((20, 20, 20, 20), 2, False, COORDS)
+TWO_CORES = Machine(step_s=0.06, cores=2.0, start_s=4.0)
 WINDOW = RUN.timing.commit - RUN.timing.commit_margin  # blocks
 
 
@@ -34,14 +34,14 @@ def test_six_rounds_on_two_idle_cores_take_less_than_three_minutes_and_miners_ha
     block_s = chosen(TWO_CORES)
     assert 120 < (RUN.timing.first_block + 6 * RUN.timing.length) * block_s < 180
     assert WINDOW * block_s > 2 * sum(DEFAULT.steps) * TWO_CORES.step_s / TWO_CORES.cores
-    assert "6 rounds about 2.7 minutes" in in_words(block_s, RUN, 6)
+    assert "6 rounds about 2.5 minutes" in in_words(block_s, RUN, 6)
 
 
 def test_a_slower_or_a_busy_machine_gets_longer_blocks_and_a_fast_one_the_shortest() -> None:
     usual = chosen(TWO_CORES)
-    assert chosen(Machine(0.4, 2.0, 4.0)) == pytest.approx(2 * usual, abs=0.01)
-    assert chosen(Machine(0.2, 1.0, 4.0)) == pytest.approx(2 * usual, abs=0.01)
-    assert chosen(Machine(0.05, 7.0, 1.0)) == MIN_BLOCK_S
+    assert chosen(Machine(0.12, 2.0, 4.0)) == pytest.approx(2 * usual, abs=0.02)
+    assert chosen(Machine(0.06, 1.0, 4.0)) == pytest.approx(2 * usual, abs=0.02)
+    assert chosen(Machine(0.015, 7.0, 1.0)) == MIN_BLOCK_S
     assert chosen(Machine(60.0, 1.0, 4.0)) == MAX_BLOCK_S  # miners then do what the time allows
     many = Work((1,) * 12, 3, False, 1000)
     assert chosen(Machine(1e-4, 1.0, 1.0), many) >= 16 * 0.05  # following the chain is work too
@@ -81,8 +81,8 @@ def test_a_node_that_starts_again_is_there_before_the_next_but_one_round_begins(
 def test_replays_are_counted_as_the_rule_draws_them() -> None:
     assert replayed(RUN, 1) == replayed(RUN, 0) + 1 == 1
     assert 3.5 < replayed(RUN, 5) < 3.65 and 6 < replayed(RUN, 20) < 6.6
-    assert round_steps(RUN, DEFAULT) == pytest.approx(20 + 8 * replayed(RUN, 5) + 16)
-    assert needed_block_s(TWO_CORES, RUN, DEFAULT) == pytest.approx(1.5 * round_steps(RUN, DEFAULT) * 0.1 / WINDOW)
+    assert round_steps(RUN, DEFAULT) == pytest.approx(80 + 8 * replayed(RUN, 20) + 64)
+    assert needed_block_s(TWO_CORES, RUN, DEFAULT) == pytest.approx(1.5 * round_steps(RUN, DEFAULT) * 0.03 / WINDOW)
 
 
 def test_what_is_measured_of_the_cores_is_what_so_many_processes_get() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -181,5 +182,19 @@ def test_it_reads_files_and_pids_and_keeps_what_an_earlier_part_of_the_run_saw(t
     )
     Watcher(paths, times).write()
     rows = watch_rows(json.loads((paths.root / RESULT).read_text()), {0, 7})
-    assert rows is not None and (rows["interrupted"], rows["longest_pause_s"]) == ([0], 9.0)
+    assert rows is not None and (rows["interrupted"], rows["longest_pause_s"]) == ([], 9.0), "before round 0"
     assert rows["rounds"] == [{"index": 7, "settled": [], "late": ["a"], "dead": [], "unseen": []}]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "interrupted"),
+    [({"a": "settled", "b": "settled"}, []), ({"a": "settled", "b": None}, [0]), ({"a": "settled", "b": "dead"}, [0])],
+)
+def test_the_round_in_which_a_run_was_stopped_is_named_unless_everybody_had_settled_it(
+    tmp_path: Path, verdicts: dict[str, str | None], interrupted: list[int]
+) -> None:
+    former = {"grace_s": 10.0, "longest_pause_s": 0.1, "interrupted": [], "stood_still": []}
+    (tmp_path / RESULT).write_text(json.dumps(former | {"rounds": {"0": {"verdicts": verdicts}}}))
+    times = RoundTimes(recorded_manifest().timing, time.time() - 30, 1.0)  # 18 blocks into round 0
+    Watcher(RunPaths(tmp_path), times).write()
+    assert json.loads((tmp_path / RESULT).read_text())["interrupted"] == interrupted

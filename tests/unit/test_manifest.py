@@ -14,7 +14,8 @@ from samples import RUN
 
 from distributed_training.errors import ConfigError
 from distributed_training.protocol import limits
-from distributed_training.protocol.manifest import RunManifest, check, load_manifest, parse_manifest, quota_problem
+from distributed_training.protocol.manifest import RunManifest, check, load_manifest, parse_manifest
+from distributed_training.protocol.quota import least_length, quota_problem
 
 FIELDS: dict[str, Any] = RUN.model_dump(mode="json")
 LEAVES = [f"{s}.{f}" for s, section in FIELDS.items() if isinstance(section, dict) for f in section]
@@ -87,6 +88,11 @@ def test_anything_else_is_a_config_error(data: bytes) -> None:
         parse_manifest(data)
 
 
+def test_a_manifest_of_another_protocol_is_told_so_whatever_else_it_lacks() -> None:
+    with pytest.raises(ConfigError, match=r"^old: protocol_version must be \d+, not 4: a run is followed"):
+        parse_manifest(b'{"protocol_version": 4, "name": "old"}', source="old")
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_are_finite_everywhere(number: str) -> None:
     for path in ("audit.t0", "model.config"):
@@ -110,15 +116,15 @@ def test_a_file_is_read_or_named(tmp_path: Path) -> None:
 
 ZERO_IS_TOO_LITTLE = """
     netuid max_uids data.sequence_length data.batch_size data.heldout_sequences inner.nominal_steps inner.max_steps
-    inner.learning_rate inner.epsilon inner.clip_norm outer.learning_rate average.chunk_coords average.block_coords
+    inner.learning_rate inner.ramp_steps inner.clip_norm outer.learning_rate average.chunk_coords average.block_coords
     average.token_cap average.initial_tau average.tau_factor average.gate_factor average.min_counted
     average.max_reducers timing.length audit.t0 audit.sketch_size audit.probe_chunks audit.error_ok
-    audit.error_growth_steps audit.norm_ok audit.loss_ok scoring.steps_half_life scoring.audit_half_life
-    scoring.integrity_half_life scoring.goodput_probes keep.work_rounds keep.output_rounds keep.snapshot_every
-    keep.checkpoint_every keep.max_missing_rounds
+    audit.error_growth_steps audit.error_growth_max audit.norm_ok audit.loss_ok scoring.steps_half_life
+    scoring.audit_half_life scoring.integrity_half_life scoring.goodput_probes keep.work_rounds keep.output_rounds
+    keep.snapshot_every keep.checkpoint_every keep.max_missing_rounds
 """
 NEGATIVE_IS_TOO_LITTLE = """
-    version_key data.eos_id inner.warmup_steps inner.decay_steps inner.min_lr_ratio inner.beta1 inner.beta2
+    version_key data.eos_id inner.warmup_steps inner.decay_steps inner.min_lr_ratio
     inner.weight_decay outer.momentum average.min_map_share average.min_voter_share
     timing.first_block timing.finality timing.reduce_margin
     timing.transfer audit.full_share scoring.integrity_floor scoring.soft_fail_weight scoring.penalty_rounds
@@ -126,7 +132,7 @@ NEGATIVE_IS_TOO_LITTLE = """
 """
 TOO_MUCH = {
     "netuid": 65536, "max_uids": 4097, "version_key": 1 << 64, "data.sequence_length": 1 << 21, "data.eos_id": 1 << 24,
-    "data.batch_size": 65536, "inner.min_lr_ratio": 1.1, "inner.beta1": 1.0, "inner.beta2": 1.0, "outer.momentum": 1.0,
+    "data.batch_size": 65536, "inner.min_lr_ratio": 1.1, "inner.ramp_steps": 1 << 17, "outer.momentum": 1.0,
     "average.min_map_share": 1.1, "average.min_voter_share": 1.1, "scoring.burn_share": 1.1,
     "average.block_coords": 8192, "average.chunk_coords": 1 << 25,
     "average.token_cap": 1 << 53, "average.gate_factor": 2.1, "average.max_reducers": 257, "audit.full_share": 1.1,
@@ -164,6 +170,13 @@ def getattr_path(path: str) -> Any:
     return value
 
 
+@pytest.mark.parametrize("value", ["00", "AB" * 32, "run"])
+def test_what_a_run_continues_is_a_digest(value: str) -> None:
+    assert parse_manifest(changed("continues", "ab" * 32)).continues == "ab" * 32
+    with pytest.raises(ConfigError, match="continues: expected 64 hex digits or nothing"):
+        parse_manifest(changed("continues", value))
+
+
 @pytest.mark.parametrize("path", ["model.initial_root", "data.tokenizer_sha256", "data.pages_sha256"])
 @pytest.mark.parametrize("value", ["", "00", "0" * 63 + "G", "A" * 64, "0" * 64 + "\n"])
 def test_digests_are_64_hex_digits(path: str, value: str) -> None:
@@ -197,6 +210,8 @@ RELATIONS: list[tuple[str, Any, str]] = [
     ("timing.first_block", 3, "first_block >= roster_lead"),
     ("average.block_coords", 500, "multiple of block_coords"),
     ("audit.error_bad", 0.02, "error_ok < error_bad"),
+    ("audit.error_bad", 0.125, r"error_bad \* error_growth_max < 0.5"),
+    ("audit.error_growth_max", 5, r"error_bad \* error_growth_max < 0.5"),
     ("audit.norm_bad", 0.03, "norm_ok < norm_bad"),
     ("audit.loss_bad", 0.01, "loss_ok < loss_bad"),
     ("data.num_pages", 3, "num_pages >= max_uids"),
@@ -255,10 +270,20 @@ def test_all_problems_are_told_at_once() -> None:
 def test_three_writes_a_round_must_fit_the_quota(length: int, tempo: int, fits: bool) -> None:
     writes = 3 * (-(-tempo // length) + 1)
     assert (writes * 114 <= 3100) is fits
-    problem = quota_problem(timing(length=length), tempo)
+    problem = quota_problem(length, tempo)
     assert (problem is None) is fits
     if problem is not None:
         assert f"timing.length {length}" in problem and str(writes * 114) in problem
+
+
+@pytest.mark.parametrize(("tempo", "allowed"), [(360, None), (54, None), (7200, None), (360, 700), (1, 5000)])
+def test_the_shortest_round_that_fits_the_quota_is_one_block_longer_than_one_that_does_not(
+    tempo: int, allowed: int | None
+) -> None:
+    length = least_length(tempo, allowed)
+    assert length is not None and quota_problem(length, tempo, allowed) is None
+    assert length == 1 or quota_problem(length - 1, tempo, allowed) is not None
+    assert least_length(tempo, 600) is None and quota_problem(1 << 20, tempo, 600) is not None
 
 
 def test_the_blocks_of_a_round() -> None:
@@ -287,6 +312,20 @@ def test_public_fields_of_another_form_are_refused_by_name(field: str, value: st
     fields["public"][field] = value
     with pytest.raises(ConfigError, match=f"public.{field}: expected"):
         parse_manifest(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize("listed", [["ab"], ["AB" * 32], ["bb" * 32, "aa" * 32], ["aa" * 32] * 2, ["aa" * 32 + "\n"]])
+@pytest.mark.parametrize("kind", ["hotkeys", "coldkeys"])
+def test_a_list_of_who_may_mine_has_one_spelling(kind: str, listed: list[str]) -> None:
+    with pytest.raises(ConfigError, match=f"access.{kind}: expected at most 4096 public keys of 64 hex digits, sorted"):
+        parse_manifest(changed(f"access.{kind}", listed))
+
+
+def test_a_list_of_who_may_mine_is_bounded() -> None:
+    keys = [f"{number:064x}" for number in range(limits.MAX_KEYS + 1)]
+    assert parse_manifest(changed("access.hotkeys", keys[:-1])).access.hotkeys == keys[:-1]
+    with pytest.raises(ConfigError, match=r"access.hotkeys: expected at most 4096"):
+        parse_manifest(changed("access.hotkeys", keys))
 
 
 def test_the_tag_is_the_beginning_of_the_digest() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import BEACON, ROUND, RUN, carry_round, commitment, key, neuron, roster
 
+from distributed_training.protocol.manifest import AccessSection
 from distributed_training.protocol.rules.membership import (
     candidates,
     reducers,
@@ -29,6 +30,7 @@ def members(*who: int, reduces: bool = True) -> tuple[Candidate, ...]:
         ROUND,
         roster(*(neuron(i) for i in who)),
         roster(*(neuron(i, commitment=commitment(i, reduces=reduces)) for i in who)),
+        RUN.access,
     )
 
 
@@ -37,7 +39,7 @@ def members(*who: int, reduces: bool = True) -> tuple[Candidate, ...]:
 
 def test_candidates_come_in_the_order_of_their_public_keys() -> None:
     people = [neuron(3), neuron(1), neuron(2)]
-    found = candidates(ROUND, roster(*people), roster(*people[::-1]))
+    found = candidates(ROUND, roster(*people), roster(*people[::-1]), RUN.access)
     assert numbers(found) == [1, 2, 3]
     first = found[0]
     assert (first.public_key, first.peer_key, first.record_hash) == (key(1), key(1, "peer"), key(1, "first"))
@@ -46,7 +48,7 @@ def test_candidates_come_in_the_order_of_their_public_keys() -> None:
 
 def test_identity_and_address_are_those_of_the_roster() -> None:
     later = neuron(1, uid=9, address=("10.0.0.1", 1), commitment=commitment(1, reduces=False))
-    (found,) = candidates(ROUND, roster(neuron(1)), roster(later))
+    (found,) = candidates(ROUND, roster(neuron(1)), roster(later), RUN.access)
     assert (found.uid, found.address, found.reduces) == (1, ("127.0.0.1", 9001), False)
 
 
@@ -64,7 +66,7 @@ def test_identity_and_address_are_those_of_the_roster() -> None:
 def test_a_work_hash_counts_when_written_after_the_start_and_by_the_commit_block(
     block: int | None, counts: bool
 ) -> None:
-    found = candidates(ROUND, roster(neuron(1)), roster(neuron(1, commitment_block=block)))
+    found = candidates(ROUND, roster(neuron(1)), roster(neuron(1, commitment_block=block)), RUN.access)
     assert numbers(found) == [1] * counts
 
 
@@ -83,16 +85,34 @@ LATER: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("change", LATER)
 def test_who_is_no_candidate(change: str) -> None:
     at_commit = roster(replace(neuron(1), **LATER[change]), neuron(2))
-    assert numbers(candidates(ROUND, roster(neuron(1), neuron(2)), at_commit)) == [2]
+    assert numbers(candidates(ROUND, roster(neuron(1), neuron(2)), at_commit, RUN.access)) == [2]
 
 
 def test_nobody_joins_a_round_that_has_begun() -> None:
     both = roster(neuron(1), neuron(2))
-    assert numbers(candidates(ROUND, roster(neuron(1)), both)) == [1]
-    assert numbers(candidates(ROUND, roster(neuron(1, commitment=None), neuron(2)), both)) == [2]
-    assert numbers(candidates(ROUND, both, roster(neuron(2)))) == [2]  # left the subnet meanwhile
+    assert numbers(candidates(ROUND, roster(neuron(1)), both, RUN.access)) == [1]
+    assert numbers(candidates(ROUND, roster(neuron(1, commitment=None), neuron(2)), both, RUN.access)) == [2]
+    assert numbers(candidates(ROUND, both, roster(neuron(2)), RUN.access)) == [2]  # left the subnet meanwhile
     elsewhere = neuron(1, commitment=commitment(1, run=bytes(8)))
-    assert numbers(candidates(ROUND, roster(elsewhere, neuron(2)), both)) == [2]  # came from another run meanwhile
+    assert numbers(candidates(ROUND, roster(elsewhere, neuron(2)), both, RUN.access)) == [
+        2
+    ]  # came from another run meanwhile
+
+
+@pytest.mark.parametrize(
+    ("hotkeys", "coldkeys", "found"),
+    [((), (), [1, 2, 3]), ((2,), (), [2]), ((), (3,), [3]), ((2,), (3,), [2, 3]), ((), (9,), [])],
+)
+def test_a_list_of_hotkeys_or_of_coldkeys_leaves_all_others_out(
+    hotkeys: tuple[int, ...], coldkeys: tuple[int, ...], found: list[int]
+) -> None:
+    access = AccessSection(
+        hotkeys=sorted(key(i).hex() for i in hotkeys), coldkeys=sorted(key(i, "coldkey").hex() for i in coldkeys)
+    )
+    people = roster(*(neuron(i) for i in (1, 2, 3)))
+    assert numbers(candidates(ROUND, people, people, access)) == found
+    bought = roster(*(neuron(i, coldkey=key(3, "coldkey")) for i in (1, 2, 3)))
+    assert numbers(candidates(ROUND, people, bought, access)) == found  # who owned it at s-B decides
 
 
 # --- reducers and slices -----------------------------------------------------------------------------

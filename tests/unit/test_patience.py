@@ -109,10 +109,10 @@ class Disk:
 
     full = False
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, *parts: bytes) -> None:
         if self.full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write_whole(path, data)
+        write_whole(path, *parts)
 
 
 def test_what_a_full_disk_refuses_is_served_from_memory_and_written_later(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_what_a_full_disk_refuses_is_served_from_memory_and_written_later(tmp_pa
     store.overflow.on_trouble = told.append
     disk.full = True
     store.put_output(3, b"h" * 32, StoredOutput(b"record", b"chunks"))
-    store.put_own(3, b"wire", b"log")
+    store.put_own(3, (b"wi", b"re"), b"log")
     assert store.output(3, b"h" * 32) == StoredOutput(b"record", b"chunks")
     assert store.output_piece(3, b"h" * 32, 2, 3) == b"unk"
     assert (store.own_wire(3), store.own_log(3)) == (b"wire", b"log")
@@ -139,11 +139,11 @@ def test_memory_for_a_full_disk_is_bounded_and_forgets_old_rounds(tmp_path: Path
     disk.full = True
     store = RoundStore(tmp_path)
     store.overflow = Overflow(budget=10, write=disk.write)
-    store.put_own(1, b"123456", b"l")
-    store.put_own(2, b"abcdef", b"m")
+    store.put_own(1, [b"123456"], b"l")
+    store.put_own(2, [b"abcdef"], b"m")
     assert store.own_wire(1) is None and store.own_wire(2) == b"abcdef"
     with pytest.raises(LocalFault, match="No space left"):
-        store.put_own(3, b"more than all of it", b"")
+        store.put_own(3, [b"more than all of it"], b"")
     for folder in store.overflow.folders():
         store.overflow.forget(folder)
     assert len(store.overflow) == 0 and store.own_wire(2) is None
@@ -171,7 +171,7 @@ def test_a_real_full_disk_corrupts_nothing_and_is_recovered_from(tiny_disk: Path
     fill(tiny_disk / "ballast")
     lost = [journal_refuses(journal, number) for number in range(1, 60)]
     assert any(lost), "the disk is full"
-    store.put_own(1, os.urandom(1 << 17), b"log")
+    store.put_own(1, [os.urandom(1 << 17)], b"log")
     assert len(store.own_wire(1) or b"") == 1 << 17
     for number in range(500):
         metrics.emit(Fault(what="while full", detail=f"{number} {'x' * 100}"))

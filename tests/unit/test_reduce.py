@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from samples import ROUND, SMALL, D, Senders, deltas, group, key, reduced
 
 from distributed_training.averaging.codecs.base import Vector
-from distributed_training.averaging.codecs.int8 import decode_chunk, encode_chunk
+from distributed_training.averaging.codecs.int8 import Chunk, encode_chunk
 from distributed_training.averaging.combine import (
+    ChunkReducer,
     SliceOutput,
     check_output,
     included_keys,
-    reduce_chunk,
     reduce_slice,
     sender_weight,
 )
@@ -27,7 +27,7 @@ from distributed_training.protocol.types import Carry
 from distributed_training.protocol.wire import decode_output, encode_output
 
 
-def literal_chunk(g: Senders, chunk: int, who: list[int]) -> bytes:
+def literal_chunk(g: Senders, chunk: int, who: list[int]) -> Chunk:
     """The definition, one operation a line: fp32, in the order of the public keys, encoded once."""
     weights = {i: sender_weight(g.works[key(i)], g.plan, g.run.average) for i in who}
     total = sum(weights[i] for i in sorted(who))
@@ -65,7 +65,7 @@ def test_the_output_record_says_what_was_done() -> None:
         assert record.public_key == spec.reducer
         assert record.senders == tuple(c.record_hash for c in g.plan.candidates)
         assert record.included == ((True,) * 4,) * (spec.last_chunk - spec.first_chunk)
-        assert record.output_root == merkle_root([digest(c) for c in made.chunks])
+        assert record.output_root == merkle_root([digest(c.data) for c in made.chunks])
         assert decode_output(encode_output(record)) == record
 
 
@@ -86,13 +86,11 @@ def test_bytes_do_not_depend_on_the_order_of_arrival(seed: int) -> None:
 
 
 GROUP = group(5, seed=7)
-EXPECTED = reduced(GROUP)
+EXPECTED, RECEIVED = reduced(GROUP), GROUP.received()
 
 
 def test_another_order_of_summation_would_show() -> None:
-    parts = [
-        (sender_weight(GROUP.works[key(i)], GROUP.plan, SMALL.average), GROUP.made[key(i)].chunks) for i in range(5)
-    ]
+    parts = [(sender_weight(GROUP.works[key(i)], GROUP.plan, SMALL.average), RECEIVED[key(i)]) for i in range(5)]
     sums = {order: [summed(parts, order, c) for c in range(7)] for order in ((0, 1, 2, 3, 4), (4, 2, 0, 3, 1))}
     first, second = sums.values()
     assert any(a.tobytes() != b.tobytes() for a, b in zip(first, second, strict=True))
@@ -100,9 +98,7 @@ def test_another_order_of_summation_would_show() -> None:
 
 def summed(parts: list[Any], order: tuple[int, ...], chunk: int) -> Vector:
     total = sum(a for a, _ in parts)
-    values = [
-        decode_chunk(parts[i][1][chunk], GROUP.plan.layout, chunk) * np.float32(parts[i][0] / total) for i in order
-    ]
+    values = [parts[i][1][chunk].decode() * np.float32(parts[i][0] / total) for i in order]
     result = np.zeros_like(values[0])
     for value in values:
         result = result + value
@@ -143,19 +139,19 @@ def test_a_chunk_of_nobody_is_zero() -> None:
     g = group(2)
     made = reduce_slice(g.plan, g.plan.slices[0], {}, g.works, g.run)
     assert not any(any(row) for row in made.record.included)
-    assert all(data == bytes(len(data)) for data in made.chunks)
-    assert reduce_chunk(g.plan, 0, []) == bytes(g.plan.layout.chunk_bytes(0))
+    assert all(chunk.data == bytes(len(chunk.data)) for chunk in made.chunks)
+    assert ChunkReducer(g.plan.layout).reduce(0, []).data == bytes(g.plan.layout.chunk_bytes(0))
 
 
 def test_the_weight_of_a_long_vector_is_clipped() -> None:
     vectors = deltas(3, 2, D)
     vectors[1] = vectors[1] * np.float32(1e6)
     g = Senders(vectors, SMALL, carry=Carry(vector_norm(group(2, 3).made[key(0)].norms), ()))
-    total = np.concatenate([decode_chunk(c, g.plan.layout, i) for i, c in enumerate(all_chunks(g, reduced(g)))])
+    total = np.concatenate([c.decode() for c in all_chunks(g, reduced(g))])
     assert 0.3 < np.linalg.norm(total) / np.linalg.norm(vectors[0]) < 2.0
 
 
-def all_chunks(g: Senders, outputs: dict[int, SliceOutput]) -> list[bytes]:
+def all_chunks(g: Senders, outputs: dict[int, SliceOutput]) -> list[Chunk]:
     return [c for s in g.plan.slices for c in outputs[s.index].chunks]
 
 
@@ -164,7 +160,7 @@ def all_chunks(g: Senders, outputs: dict[int, SliceOutput]) -> list[bytes]:
 
 def check(g: Senders, made: SliceOutput, **changes: Any) -> SliceOutput:
     works = changes.pop("works", g.works)
-    chunks = changes.pop("chunks", made.chunks)
+    chunks = changes.pop("chunks", tuple(chunk.data for chunk in made.chunks))
     spec = changes.pop("spec", g.plan.slices[made.record.slice])
     return check_output(replace(made.record, **changes), chunks, works, g.plan, g.run, spec)
 
@@ -197,8 +193,8 @@ SHUFFLED = ("one row too few", "one chunk too few", "other chunks", "swapped chu
 def test_a_lie_is_refused(lie: str) -> None:
     g = group()
     made = reduced(g)[1]
-    first, second = made.chunks
-    other = encode_chunk(np.ones(64, np.float32), g.plan.layout)
+    first, second = (chunk.data for chunk in made.chunks)
+    other = encode_chunk(np.ones(64, np.float32), g.plan.layout).data
     special = {
         "one row too few": {"included": made.record.included[:-1]},
         "one chunk too few": {"chunks": (first,)},
@@ -213,8 +209,8 @@ def test_a_lie_is_refused(lie: str) -> None:
 def test_chunks_that_do_not_decode_are_refused_even_under_their_own_root() -> None:
     g = group()
     made = reduced(g)[0]
-    bad = np.array([float("inf")], "<f4").tobytes() + made.chunks[0][4:]
-    chunks = (bad, *made.chunks[1:])
+    bad = np.array([float("inf")], "<f4").tobytes() + made.chunks[0].data[4:]
+    chunks = (bad, *(chunk.data for chunk in made.chunks[1:]))
     with pytest.raises(WireError, match="scale"):
         check(g, made, chunks=chunks, output_root=merkle_root([digest(c) for c in chunks]))
 

@@ -4,7 +4,7 @@ import pytest
 from tiny_training import INNER
 
 from distributed_training.protocol.manifest import InnerSection
-from distributed_training.protocol.rules.schedules import RAMP_STEPS, inner_learning_rate
+from distributed_training.protocol.rules.schedules import inner_learning_rate
 
 SECTION = InnerSection.model_validate(INNER | {"warmup_steps": 10, "decay_steps": 100, "nominal_steps": 5})
 
@@ -37,8 +37,10 @@ def test_without_warm_up_the_first_step_has_the_full_rate() -> None:
 
 def test_fresh_moments_ramp_up_at_the_start_of_every_round() -> None:
     for rounds in (0, 3, 50):
-        ramp = [inner_learning_rate(SECTION, rounds, t) / rate(rounds, t) for t in range(RAMP_STEPS + 3)]
-        assert ramp == pytest.approx([*((t + 1) / RAMP_STEPS for t in range(RAMP_STEPS)), 1.0, 1.0, 1.0])
+        ramp = [inner_learning_rate(SECTION, rounds, t) / rate(rounds, t) for t in range(SECTION.ramp_steps + 3)]
+        assert ramp == pytest.approx(
+            [*((t + 1) / SECTION.ramp_steps for t in range(SECTION.ramp_steps)), 1.0, 1.0, 1.0]
+        )
 
 
 @pytest.mark.parametrize(("rounds", "step"), [(-1, 0), (0, -1)])

@@ -15,7 +15,8 @@ from distributed_training.operator.standing import told as line
 FACTS = SubnetFacts(
     netuid=38, block=5000, block_s=12.0, name="x", owner_hotkey="5a", owner_coldkey="5b", tempo=360, num_uids=64,
     max_uids=64, commitment_bytes=3100, weights_rate_limit=100, immunity_blocks=4096, emission_enabled=True,
-    commit_reveal=True, reveal_epochs=1, started=True, registration_open=True, price_rao=500_000_000,
+    commit_reveal=True, reveal_epochs=1, started=True, registration_open=True, registered_block=None, start_delay=None,
+    price_rao=500_000_000,
     lock_share=0.2, drain_ratio=0.5, spec_version=461, timestamp_s=1e9, collateral={17: 0.25},
 )  # fmt: skip
 OTHERS = [neuron(n, registered_block=1, incentive=n / 10_000) for n in range(64) if n != 17]

@@ -33,12 +33,13 @@ def store(tmp_path: Path) -> RoundStore:
 
 def test_what_is_put_is_there_after_a_restart(store: RoundStore) -> None:
     store.put_work(3, key(1), b"work")
-    store.put_own(3, b"wire", b"own log")
+    store.put_own(3, (b"wi", b"re"), b"own log")
     store.put_output(3, key(4), StoredOutput(b"record", b"chunks"))
     again = RoundStore(store.root)
     assert again.work(3, key(1)) == b"work"
     assert (again.own_wire(3), again.own_log(3)) == (b"wire", b"own log")
     assert again.output(3, key(4)) == StoredOutput(b"record", b"chunks")
+    assert (again.own_piece(3, 2, 10), again.own_piece(3, 4, 10), again.own_piece(4, 0, 1)) == (b"re", b"", b"")
 
 
 def test_what_was_not_put_is_none(store: RoundStore) -> None:
@@ -68,7 +69,7 @@ def test_a_write_that_was_cut_off_is_not_seen(store: RoundStore) -> None:
 def test_prune_drops_older_rounds_only(store: RoundStore) -> None:
     for index in range(12):
         store.put_work(index, key(1), b"work")
-        store.put_own(index, b"wire", b"log")
+        store.put_own(index, [b"wire"], b"log")
     (store.root / "rounds" / "notes").mkdir()
     store.put_state(1, state())
     store.prune(11, 8, 2)
@@ -182,3 +183,13 @@ def test_a_snapshot_has_one_spelling_and_finite_numbers() -> None:
 def test_snapshots_are_plain_safetensors() -> None:
     read = load(encode_state(7, state()))
     assert read["params"].tobytes() == state().params.tobytes() and set(read) == {"params", "momentum"}
+
+
+def test_two_threads_may_write_the_same_file(tmp_path: Path) -> None:
+    """One that was given up, of a gather that ended, is still at it."""
+    store, path = RoundStore(tmp_path), tmp_path / "rounds" / "000003" / "log"
+    path.parent.mkdir()
+    other = path.with_name("log.part")
+    other.write_bytes(b"half of")
+    store.put_own(3, [b"wire"], b"log")
+    assert (other.read_bytes(), path.read_bytes()) == (b"half of", b"log")

@@ -17,6 +17,7 @@ FACTS = SubnetFacts(
     netuid=RUN.netuid, block=0, block_s=12.0, name="mine", owner_hotkey="5F", owner_coldkey="5C", tempo=360,
     num_uids=3, max_uids=RUN.max_uids, commitment_bytes=1 << 20, weights_rate_limit=1, immunity_blocks=4096,
     commit_reveal=False, reveal_epochs=1, emission_enabled=True, started=True, registration_open=True,
+    registered_block=None, start_delay=None,
     price_rao=10**9, lock_share=0.0, drain_ratio=None, spec_version=461, timestamp_s=None, collateral=None,
 )  # fmt: skip
 EARLY = T.first_block - T.roster_lead
@@ -30,10 +31,14 @@ def test_a_run_that_fits_is_taken_and_told() -> None:
     notes = subnet_notes(RUN, FACTS)
     assert notes[0] == f"subnet {RUN.netuid} (mine), at block 0: it pays"
     assert notes[1] == f"a registration costs 1 TAO, all of it burned; 3 of {RUN.max_uids} uids are taken"
-    assert len(notes) == 3 and "protected for 4096 blocks" in notes[2]
-    assert "weights may be set every 999 blocks only" in subnet_notes(RUN, replace(FACTS, weights_rate_limit=999))[2]
+    assert len(notes) == 4 and "protected for 4096 blocks" in notes[3]
+    assert notes[2] == f"who registers waits at most {2 * T.length + T.map + 360} blocks, 1.7 hours, for its first pay"
+    assert "weights may be set every 999 blocks only" in subnet_notes(RUN, replace(FACTS, weights_rate_limit=999))[3]
     closed = subnet_notes(RUN, replace(FACTS, registration_open=False, started=False))[0]
     assert closed.endswith("it pays NOBODY: its owner's start call is not done, its registration is closed")
+    young = replace(FACTS, block=1000, started=False, registered_block=600, start_delay=50_400)
+    assert young.pays.endswith("call is not done (accepted from block 51000 on, in 6.9 days)")
+    assert replace(young, block=60_000).pays.endswith("is not done (accepted from block 51000 on, so by now)")
     assert subnet_notes(RUN, replace(FACTS, started=None))[0].endswith("whether it pays, this chain does not tell")
 
 

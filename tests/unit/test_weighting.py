@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from samples import RUN
 
 from distributed_training.averaging.codecs.base import Layout, Vector
-from distributed_training.averaging.codecs.int8 import chunk_norm, decode_chunk, encode_chunk, rounding_norm
+from distributed_training.averaging.codecs.int8 import Chunk, encode_chunk
 from distributed_training.protocol.rules.weighting import (
     lower_median,
     next_tau,
@@ -38,6 +38,13 @@ positive = st.floats(1e-20, 1e20)
 )
 def test_raw_weight(tokens: int, norm: float, expected: float) -> None:
     assert raw_weight(tokens, norm, 2.0, AVERAGE) == expected
+
+
+def test_by_the_root_four_times_the_tokens_weigh_twice_as_much() -> None:
+    by_root = AVERAGE.model_copy(update={"weight_by": "root_tokens"})
+    weights = [raw_weight(tokens, 1.0, 2.0, by_root) for tokens in (100, 400, 5000, 0)]
+    assert weights == [10.0, 20.0, math.sqrt(1000), 0.0]
+    assert raw_weight(400, 8.0, 2.0, by_root) == 5.0  # clipped alike
 
 
 @settings(max_examples=100)
@@ -99,7 +106,7 @@ def mean(weights: list[float], vectors: list[Vector]) -> Vector:
     return total
 
 
-def sent(seed: int, count: int, shape: str) -> list[bytes]:
+def sent(seed: int, count: int, shape: str) -> list[Chunk]:
     """Encoded vectors of `count` senders: independent, equal, opposed, heavy-tailed or nearly all zero."""
     rng = np.random.default_rng(seed)
     base = rng.standard_normal(512)
@@ -129,16 +136,16 @@ def test_an_honest_average_passes_and_one_scaled_beyond_the_bound_does_not(
     seed: int, weights: list[float], shape: str
 ) -> None:
     chunks = sent(seed, len(weights), shape)
-    norms = [chunk_norm(c, LAYOUT, 0) for c in chunks]
+    norms = [c.norm() for c in chunks]
     included = list(zip(weights, norms, strict=True))
-    average = mean(weights, [decode_chunk(c, LAYOUT, 0) for c in chunks])
-    honest = chunk_norm(encode_chunk(average, LAYOUT), LAYOUT, 0)
+    average = mean(weights, [c.decode() for c in chunks])
+    honest = encode_chunk(average, LAYOUT).norm()
     assert passes_gate(honest, 0.0, included, len(weights), 0, AVERAGE)
     bound = sum(w * n for w, n in included) / sum(weights)
     assert not passes_gate(1.03 * bound, 0.0, included, len(weights), 0, AVERAGE)
     if shape == "equal":  # nothing cancels: three percent more shows at once
         scaled = encode_chunk(average * np.float32(1.03), LAYOUT)
-        assert not passes_gate(chunk_norm(scaled, LAYOUT, 0), 0.0, included, len(weights), 0, AVERAGE)
+        assert not passes_gate(scaled.norm(), 0.0, included, len(weights), 0, AVERAGE)
 
 
 @settings(max_examples=150, deadline=None)
@@ -158,13 +165,13 @@ def test_an_honest_output_passes_whatever_its_rounding(data: st.DataObject) -> N
     weights = [data.draw(st.floats(1e-3, 1e3)) for _ in vectors]
     total: Vector = np.zeros(length, np.float32)
     for share, sent in zip(shares(weights), encoded, strict=True):
-        total = np.add(total, decode_chunk(sent, layout, 0) * share, dtype=np.float32)
+        total = np.add(total, sent.decode() * share, dtype=np.float32)
     output = encode_chunk(total, layout)
-    included = [(w, chunk_norm(e, layout, 0)) for w, e in zip(weights, encoded, strict=True)]
-    norm, slack = chunk_norm(output, layout, 0), rounding_norm(output, layout, 0)
+    included = [(w, e.norm()) for w, e in zip(weights, encoded, strict=True)]
+    norm, slack = output.norm(), output.rounding_norm()
     assert passes_gate(norm, slack, included, count, 0, AVERAGE)
     assert slack <= norm * math.sqrt(block) / 254 * (1 + 1e-6)  # what a liar gains by it is bounded
-    moved = np.linalg.norm(decode_chunk(output, layout, 0).astype(np.float64) - total.astype(np.float64))
+    moved = np.linalg.norm(output.decode().astype(np.float64) - total.astype(np.float64))
     assert moved <= slack * (1 + 1e-5)
 
 
@@ -174,7 +181,7 @@ def test_a_contrived_block_needs_the_slack() -> None:
     values[0] = 127.0
     layout, exact = Layout(512, 512, 512), float(np.linalg.norm(values.astype(np.float64)))
     output = encode_chunk(values, layout)
-    norm, slack = chunk_norm(output, layout, 0), rounding_norm(output, layout, 0)
+    norm, slack = output.norm(), output.rounding_norm()
     assert norm > 1.045 * exact and not passes_gate(norm, 0.0, [(1.0, exact)], 1, 0, AVERAGE)
     assert passes_gate(norm, slack, [(1.0, exact)], 1, 0, AVERAGE)
     assert not passes_gate(1.2 * exact, slack, [(1.0, exact)], 1, 0, AVERAGE)

@@ -20,7 +20,7 @@ from distributed_training.protocol.types import BlockRef, Neuron, Roster, ScoreC
 
 
 def neuron(uid: int, hotkey: str, registered: int = 5) -> Neuron:
-    return Neuron(uid, hotkey, bytes(32), 0.0, False, registered, None, None, None, 0.0, 0.0, 0)
+    return Neuron(uid, hotkey, bytes(32), 0.0, False, registered, None, None, None, 0.0, 0.0, 0, bytes(32))
 
 
 def roster(*neurons: Neuron) -> Roster:

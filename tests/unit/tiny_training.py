@@ -11,8 +11,10 @@ import torch
 
 from distributed_training import PROTOCOL_VERSION
 from distributed_training.protocol.manifest import RunManifest
+from distributed_training.training.device import Precision
 from distributed_training.training.inner import InnerLoop, InnerResult, Tokens
 from distributed_training.training.model import attention_of, build_model, constants_sha256, read_config
+from distributed_training.training.optimizers import options_of
 
 GPT2: dict[str, Any] = {
     "model_type": "gpt2",
@@ -39,6 +41,7 @@ AUDIT: dict[str, Any] = {
     "error_ok": 0.02,
     "error_bad": 0.10,
     "error_growth_steps": 32.0,
+    "error_growth_max": 4.0,
     "norm_ok": 0.03,
     "norm_bad": 0.15,
     "loss_ok": 0.01,
@@ -46,15 +49,15 @@ AUDIT: dict[str, Any] = {
     "vector_cosine_bad": 0.99,
 }
 INNER: dict[str, Any] = {
+    "optimizer": "adamw",
+    "options": {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8},
     "nominal_steps": 5,
     "max_steps": 50,
     "learning_rate": 1e-3,
     "warmup_steps": 8,
     "decay_steps": 1000,
     "min_lr_ratio": 0.1,
-    "beta1": 0.9,
-    "beta2": 0.95,
-    "epsilon": 1e-8,
+    "ramp_steps": 4,
     "weight_decay": 0.1,
     "clip_norm": 0.5,
 }
@@ -80,6 +83,7 @@ def manifest(
     batch_size: int = 8,
     sequence_length: int = 32,
     section: Callable[[dict[str, Any]], dict[str, Any]] = model_section,
+    optimizer: str = "adamw",
 ) -> RunManifest:
     return RunManifest.model_validate(
         {
@@ -88,7 +92,9 @@ def manifest(
             "netuid": 1,
             "max_uids": 4,
             "version_key": 1,
+            "continues": "",
             "public": {"run_key": "", "checkpoints": "", "pages": ""},
+            "access": {"hotkeys": [], "coldkeys": []},
             "model": section(config),
             "data": {
                 "tokenizer": "bytes",
@@ -101,13 +107,14 @@ def manifest(
                 "batch_size": batch_size,
                 "heldout_sequences": 4,
             },
-            "inner": INNER,
+            "inner": INNER | {"optimizer": optimizer, "options": options_of(optimizer, {})},
             "outer": {"learning_rate": 0.7, "momentum": 0.9},
             "average": {
                 "chunk_coords": 4096,
                 "block_coords": 512,
                 "token_cap": 1 << 20,
                 "initial_tau": 10.0,
+                "weight_by": "tokens",
                 "tau_factor": 1.5,
                 "gate_factor": 1.02,
                 "min_counted": 1,
@@ -152,11 +159,18 @@ def manifest(
     )
 
 
-def loop(config: dict[str, Any], *, batch_size: int = 8, micro_batch: int | None = None) -> InnerLoop:
+def loop(
+    config: dict[str, Any],
+    *,
+    batch_size: int = 8,
+    micro_batch: int | None = None,
+    optimizer: str = "adamw",
+    precision: Precision = "fp32",
+) -> InnerLoop:
     """An inner loop over a fresh model; one thread, so that equal inputs give equal bytes."""
     torch.set_num_threads(1)
-    run = manifest(config, batch_size=batch_size)
-    return InnerLoop(build_model(config, run.model.init_seed), run, micro_batch=micro_batch)
+    run = manifest(config, batch_size=batch_size, optimizer=optimizer)
+    return InnerLoop(build_model(config, run.model.init_seed), run, micro_batch=micro_batch, precision=precision)
 
 
 def batches(seed: int, *, size: int = 8, length: int = 32, vocab: int = 64) -> Iterator[Tokens]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -91,13 +89,17 @@ def write_genesis(rows: Rows, neurons: Sequence[GenesisNeuron]) -> None:
 
 
 def start_clock(path: Path) -> float:
-    """Make now the start of block 0 and return it; a clock that runs already is left alone."""
+    """Make now the start of the block at which the chain stands, 0 or where it was stopped; returns the time of block
+    0. A clock that runs already is left alone."""
     with opened(path) as store:
-        with store.transaction() as rows:
-            if store.genesis_time() is None:
-                now = json.dumps(time.time())
-                rows.connection.execute("update meta set value = ? where name = 'genesis_time'", (now,))
-        return store.genesis_time() or 0.0
+        with store.transaction():
+            return store.genesis_time() or store.resume_clock()
+
+
+def stop_clock(path: Path) -> None:
+    """Let the chain stand at the last block anybody read until `start_clock`. For a chain that no process uses."""
+    with opened(path) as store:
+        store.stop_clock()
 
 
 def resume_clock(path: Path) -> float:

@@ -165,7 +165,7 @@ class LocalStore:
         self.connection().executemany("update meta set value = ? where name = ?", rows)
 
     def genesis_time(self) -> float | None:
-        """Unix time of block 0; None while the clock is not started."""
+        """Unix time of block 0; None while the clock stands: not started yet, or stopped."""
         return self._meta("genesis_time")
 
     def head(self) -> int:
@@ -179,6 +179,10 @@ class LocalStore:
         genesis = time.time() - self._meta("closed") * self.params.block_s
         self._set_meta(genesis_time=genesis)
         return genesis
+
+    def stop_clock(self) -> None:
+        """Stand at the last closed block."""
+        self._set_meta(genesis_time=None)
 
     def rewind(self, block: int) -> None:
         """Make `block` the head of another fork; see genesis.rewind."""

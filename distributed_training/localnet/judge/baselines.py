@@ -2,11 +2,12 @@
 
     python -m distributed_training.localnet.judge.baselines RUN_DIR NAMES...     (NAMES: uids and "union", with commas)
 
-Same start, same pages, same number of inner steps in each round as really done, same learning rates; AdamW keeps its
-moments from round to round, as it would without averaging. What was done stands in RUN_DIR/baselines/jobs.jsonl, a
-line per round and one that ends it; it may still grow, so that a baseline trains beside the rounds, on what the nodes
-leave of the processors. The names of one argument train side by side, each argument after the one before. Each name
-writes RUN_DIR/baselines/NAME.json: {"losses": {round: held-out loss after it}} and, while it works, {"done": steps}.
+Same start, same pages, same number of inner steps in each round as the average holds, same optimiser and learning
+rates; its moments are kept from round to round, as they would be without averaging. What was done stands in
+RUN_DIR/baselines/jobs.jsonl, a line per round and one that ends it; it may still grow, so that a baseline trains beside
+the rounds, on what the nodes leave of the processors. The names of one argument train side by side, each argument after
+the one before. Each name writes RUN_DIR/baselines/NAME.json: {"losses": {round: held-out loss after it}} and, while it
+works, {"done": steps}.
 """
 
 from __future__ import annotations

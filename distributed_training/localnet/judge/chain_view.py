@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -58,27 +57,12 @@ async def shares_at(chain: BittensorChain, block: int) -> Shares:
     )
 
 
-async def final_head(chain: BittensorChain) -> int:
-    return (await chain.head()).finalized
+async def newest_block(chain: BittensorChain) -> int:
+    return (await chain.head()).number
 
 
 def genesis_time(paths: RunPaths) -> float | None:
-    """Unix time of block 0; None before the clock runs."""
+    """Unix time of block 0; None while the clock does not run."""
     with closing(open_file(paths.chain)) as connection:
         (value,) = connection.execute("select value from meta where name = 'genesis_time'").fetchone()
     return json.loads(value)
-
-
-def resume_clock(paths: RunPaths) -> bool:
-    """Let the chain go on at the block where it stopped, as if the pause had not been. False: it never started.
-
-    Only for a chain that no process uses. Blocks that were ever read keep their content.
-    """
-    with closing(open_file(paths.chain)) as connection:
-        connection.execute("begin immediate")
-        meta = {name: json.loads(value) for name, value in connection.execute("select name, value from meta")}
-        if meta["genesis_time"] is not None:
-            genesis = json.dumps(time.time() - meta["closed"] * meta["block_s"])
-            connection.execute("update meta set value = ? where name = 'genesis_time'", (genesis,))
-        connection.execute("commit")
-    return meta["genesis_time"] is not None

@@ -13,7 +13,7 @@ from typing import Any
 
 from distributed_training.localnet.judge import adversary_checks, fault_checks, hub_checks, loss_checks
 from distributed_training.localnet.judge.facts import applied_rounds, miners, nobody_judged
-from distributed_training.localnet.judge.fault_checks import absent, ever_killed
+from distributed_training.localnet.judge.fault_checks import absent, but_for, ever_killed, interrupted
 from distributed_training.localnet.layout import NEWCOMER
 from distributed_training.localnet.names import called, many
 
@@ -82,12 +82,12 @@ def miners_included(summary: Summary) -> Outcome:
     names, excused = miners(summary, honest=True), 0
     for r in applied_rounds(summary):
         dead = absent(summary, r["index"])
-        excused += len(dead & set(names))
+        excused += 0 if r["index"] in interrupted(summary) else len(dead & set(names))
         wanted = {uid for name, uid in names.items() if name not in dead}
         if not wanted <= set(r["included"]):
             return False, f"round {r['index']} left out {called(summary, sorted(wanted - set(r['included'])))}"
     shown = f", but for {excused} rounds of one that had been killed" if excused else ""
-    return bool(applied_rounds(summary)), f"all {len(names)} in every applied round{shown}"
+    return bool(applied_rounds(summary)), f"all {len(names)} in every applied round{shown}{but_for(summary)}"
 
 
 def slices_counted(summary: Summary) -> Outcome:
@@ -181,11 +181,11 @@ def checkpoint_published(summary: Summary) -> Outcome:
 def exact_steps(summary: Summary) -> Outcome:
     for name in miners(summary, honest=True):
         wanted = summary["nodes"][name]["steps_per_round"]
-        for r in summary["rounds"]:
+        for r in (r for r in summary["rounds"] if name not in absent(summary, r["index"])):
             steps = None if r["nodes"][name] is None else r["nodes"][name]["steps"]
             if steps != wanted:
                 return False, f"round {r['index']}: {name} did {steps} steps, {wanted} wanted"
-    return True, "every miner in every round"
+    return True, f"every miner in every round{but_for(summary)}"
 
 
 def newcomer_joined(summary: Summary) -> Outcome:
@@ -234,6 +234,7 @@ ALWAYS: dict[str, Function] = {
 }
 HONEST_ONLY: dict[str, Function] = {
     "loss_below_solo_mean": loss_checks.loss_below_solo_mean,
+    "loss_near_union": loss_checks.loss_near_union,
     "incentive_proportional": incentive_proportional,
 }
 WITH_ADVERSARY: dict[str, Function] = {

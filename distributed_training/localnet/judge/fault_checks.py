@@ -14,13 +14,29 @@ Outcome = tuple[bool, str]
 def absent(summary: Summary, index: int) -> set[str]:
     """Nodes that were killed in this round or not back yet: what they did in it is not measured.
 
-    Never for longer than a node has to come back (RECOVERY_ROUNDS): after that it is to be asked for again.
+    Never for longer than a node has to come back (RECOVERY_ROUNDS): after that it is to be asked for again. Everybody
+    in a round in which the whole run was stopped.
     """
+    if index in interrupted(summary):
+        return set(summary["nodes"])
     return {
         fault["name"]
         for fault in summary["faults"]
         if fault["round"] <= index < min(_back(fault), fault["round"] + RECOVERY_ROUNDS)
     }
+
+
+def interrupted(summary: Summary) -> list[int]:
+    """Rounds in which the run was stopped, and that some had to begin again with what was left of them."""
+    return sorted((summary["watch"] or {}).get("interrupted", []))
+
+
+def but_for(summary: Summary) -> str:
+    """Which rounds are not judged, in words; empty when all are."""
+    rounds = interrupted(summary)
+    if not rounds:
+        return ""
+    return f", but for {', '.join(f'round {index}' for index in rounds)}, in which the run was stopped and went on"
 
 
 def _back(fault: Mapping[str, Any]) -> int:
@@ -65,7 +81,7 @@ def rejoined(summary: Summary) -> Outcome:
 def nobody_hung(summary: Summary) -> Outcome:
     """By the outside watcher: every live node had settled every round by s+L and a moment.
 
-    Dead is allowed for a killed node, and for all in the round in which a stopped run went on. What the watcher could
+    Dead is allowed for a killed node, and for all in a round in which the run was stopped. What the watcher could
     not see, because it was stopped itself, is nobody's fault.
     """
     watch = summary["watch"]
@@ -77,16 +93,14 @@ def nobody_hung(summary: Summary) -> Outcome:
         row = verdicts.get(r["index"])
         if row is None:
             return False, f"round {r['index']} was not watched"
-        excused = absent(summary, r["index"]) | (set(row["dead"]) if r["index"] in watch["interrupted"] else set())
-        fine = set(row["settled"]) | set(row["unseen"]) | (set(row["dead"]) & excused)
+        fine = set(row["settled"]) | set(row["unseen"]) | (set(row["dead"]) & absent(summary, r["index"]))
         if wrong := sorted(set(summary["nodes"]) - fine):
             how = ", ".join(f"{n} {_verdict(row, n)}" for n in wrong)
             return False, f"round {r['index']}: {how}"
         settled += len(row["settled"])
     pauses = [f"the watcher never slept longer than {watch['longest_pause_s']} s", *stood_still(summary)]
-    return bool(settled), f"{settled} node-rounds settled within {watch['grace_s']:.0f} s of their end; " + "; ".join(
-        pauses
-    )
+    within = f"within {watch['grace_s']:.0f} s of their end{but_for(summary)}"
+    return bool(settled), f"{settled} node-rounds settled {within}; {'; '.join(pauses)}"
 
 
 def stood_still(summary: Summary) -> list[str]:

@@ -95,7 +95,7 @@ def read_rounds(paths: RunPaths, manifest: RunManifest, count: int | None) -> li
         while (
             count is None
             and found
-            and not membership.candidates(found[-1].round, found[-1].roster, found[-1].at_commit)
+            and not membership.candidates(found[-1].round, found[-1].roster, found[-1].at_commit, manifest.access)
         ):
             found.pop()
         return found
@@ -136,8 +136,8 @@ def check_round(
         check.recomputed = same
         check.problems += problems
         if len(outputs) == len(counted.slices):
-            vector, carry, _ = combine(plan, counted, outputs, manifest)
-            state = outer_step(state, vector, carry, manifest.outer)
+            combined = combine(plan, counted, outputs, manifest)
+            state, _ = outer_step(state, combined.averages(plan.layout), combined.carry, manifest.outer)
         else:
             check.problems.append("a counted slice is kept by nobody: the state after this round is unknown")
     check.root = state_root(state, chunk_coords).hex()

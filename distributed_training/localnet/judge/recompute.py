@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from distributed_training.averaging.codecs.base import Layout
+from distributed_training.averaging.codecs.int8 import Chunk, parse_chunk
 from distributed_training.averaging.combine import SliceOutput, check_output, reduce_slice
 from distributed_training.averaging.contribution import check_work, from_chunks, split_wire
+from distributed_training.averaging.gather import cut_slice
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.chain.keys import verify
 from distributed_training.errors import WireError
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.membership import Claim
-from distributed_training.protocol.types import Candidate, OutputRecord, SliceSpec, WorkRecord
+from distributed_training.protocol.types import OutputRecord, SliceSpec, WorkRecord
 from distributed_training.protocol.wire import decode_output, decode_signed, record_hash, signing_message
 
 Stores = Mapping[str, RoundStore]
@@ -123,7 +125,7 @@ def kept_output(
             continue
         try:
             record = signed_output(stored, spec, wanted)
-            return check_output(record, split_slice(stored.chunks, plan.layout, spec), works, plan, manifest, spec)
+            return check_output(record, cut_slice(plan.layout, spec, stored.chunks), works, plan, manifest, spec)
         except WireError as error:  # another node may keep a whole copy
             problem = error
     raise problem
@@ -138,16 +140,6 @@ def signed_output(stored: StoredOutput, spec: SliceSpec, wanted: bytes) -> Outpu
     return decode_output(signed.body)
 
 
-def split_slice(data: bytes, layout: Layout, spec: SliceSpec) -> Chunks:
-    chunks, at = [], 0
-    for chunk in range(spec.first_chunk, spec.last_chunk):
-        chunks.append(data[at : at + layout.chunk_bytes(chunk)])
-        at += layout.chunk_bytes(chunk)
-    if at != len(data):
-        raise WireError(f"{len(data)} bytes of chunks are kept, {at} expected")
-    return tuple(chunks)
-
-
 def compare(
     plan: RoundPlan,
     spec: SliceSpec,
@@ -157,7 +149,7 @@ def compare(
     manifest: RunManifest,
 ) -> None:
     """Reduce again what the record says was included; raises WireError unless every byte is the same."""
-    received = {c.public_key: included_chunks(c, i, spec, output, wires) for i, c in enumerate(plan.candidates)}
+    received = {c.public_key: included_chunks(plan, i, spec, output, wires) for i, c in enumerate(plan.candidates)}
     again = reduce_slice(plan, spec, received, works, manifest)
     different = [c for c, (a, b) in enumerate(zip(again.chunks, output.chunks, strict=True)) if a != b]
     if different:
@@ -167,10 +159,11 @@ def compare(
 
 
 def included_chunks(
-    candidate: Candidate, column: int, spec: SliceSpec, output: SliceOutput, wires: Mapping[bytes, Chunks]
-) -> dict[int, bytes]:
-    """Chunk index -> bytes of this sender, for the chunks in which the record includes it. Raises WireError."""
+    plan: RoundPlan, column: int, spec: SliceSpec, output: SliceOutput, wires: Mapping[bytes, Chunks]
+) -> dict[int, Chunk]:
+    """Chunk index -> what this candidate sent, for the chunks in which the record includes it. Raises WireError."""
+    candidate = plan.candidates[column]
     chunks = [spec.first_chunk + i for i, row in enumerate(output.record.included) if row[column]]
     if chunks and candidate.public_key not in wires:
         raise WireError(f"includes uid {candidate.uid}, whose wire bytes are kept by nobody")
-    return {chunk: wires[candidate.public_key][chunk] for chunk in chunks}
+    return {chunk: parse_chunk(wires[candidate.public_key][chunk], plan.layout, chunk) for chunk in chunks}

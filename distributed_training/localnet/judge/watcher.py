@@ -159,7 +159,7 @@ class Watcher:
         self._paths, self._followers = paths, dict[str, Follower]()
         self._former = _former(paths)
         began = time.time()
-        self._interrupted = max(0, times.round_at(began)) if self._former["rounds"] else None
+        self._interrupted = _under_way(self._former["rounds"], times.round_at(began))
         self.observer = Observer(times, began)
 
     def look(self) -> None:
@@ -173,7 +173,7 @@ class Watcher:
         self.observer.look(now, lives, fresh, awake)
 
     def write(self) -> None:
-        """Rounds of an earlier part of a resumed run are kept; the one in which it went on is named."""
+        """Rounds of an earlier part of a resumed run are kept; the one in which it was stopped is named."""
         interrupted = [*self._former["interrupted"], *([] if self._interrupted is None else [self._interrupted])]
         own = {str(index): row for index, row in self.observer.rounds().items()}
         document = {
@@ -199,6 +199,12 @@ def _former(paths: RunPaths) -> dict[str, Any]:
         return json.loads((paths.root / RESULT).read_text())
     except (OSError, ValueError):
         return {"rounds": {}, "interrupted": [], "stood_still": [], "longest_pause_s": 0.0}
+
+
+def _under_way(former: Mapping[str, Any], index: int) -> int | None:
+    """The round in which a resumed run goes on, if it had not been settled by everybody when it was stopped."""
+    before = former.get(str(index), {"verdicts": {}})["verdicts"].values()
+    return index if former and index >= 0 and not (before and set(before) == {SETTLED}) else None
 
 
 def lock_holder_lives(lock: Path) -> bool:

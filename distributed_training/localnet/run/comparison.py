@@ -19,7 +19,7 @@ from distributed_training.localnet.judge.summary import Baselines, ChainFacts, r
 from distributed_training.localnet.layout import miners
 from distributed_training.localnet.run.create import Run
 from distributed_training.localnet.run.processes import NodeProcesses
-from distributed_training.recipes.build import model_size
+from distributed_training.training.model import model_size
 
 WORKERS = 2  # one worker on all tokens has as much to do as all that train alone
 COORD_BYTES = 16  # of each that trains: parameters, gradient, two moments
@@ -124,14 +124,14 @@ def favour(pid: int, niceness: int) -> None:
 
 
 def round_jobs(view: RunView, chain: ChainFacts) -> list[RoundJob]:
-    """What each miner really did in each settled round."""
+    """The work that the averages hold: of a round that came to nothing, alone or together, nobody has it."""
     jobs: list[RoundJob] = []
-    applied = 0
-    for index in rounds_seen(view):
-        steps = {n.uid: int(n.trains[index]["steps"]) for n in view.of_role("miner") if index in n.trains}
-        if index in chain.beacons and any(steps.values()):
+    for applied, index in enumerate(view.applied()):
+        included = next(n.rounds[index]["included"] for n in view.nodes.values() if index in n.rounds)
+        trained = [n for n in view.of_role("miner") if index in n.trains and n.uid in included]
+        if index in chain.beacons and trained:
+            steps = {n.uid: int(n.trains[index]["steps"]) for n in trained}
             jobs.append(RoundJob(index, applied, chain.beacons[index], steps))
-        applied += any(n.rounds[index].get("applied") for n in view.nodes.values() if index in n.rounds)
     return jobs
 
 

@@ -28,12 +28,12 @@ from distributed_training.localnet.run.kills import Kill, plan_kills
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.protocol.types import Role
-from distributed_training.recipes.build import model_size
 from distributed_training.recipes.creation import Choices, Say, create_manifest, find_tokenizer
-from distributed_training.recipes.reading import read_model, read_recipe
+from distributed_training.recipes.reading import read_model, read_preset
 from distributed_training.sources import open_pages
+from distributed_training.training.model import model_size
 
-LOCAL = read_recipe("local")
+LOCAL = read_preset("local")
 DATA = LOCAL.sections["data"]
 WEIGHTS_RATE_LIMIT = 20
 VALIDATOR_STAKE = 1000.0
@@ -138,7 +138,7 @@ def choices(options: Options, model: dict[str, Any], tokenizer: Tokenizer) -> Ch
         "average": {"token_cap": max(64, 4 * options.steps_at_speed_1, fastest) * tokens_per_step},
     }
     return Choices(
-        recipe="local",
+        preset=LOCAL,
         model=model,
         tokenizer=tokenizer,
         seed=options.seed,

@@ -1,6 +1,6 @@
 """How long a block of the demo takes: what a round has to compute, over what this machine gives.
 
-The offsets of a round are the recipe's, in blocks, and the same everywhere: they stand in the manifest, from which
+The offsets of a round are the preset's, in blocks, and the same everywhere: they stand in the manifest, from which
 pages and roots follow. Only the seconds of a block are measured, once, when a run is created.
 """
 

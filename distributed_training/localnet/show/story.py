@@ -7,7 +7,7 @@ from typing import Any
 
 from distributed_training.localnet.judge.checks import PROPORTION_TOLERANCE
 from distributed_training.localnet.judge.facts import nobody_judged
-from distributed_training.localnet.judge.loss_checks import too_short
+from distributed_training.localnet.judge.loss_checks import NEAR, too_short
 from distributed_training.localnet.names import called, many, nodes_of
 
 Summary = Mapping[str, Any]
@@ -57,9 +57,17 @@ def learned(summary: Summary) -> str:
     beside = [f"{sum(solo) / len(solo):.2f} for a miner alone with its own work (mean)"] if solo else []
     beside += [] if union is None else [f"{union:.2f} for one worker that does all of the work itself"]
     said += f"; {' and '.join(beside)}." if beside else "."
+    if union is not None and final <= union * (1 + NEAR):
+        said += f" So together they learned as much as one worker with all of their tokens ({near(final, union)})."
     if solo and final >= sum(solo) / len(solo):
         said += f" So together was no better than alone: {too_short(summary) or 'averaging did not pay here'}."
     return said
+
+
+def near(final: float, union: float) -> str:
+    """How far the one is from the other, in words."""
+    apart = 100 * (final / union - 1)
+    return f"{-apart:.1f} % better" if apart < 0 else f"to within {100 * NEAR:.0f} %"
 
 
 def agreed(summary: Summary) -> str:

@@ -2,20 +2,19 @@
 
 Each step is measured three ways: the relative error of the gradient sketches (worst parameter group), the logarithm
 of the gradient-norm ratio, and the differences of the per-sequence losses. Below `ok` a measure is fine, above `bad`
-the audit fails, between them quality falls with the logarithm. Bounds grow by (1 + t / error_growth_steps), because
-two honest trajectories drift apart.
+the audit fails, between them quality falls with the logarithm. Bounds grow with the step, see `growth`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from distributed_training.protocol.manifest import AuditSection
+from distributed_training.protocol.manifest import MOST_ERROR, AuditSection
 from distributed_training.protocol.types import AuditResult, StepRecord, Verdict
 
 # A group with less than this share of the whole sketch's norm is measured as if it had this share: an error in it
@@ -23,7 +22,12 @@ from distributed_training.protocol.types import AuditResult, StepRecord, Verdict
 TINY_GROUP = 0.01
 # At most this share of the sequences (always at least one) may be off by more than loss_bad: an honest loss spike.
 OFF_SEQUENCES = 0.05
+# Two honest nodes differ by about what an auditor's own two replays do; by up to four times as much where rounding has
+# had time to grow (docs/drift.md).
+OWN_OK, OWN_BAD = 3.0, 6.0
 _FP16_STEP = 2.0**-24  # the smallest fp16 number: half of it is the largest rounding error near zero
+
+_Part = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +48,24 @@ class Measure:
             return 0.0
         return math.log(self.bad / self.error) / math.log(self.bad / self.ok)
 
+    def widened(self, own: float) -> Measure:
+        return replace(self, ok=max(self.ok, OWN_OK * own), bad=max(self.bad, OWN_BAD * own))
+
 
 def judge(
-    logged: Sequence[StepRecord], replayed: Sequence[StepRecord], *, depth: int, audit: AuditSection
+    logged: Sequence[StepRecord],
+    replayed: Sequence[StepRecord],
+    *,
+    depth: int,
+    audit: AuditSection,
+    again: Sequence[StepRecord] = (),
 ) -> AuditResult:
     """Verdict on the first `depth` steps; both sequences start at step 0. Stops at the first failing step.
 
     A log shorter than `depth` fails, and so does one that goes on where the miner's data end (`replayed` shorter
     than `depth` without a failing step). `error` is the number that decided, or the worst gradient error of a pass.
+    `again`: the auditor's own second replay, rounded otherwise. What its two differ by, times OWN_OK and OWN_BAD, is
+    held against nobody; where gradients of other data could then pass, the log is judged no further.
     """
     if depth < 1:
         raise ValueError(f"expected depth >= 1, got {depth}")
@@ -67,6 +81,11 @@ def judge(
         if not same_shape(logged[step], replayed[step]):
             return _failed(depth, step, None, "log malformed")
         found = tuple(measure_step(logged[step], replayed[step], audit))
+        if step < len(again):
+            own = measure_step(again[step], replayed[step], audit)
+            found = tuple(m.widened(mine.error) for m, mine in zip(found, own, strict=True))
+            if found[0].bad >= MOST_ERROR and step > 0:
+                break
         bad = next((m for m in found if m.error > m.bad), None)
         if bad is not None:
             return _failed(depth, step, bad.error, bad.reason, bad.ok, bad.bad)
@@ -84,18 +103,24 @@ def failing(logged: StepRecord, replayed: StepRecord, audit: AuditSection) -> bo
 def measure_step(logged: StepRecord, replayed: StepRecord, audit: AuditSection) -> Iterator[Measure]:
     """The measures of one step of two well-formed records of the same shape."""
     t = replayed.step
-    growth = 1.0 + t / audit.error_growth_steps
+    grown = growth(audit, t)
     error = gradient_error(logged, replayed)
-    yield Measure(t, "gradient", error, audit.error_ok * growth, audit.error_bad * growth)
+    yield Measure(t, "gradient", error, audit.error_ok * grown, audit.error_bad * grown)
     ratio = _log_ratio(logged.grad_norm, replayed.grad_norm)
-    yield Measure(t, "norm", ratio, math.log1p(audit.norm_ok) * growth, math.log1p(audit.norm_bad) * growth)
+    yield Measure(t, "norm", ratio, math.log1p(audit.norm_ok) * grown, math.log1p(audit.norm_bad) * grown)
     differences = np.abs(np.asarray(logged.losses) - np.asarray(replayed.losses))
-    ok, bad = audit.loss_ok * growth, audit.loss_bad * growth
+    ok, bad = audit.loss_ok * grown, audit.loss_bad * grown
     yield Measure(t, "loss", float(np.median(differences)), ok, bad)
     allowed = max(1, math.floor(OFF_SEQUENCES * len(differences)))
     if len(differences) > 1:
         # The largest difference that more than `allowed` sequences reach: above bad when too many are off.
         yield Measure(t, "loss", float(np.sort(differences)[-allowed - 1]), bad, bad)
+
+
+def growth(audit: AuditSection, step: int) -> float:
+    """What the bounds of step `step` are a multiple of: two honest trajectories drift apart, cheats no further than to
+    gradients that have nothing in common, so it ends at `error_growth_max`."""
+    return min(audit.error_growth_max, 1.0 + step / audit.error_growth_steps)
 
 
 def gradient_error(logged: StepRecord, replayed: StepRecord) -> float:
@@ -125,24 +150,31 @@ def same_shape(a: StepRecord, b: StepRecord) -> bool:
     return len(a.losses) == len(b.losses) > 0 and shape == [len(row) for row in b.sketch] and min(shape, default=0) > 0
 
 
-def judge_vector(
-    replayed: npt.NDArray[np.float32], committed: npt.NDArray[np.float32], audit: AuditSection, *, depth: int
-) -> AuditResult | None:
-    """A full replay's pseudo-gradient against the decoded committed one, both float32 [d]; None when they agree.
+def judge_vector(parts: Iterable[tuple[_Part, _Part, _Part]], audit: AuditSection, *, depth: int) -> AuditResult | None:
+    """A full replay's pseudo-gradient, the decoded committed one, and that of the auditor's own second replay, rounded
+    otherwise (else the first again), float32, all in the same parts. None when the first two agree.
 
-    Fails when their cosine is below `vector_cosine_bad` or their norms differ by more than `norm_bad`.
+
+    Fails when their cosine is below `vector_cosine_bad` or their norms differ by more than `norm_bad`, and by more than
+    twice what the auditor's two do.
     """
-    if replayed.shape != committed.shape:
-        return _failed(depth, None, None, "vector")
-    ours, theirs = replayed.astype(np.float64), committed.astype(np.float64)
-    norm, other = float(np.sqrt(ours @ ours)), float(np.sqrt(theirs @ theirs))
-    if norm == 0.0 and other == 0.0:
-        return None
-    cosine = float(ours @ theirs) / (norm * other) if norm * other > 0.0 else 0.0
-    if not cosine >= audit.vector_cosine_bad:  # NaN fails too
-        return _failed(depth, None, cosine, "vector", audit.vector_cosine_bad, audit.vector_cosine_bad)
-    ratio, bad = _log_ratio(other, norm), math.log1p(audit.norm_bad)
+    products = np.zeros((3, 3))
+    for part in parts:
+        vectors = np.stack([one.astype(np.float64) for one in part])
+        products += vectors @ vectors.T
+    norms = np.sqrt(np.diag(products)).tolist()
+    cosine, own_cosine = (_cosine(products[0, i], norms[0], norms[i]) for i in (1, 2))
+    lowest = min(audit.vector_cosine_bad, 2.0 * own_cosine - 1.0)
+    if not cosine >= lowest:  # NaN fails too
+        return _failed(depth, None, cosine, "vector", lowest, lowest)
+    ratio, own_ratio = (_log_ratio(norms[i], norms[0]) for i in (1, 2))
+    bad = max(math.log1p(audit.norm_bad), 2.0 * own_ratio)
     return _failed(depth, None, ratio, "vector norm", bad, bad) if ratio > bad else None
+
+
+def _cosine(product: float, norm: float, other: float) -> float:
+    """Of vectors that are both zero: 1."""
+    return product / (norm * other) if norm * other > 0.0 else float(norm == other)
 
 
 def _log_ratio(a: float, b: float) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import fsum
 
-from distributed_training.protocol.manifest import AverageSection
+from distributed_training.protocol.manifest import AccessSection, AverageSection
 from distributed_training.protocol.types import Candidate, Carry, Commitment, Neuron, Role, Roster, Round, SliceSpec
 
 RECENT_INCLUDED = 4  # a reducer was included in one of this many last applied rounds
@@ -44,10 +44,18 @@ def said(neuron: Neuron, now: Roster, run: bytes) -> tuple[Commitment, int] | No
     return (current.commitment, current.commitment_block or 0) if current.commitment.run == run else None
 
 
-def candidates(round_: Round, roster: Roster, at_commit: Roster) -> tuple[Candidate, ...]:
-    """Miners of the roster (s-B) whose round-r work hash was written in (s, s+D], sorted by public key.
+def may_mine(neuron: Neuron, access: AccessSection) -> bool:
+    """Is this hotkey, or the coldkey that owns it, on the run's list? Everybody is where there is none."""
+    if not access.hotkeys and not access.coldkeys:
+        return True
+    return neuron.public_key.hex() in access.hotkeys or neuron.coldkey.hex() in access.coldkeys
 
-    `at_commit` is the roster as of s+D. Identity, peer key and address are those of the roster: nobody joins a
+
+def candidates(round_: Round, roster: Roster, at_commit: Roster, access: AccessSection) -> tuple[Candidate, ...]:
+    """Miners of the roster (s-B) that may mine and whose round-r work hash was written in (s, s+D], sorted by public
+    key.
+
+    `at_commit` is the roster as of s+D. Identity, owner, peer key and address are those of the roster: nobody joins a
     round that has begun.
     """
     found: list[Candidate] = []
@@ -60,7 +68,7 @@ def candidates(round_: Round, roster: Roster, at_commit: Roster) -> tuple[Candid
             continue
         if not round_.start_block < block <= round_.commit_block:
             continue
-        if commitment.peer_key != before[0].peer_key:
+        if commitment.peer_key != before[0].peer_key or not may_mine(neuron, access):
             continue
         found.append(
             Candidate(

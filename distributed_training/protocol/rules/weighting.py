@@ -37,10 +37,16 @@ def next_tau(norms: Sequence[float], former: float, average: AverageSection) -> 
 
 
 def raw_weight(tokens: int, norm: float, tau: float, average: AverageSection) -> float:
-    """a_i = min(tokens, cap) * min(1, tau / ||x||); a zero vector weighs nothing."""
+    """a_i = w_i * min(1, tau / ||x||), w_i = min(tokens, cap) or its square root (`weight_by`); a zero vector weighs
+    nothing.
+
+    The root where miners differ in speed: many steps of one miner say less than as many of several, whose noise
+    averages out (measured: docs/learning.md). Pay goes by tokens alone.
+    """
     if norm <= 0 or tokens <= 0:
         return 0.0
-    return min(tokens, average.token_cap) * min(1.0, tau / norm)
+    tokens = min(tokens, average.token_cap)
+    return (math.sqrt(tokens) if average.weight_by == "root_tokens" else tokens) * min(1.0, tau / norm)
 
 
 def shares(raw: Sequence[float]) -> tuple[np.float32, ...]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-
-import numpy as np
+from functools import partial
 
 from distributed_training.averaging.codecs.base import Vector
-from distributed_training.averaging.codecs.int8 import decode_chunk
+from distributed_training.averaging.codecs.int8 import parse_chunk
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.data.base import PageSource
 from distributed_training.data.loader import PagesExhausted, pages_used
@@ -21,19 +19,20 @@ from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.rules.audit_plan import AuditTask
-from distributed_training.protocol.rules.fidelity import failing, judge, judge_vector
 from distributed_training.protocol.types import AuditResult, StepRecord, Verdict, WorkRecord
 from distributed_training.protocol.wire import decode_log, encode_step
 from distributed_training.roles.auditing.probe import Probe, Prober
+from distributed_training.roles.auditing.query import Claim, Enough, Parts, train_query
 from distributed_training.roles.mining.work import assigned_batches, round_permutation
 from distributed_training.roles.parts import TrainingThread
 from distributed_training.roles.service import PushedLog
 from distributed_training.training.device import out_of_memory
-from distributed_training.training.inner import InnerLoop
-from distributed_training.training.outer import RunState
+from distributed_training.training.inner import InnerLoop, InnerResult
 from distributed_training.training.replay import replay
 
 log = logging.getLogger(__name__)
+
+Start = tuple[Vector, int]  # parameters at the start of a round, and rounds applied before it
 
 
 class Unread:
@@ -80,7 +79,7 @@ class Auditor:
         self._source = PageReads(source).until(lambda: training.stopping, page_timeout_s)
 
     async def audit(
-        self, plan: RoundPlan, state: RunState, task: AuditTask, record: WorkRecord, pushed: PushedLog, beacon: bytes
+        self, plan: RoundPlan, start: Start, task: AuditTask, record: WorkRecord, pushed: PushedLog, beacon: bytes
     ) -> tuple[AuditResult | None, Probe | None]:
         """(train query, integrity query). None: our own trouble, nothing was observed."""
         candidate = plan.candidate(task.public_key)
@@ -88,12 +87,12 @@ class Auditor:
         index = plan.round.index
         log.debug("round %d: uid %d claims %d steps, %d are replayed", index, task.uid, record.steps, task.depth.length)
         try:
-            logged = self._decode(record, pushed.log)
+            logged = await self._training.run(lambda: self._decode(record, pushed.log))  # of many numbers
             await self._training.run(lambda: self._check_pages(plan, record))
-            result = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
-            if result.verdict is Verdict.FAIL:
-                again = await self._training.run(lambda: self._replay(plan, state, task, logged, probe))
-                result = result if again.verdict is Verdict.FAIL else again
+            replayed = partial(self._replay, plan, start, task.uid, task.depth.length)
+            claim = Claim(logged, self._vector(plan, task, probe), start[0])
+            depth, audit = task.depth.length, self._manifest.audit
+            result = await self._training.run(lambda: train_query(claim, replayed, depth, audit))
         except PagesExhausted:
             return _failed(task, "more steps claimed than its pages hold"), probe
         except PeerFault as error:
@@ -142,37 +141,36 @@ class Auditor:
             raise WireError("pages are not the assigned ones")
 
     def _replay(
-        self, plan: RoundPlan, state: RunState, task: AuditTask, logged: Sequence[StepRecord], probe: Probe | None
-    ) -> AuditResult:
+        self, plan: RoundPlan, start: Start, uid: int, depth: int, otherwise: bool, enough: Enough
+    ) -> InnerResult:
         """Raises what kept us from it; a page list that is too short is the miner's, and judged by its log."""
-        depth = task.depth.length
-        batches = assigned_batches(
-            self._manifest, self._source, self._tokenizer, plan.round.index, plan.beacon, task.uid
-        )
+        params, applied = start
+        batches = assigned_batches(self._manifest, self._source, self._tokenizer, plan.round.index, plan.beacon, uid)
         with batches:
             replayed = replay(
                 self._loop,
-                state.params,
+                params,
                 batches,
-                applied_rounds=state.applied,
+                applied_rounds=applied,
                 sketch_seed=plan.beacon,
                 depth=depth,
-                enough=lambda r: r.step >= len(logged) or failing(logged[r.step], r, self._manifest.audit),
+                enough=enough,
                 cancelled=lambda: self._training.stopping,
+                otherwise=otherwise,
             )
             if batches.fault is not None and not isinstance(batches.fault, PagesExhausted):
                 raise batches.fault
-        result = judge(logged, replayed.steps, depth=depth, audit=self._manifest.audit)
-        if result.verdict is Verdict.FAIL or not task.depth.full or probe is None:
-            return result
-        return self._compare_vector(plan, state.params - replayed.end, probe, result)
+        return replayed
 
-    def _compare_vector(self, plan: RoundPlan, delta: Vector, probe: Probe, result: AuditResult) -> AuditResult:
-        if len(probe.chunks) < plan.layout.num_chunks:
-            return result
-        parts = [decode_chunk(probe.chunks[c], plan.layout, c) for c in range(plan.layout.num_chunks)]
-        worse = judge_vector(delta, np.concatenate(parts), self._manifest.audit, depth=result.depth)
-        return result if worse is None else worse
+    def _vector(self, plan: RoundPlan, task: AuditTask, probe: Probe | None) -> Parts | None:
+        """What was committed, part by part, if all of it is to be compared and all of it came."""
+        layout = plan.layout
+        if not task.depth.full or probe is None or len(probe.chunks) < layout.num_chunks:
+            return None
+        chunks = probe.chunks
+        return lambda: (
+            (slice(*layout.coords(c)), parse_chunk(chunks[c], layout, c).decode()) for c in range(layout.num_chunks)
+        )
 
 
 def _failed(task: AuditTask, reason: str) -> AuditResult:

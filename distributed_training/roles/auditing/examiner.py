@@ -27,7 +27,7 @@ from distributed_training.roles.auditing.weights import WeightSetter
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.service import PushedLog
 from distributed_training.roles.trouble import attempt, tell
-from distributed_training.training.outer import RunState
+from distributed_training.training.outer import Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class FinishedRound:
     """What the audit of a round needs after it was settled."""
 
     plan: RoundPlan
-    state: RunState  # the state the round started from
+    params: Vector  # that the round started from
+    applied: int  # rounds before it
     outcome: AverageOutcome
     works: Mapping[bytes, WorkRecord]
     logs: Mapping[bytes, PushedLog]
@@ -100,9 +101,8 @@ class Examiner:
         # One block of grace after s+X: later, and certainly once the beacon is out, a miner could fit its log to it.
         if pushed is None or pushed.block > done.plan.round.output_block + 1:
             return Look(candidate, task, False, None, None)
-        return Look(
-            candidate, task, True, *await self._auditor.audit(done.plan, done.state, task, record, pushed, beacon)
-        )
+        start = done.params, done.applied
+        return Look(candidate, task, True, *await self._auditor.audit(done.plan, start, task, record, pushed, beacon))
 
     def _believed(self, round_index: int, looks: Sequence[Look]) -> list[Look]:
         """If the network failed in every probe of several peers, it is our own line: then none was measured."""

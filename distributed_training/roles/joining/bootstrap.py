@@ -18,11 +18,13 @@ from distributed_training.errors import ConfigError, LocalFault, WireError
 from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.rules.clock import round_at
 from distributed_training.roles.joining.published import load_published
-from distributed_training.roles.joining.snapshots import decided_root, fetch_newest, patience_s, run_keys_word
+from distributed_training.roles.joining.snapshots import Decided, decided_root, fetch_newest, patience_s, run_keys_word
 from distributed_training.roles.parts import Parts
 from distributed_training.training.outer import RunState, state_root
 
 log = logging.getLogger(__name__)
+
+Initial = Callable[[], RunState]  # anew each time: who goes on from a state changes it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,10 +37,10 @@ class Start:
     source: str
 
 
-async def choose_start(parts: Parts, initial: RunState, *, stuck_at: int | None = None) -> Start:
+async def choose_start(parts: Parts, initial: Initial, *, stuck_at: int | None = None) -> Start:
     """The state to go on from. Raises ConfigError when there is none, LocalFault for our own trouble.
 
-    initial: round 0 as this machine builds it. stuck_at: a round that we cannot pass from our own state, so a later
+    initial: builds round 0 on this machine. stuck_at: a round that we cannot pass from our own state, so a later
     one is looked for first. A round 0 that this machine cannot build is waited for until round 0 is over: the owner may
     come later than we.
     """
@@ -59,16 +61,19 @@ async def choose_start(parts: Parts, initial: RunState, *, stuck_at: int | None 
     return start
 
 
-async def _look(parts: Parts, initial: RunState, stuck_at: int | None) -> Start | None:
+async def _look(parts: Parts, initial: Initial, stuck_at: int | None) -> Start | None:
     own = await _first_good(parts, await _own(parts))
     if own is not None and stuck_at is None and await _can_roll_forward(parts, own.index):
         return own
-    begin = await _first_good(parts, [Start(0, initial, True, "round 0")])
+    built = await asyncio.to_thread(initial)
+    begin = await _first_good(parts, [Start(0, built, True, "round 0")])
     have = [start for start in (own, begin) if start is not None]
-    newest = max((start.index for start in have), default=-1)
-    fetched = await _from_peers(parts, len(initial.params), newest if stuck_at is None else stuck_at)
-    if fetched is not None:
-        return fetched
+    newest, num_coords = max((start.index for start in have), default=-1), len(built.params)
+    del built, own, begin
+    decided = await fetch_newest(parts, num_coords, newest if stuck_at is None else stuck_at)
+    if decided is not None:
+        have.clear()  # a state takes much memory
+        return await _from_peers(parts, decided)
     checkpoint = await _checkpoint(parts)
     have += [checkpoint] if checkpoint is not None else []
     return max(have, key=lambda start: start.index, default=None)
@@ -106,10 +111,8 @@ async def _own(parts: Parts) -> list[Start]:
     return [Start(*found, False, "own snapshot")]
 
 
-async def _from_peers(parts: Parts, num_coords: int, after: int) -> Start | None:
-    decided = await fetch_newest(parts, num_coords, after)
-    if decided is None:
-        return None
+async def _from_peers(parts: Parts, decided: Decided) -> Start:
+    """Fetched, and on our disk."""
     index, state = await asyncio.to_thread(parts.store.states.load, decided.round)
     if await asyncio.to_thread(state_root, state, parts.manifest.average.chunk_coords) != decided.root:
         raise LocalFault(f"the state of round {decided.round} changed on our own disk after it was checked")

@@ -2,58 +2,66 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Mapping
 
 from distributed_training.averaging.butterfly import OwnWork
+from distributed_training.averaging.codecs.base import Layout
 from distributed_training.averaging.contribution import from_chunks, split_wire
 from distributed_training.averaging.plan import RoundPlan, layout_of
+from distributed_training.averaging.store import RoundStore
 from distributed_training.errors import LocalFault, WireError
 from distributed_training.protocol.merkle import digest
 from distributed_training.protocol.wire import decode_output, decode_signed, decode_work, record_hash
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.service import HeldWork
-from distributed_training.roles.trouble import attempt
+from distributed_training.roles.trouble import attempt, tell
 
 log = logging.getLogger(__name__)
 
 
-def keep_work(parts: Parts, held: HeldWork) -> None:
+async def keep_work(parts: Parts, held: HeldWork) -> None:
     """Bytes first, then the journal's line that names them: without the line a restart finds nothing."""
     index, signed = held.record.round, held.own.signed
     work = record_hash(decode_signed(signed).body)
-
-    def write() -> None:
+    try:
         parts.store.put_work(index, work, signed)
-        parts.store.put_own(index, b"".join(held.own.contribution.chunks), held.log)
+        await asyncio.to_thread(parts.store.put_own, index, held.own.contribution.chunks, held.log)
         parts.journal.save_own(index, {"work": work.hex(), "log": digest(held.log).hex(), "output": None})
+    except LocalFault as error:
+        tell(parts, index, "disk", error)
 
-    attempt(parts, index, "disk", write)
 
-
-def find_work(parts: Parts, follower: Follower, held: HeldWork | None = None) -> HeldWork | None:
+async def find_work(parts: Parts, follower: Follower, held: HeldWork | None = None) -> HeldWork | None:
     """What this process (`held`) or a former one made for the round that begins now, if it fits this state: who joined
     again may hold another one now. Never raises."""
-    if held is not None and (held.record.round, held.record.state_root) == (follower.index, follower.root):
-        return held
+    now = follower.index, follower.root
+    if held is not None and (held.record.round, held.record.state_root) == now and held.own.contribution.chunks:
+        return held  # without its chunks it was put away: our disk has them
     index, layout = follower.index, layout_of(parts.manifest, len(follower.state.params))
     try:
         line = parts.journal.load_own(index)
-        if line is None:
-            return None
-        signed = parts.store.work(index, bytes.fromhex(line["work"]))
-        wire, steps_log = parts.store.own_wire(index), parts.store.own_log(index)
-        if signed is None or wire is None or steps_log is None:
-            return None
-        body = decode_signed(signed).body
-        record = decode_work(body)
-        contribution = from_chunks(split_wire(wire, layout), layout)
+        found = None if line is None else await asyncio.to_thread(_read, parts.store, index, line, layout)
     except (LocalFault, WireError) as error:
         log.warning("round %d: the work we kept cannot be used: %s", index, error)
         return None
+    return found if found is not None and found.record.state_root == follower.root else None
+
+
+def _read(store: RoundStore, index: int, line: Mapping[str, str], layout: Layout) -> HeldWork | None:
+    """None: not all of what the line names is there. Raises LocalFault, WireError."""
+    signed = store.work(index, bytes.fromhex(line["work"]))
+    wire, steps_log = store.own_wire(index), store.own_log(index)
+    if signed is None or wire is None or steps_log is None:
+        return None
+    body = decode_signed(signed).body
+    record = decode_work(body)
+    contribution = from_chunks(split_wire(wire, layout), layout)
     fits = (
         record_hash(body).hex() == line["work"]
-        and (record.round, record.state_root) == (index, follower.root)
+        and record.round == index
         and (contribution.wire_root, contribution.norms) == (record.wire_root, record.chunk_norms)
         and digest(steps_log).hex() == line["log"]
     )

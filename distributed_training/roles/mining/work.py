@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from distributed_training.data.base import PageSource
 from distributed_training.data.loader import BatchStream
 from distributed_training.data.patience import PageReads
@@ -85,7 +87,7 @@ class Trainer:
                 )
             finally:
                 ended = True  # a page that is still being read ahead is not waited for
-            delta = task.state.params - result.end
+            delta = np.subtract(task.state.params, result.end, out=result.end)
             return WorkResult(delta, result.steps, stream.page_digests, stream.fault, stream.stall_s)
 
 

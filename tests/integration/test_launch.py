@@ -1,4 +1,4 @@
-"""docs/own-run.md, as written: a run of one's own on the subnet of a demo, seen by everybody."""
+"""docs/launch.md, as written: a run of one's own on the subnet of a demo, seen by everybody, and one that goes on."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ from subnet import free_port
 from distributed_training import runs
 from distributed_training.chain.keys import derive_coldkey, derive_keypair, write_wallet
 from distributed_training.chain.local.genesis import GenesisNeuron, create_chain, start_clock
+from distributed_training.checkpoints.local import LocalCheckpoints
+from distributed_training.protocol.manifest import load_manifest
+from distributed_training.roles.exporting import exporter_of
+from distributed_training.training.flat import to_flat
+from distributed_training.training.model import run_model
+from distributed_training.training.outer import initial_state, state_root
+
+pytestmark = pytest.mark.alone
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("gpt2-small", "qwen2.5-small", "llama3-small")  # with the fields of the published files
@@ -34,9 +42,9 @@ def create_run() -> Callable[[Sequence[str]], int]:
     return module.main
 
 
-def block() -> list[list[str]]:
-    """The words of the document's first commands."""
-    text = (ROOT / "docs" / "own-run.md").read_text()
+def block(heading: str) -> list[list[str]]:
+    """The words of the commands below a heading of the document."""
+    text = (ROOT / "docs" / "launch.md").read_text().split(f"## {heading}\n")[1]
     return [shlex.split(line) for line in re.split("```(?:bash)?\n", text)[1].splitlines()]
 
 
@@ -63,7 +71,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_commands_of_the_document_launch_a_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    create, owner, look, *_others = block()
+    create, owner, look, *_others = block("In ten minutes, on the subnet of a demo")
     main = create_run()
     for model in MODELS:
         words = [word.replace("qwen2.5-small", model).replace("runs/mine/", f"runs/{model}/") for word in create[2:]]
@@ -82,6 +90,25 @@ def test_the_commands_of_the_document_launch_a_run(home: Path, capsys: pytest.Ca
         finally:
             node.send_signal(signal.SIGTERM)
     assert node.returncode == 0
+    write_checkpoint(home / "runs" / "mine")
+    (go_on,) = block("Go on with a run under new constants")
+    assert main(go_on[2:]) == 0
+    assert "goes on with round 3 of run" in capsys.readouterr().out
+    assert (
+        json.loads((home / "runs" / "next" / "manifest.json").read_text())["continues"]
+        == load_manifest(home / "runs" / "mine" / "manifest.json").sha256
+    )
+
+
+def write_checkpoint(run_dir: Path) -> None:
+    """As the owner's node does: of round 3."""
+    manifest = load_manifest(run_dir / "manifest.json")
+    model = run_model(manifest.model)
+    state = initial_state(to_flat(model), manifest.average)
+    (run_dir / "new").mkdir()
+    root = state_root(state, manifest.average.chunk_coords)
+    exporter_of(run_dir, manifest, model, {}, None).write(run_dir / "new", 3, state, root)
+    LocalCheckpoints(run_dir / "checkpoints").publish(3, run_dir / "new")
 
 
 def wait_for_the_run(look: list[str], capsys: pytest.CaptureFixture[str], node: subprocess.Popen[bytes]) -> None:

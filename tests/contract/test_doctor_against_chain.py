@@ -32,6 +32,8 @@ from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Role
 from distributed_training.settings.config import load_config
 
+pytestmark = pytest.mark.alone
+
 RUN = tiny_training.manifest(tiny_training.GPT2).model_copy(update={"netuid": NETUID})
 OF_THE_CHAIN = ("chain", "clock by the chain", "registered", "manifest", "tokenizer")
 NOBODY = "ws://127.0.0.1:9"
