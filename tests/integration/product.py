@@ -61,7 +61,7 @@ class Product:
         self.origin, self.clone, self.run, self._keys = (folder / n for n in ("origin", "clone", "run", "keys"))
         for path in (self.origin, self.run / "nodes" / "h", self._keys):
             path.mkdir(parents=True)
-        (self.run / "manifest.json").write_text('{"protocol_version": 5}')
+        (self.run / "manifest.json").write_text('{"protocol_version": 4}')
         self.verdict("all well", 461)
         self.git("init", "--quiet", "-b", "main")
         self.release_file("neurons/miner.py", NODE)
