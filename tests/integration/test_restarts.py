@@ -77,7 +77,7 @@ def included(subnet: Subnet, name: str) -> list[int]:
 
 
 async def test_killed_nodes_go_on_where_they_were_and_commit_nothing_twice(tmp_path: Path) -> None:
-    subnet = make_subnet(tmp_path, miners=MINERS, owner=False, slower=1.5)
+    subnet = make_subnet(tmp_path, miners=MINERS, owner=False, slower=2.0)  # nodes load while a round goes on
     async with running(subnet, rounds=ROUNDS):
         await asyncio.gather(
             restart_in(subnet, "miner-0", 0, event="phase", phase="train"),

@@ -39,10 +39,7 @@ def failed(summary: Summary) -> set[str]:
 
 
 def test_an_honest_run_holds_every_check_and_fits_the_schema(summary: Summary, tmp_path: Path) -> None:
-    assert summary["ok"] and {name for name, ok in summary["checks"].items() if not ok} == {"loss_near_union"}
-    assert summary["details"]["loss_near_union"].startswith(
-        "not compared: it takes 2 to 8 times a miner's steps in a row"
-    )
+    assert summary["ok"] and all(summary["checks"].values())
     write_summary(tmp_path / "summary.json", summary)
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(json.loads((tmp_path / "summary.json").read_text()), SCHEMA)
@@ -158,26 +155,11 @@ def test_a_run_of_five_steps_in_five_rounds_is_compared_and_can_fail(summary: Su
     assert "loss_below_solo_mean" in failed(summary)
 
 
-def test_equal_miners_end_no_worse_than_one_worker_that_takes_all_their_steps(summary: Summary) -> None:
-    every_round(summary, 20, rounds=6)
-    for name in ("miner-0", "miner-1", "miner-2", "miner-3"):
-        summary["nodes"][name]["steps_per_round"] = 20
-    for union, ok in ((3.5, True), (3.0, True), (2.95, False), (None, False)):
-        summary["union_heldout_loss"] = union
-        found = next(c for c in run_checks(summary) if c.name == "loss_near_union")
-        assert found.ok is ok
-    assert found.detail == "not measured"
-    summary["union_heldout_loss"] = 2.0
-    every_round(summary, 20, rounds=7)
-    found = next(c for c in run_checks(summary) if c.name == "loss_near_union")
-    assert found.ok is None and "long (140 steps a miner; up to 120 were measured)" in found.detail
-
-
 def test_what_was_not_compared_is_shown_and_fits_the_schema(summary: Summary) -> None:
     summary["checks"]["loss_below_solo_mean"] = None
     jsonschema.validate(json.loads(json.dumps(summary)), SCHEMA)
     text = shown(summary)
-    assert "  -    loss_below_solo_mean" in text and "all 13 checks held, 2 not compared" in text
+    assert "  -    loss_below_solo_mean" in text and "all 13 checks held, 1 not compared" in text
 
 
 def test_a_watcher_that_was_stopped_blames_nobody_and_a_machine_that_slept_is_named(summary: Summary) -> None:
@@ -398,7 +380,7 @@ def test_the_text_names_losses_pay_and_every_failed_check(summary: Summary) -> N
     assert "together, averaged peer to peer     3.0155" in text
     assert "one worker on all tokens            2.9000" in text
     assert "miner-3 (uid 6)                   60     50.00 %" in text
-    assert "FAIL bytes_sent" in text and "1 of 15 checks failed: bytes_sent" in text
+    assert "FAIL bytes_sent" in text and "1 of 14 checks failed: bytes_sent" in text
 
 
 def test_the_report_is_drawn_from_whatever_was_measured(summary: Summary, tmp_path: Path) -> None:

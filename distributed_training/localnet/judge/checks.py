@@ -234,7 +234,6 @@ ALWAYS: dict[str, Function] = {
 }
 HONEST_ONLY: dict[str, Function] = {
     "loss_below_solo_mean": loss_checks.loss_below_solo_mean,
-    "loss_near_union": loss_checks.loss_near_union,
     "incentive_proportional": incentive_proportional,
 }
 WITH_ADVERSARY: dict[str, Function] = {
