@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distributed_training import PROTOCOL_VERSION
 from distributed_training.data.tokens import TOKENIZER_FILE, load_tokenizer
@@ -19,7 +18,7 @@ from distributed_training.finding.content import Wanted, fetch
 from distributed_training.finding.find import Finder, missing_files, runs_command
 from distributed_training.paths import is_missing
 from distributed_training.preflight import run_manifest
-from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.manifest import RunManifest, other_protocol
 from distributed_training.protocol.types import Role
 from distributed_training.settings.config import NodeConfig
 
@@ -46,11 +45,8 @@ class Version:
 
 
 def other_version(data: bytes) -> Version | None:
-    try:
-        version: Any = json.loads(data)["protocol_version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return Version(version) if type(version) is int and version != PROTOCOL_VERSION else None
+    version = other_protocol(data)
+    return None if version is None else Version(version)
 
 
 def is_given(config: NodeConfig) -> bool:

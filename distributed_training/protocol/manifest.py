@@ -270,7 +270,7 @@ def parse_manifest(data: bytes, *, source: str = "manifest") -> RunManifest:
     try:
         return RunManifest.model_validate_json(data)
     except ValidationError as error:
-        if (other := _other_version(data)) is not None:
+        if (other := other_protocol(data)) is not None:
             raise ConfigError(
                 f"{source}: protocol_version must be {PROTOCOL_VERSION}, not {other}: a run is followed by the version "
                 "of this code that speaks its protocol"
@@ -280,12 +280,12 @@ def parse_manifest(data: bytes, *, source: str = "manifest") -> RunManifest:
         raise ConfigError(f"{source}: {where}: {expected(first)} ({error.error_count()} problem(s) in all)") from None
 
 
-def _other_version(data: bytes) -> int | None:
+def other_protocol(data: bytes) -> int | None:
+    """The protocol version that a manifest names, where it is not the one spoken here."""
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
+        version: Any = json.loads(data)["protocol_version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    version = document.get("protocol_version") if isinstance(document, dict) else None
     return version if type(version) is int and version != PROTOCOL_VERSION else None
 
 
