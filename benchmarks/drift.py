@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.drift_runs import AUDITOR, Miner, Rig, State, cheats, honest, rig
-from distributed_training.protocol.manifest import AuditSection
+from distributed_training.protocol.observed import AuditResult, Verdict
 from distributed_training.protocol.rules.audit_plan import Depth, audit_depth
 from distributed_training.protocol.rules.fidelity import gradient_error, growth
-from distributed_training.protocol.types import AuditResult, StepRecord, Verdict
+from distributed_training.protocol.sections import AuditSection
+from distributed_training.protocol.types import StepRecord
 from distributed_training.roles.auditing.query import Claim, Enough, train_query
 from distributed_training.settings.arguments import assignment, whole
 from distributed_training.training.flat import Flat

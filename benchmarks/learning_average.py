@@ -10,8 +10,8 @@ from distributed_training.averaging.codecs.base import Layout, Vector
 from distributed_training.averaging.codecs.int8 import parse_chunk
 from distributed_training.averaging.combine import ChunkReducer
 from distributed_training.averaging.contribution import encode_contribution
-from distributed_training.protocol.manifest import AverageSection
 from distributed_training.protocol.rules import weighting
+from distributed_training.protocol.sections import AverageSection
 
 
 def averaged(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distributed_training.protocol.manifest import InnerSection
+from distributed_training.protocol.sections import InnerSection
 
 Flats = npt.NDArray[np.float32]  # [n, d]
 Shape = tuple[int, ...]

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks import model_product as product
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import load_manifest
-from distributed_training.protocol.types import Verdict
+from distributed_training.protocol.observed import Verdict
 
 CLOSE = 1e-5  # relative: what another order of additions may change
 _MANIFEST = "manifest.json"

@@ -15,8 +15,9 @@ from torch import nn
 from distributed_training.data.base import Page
 from distributed_training.data.tokens import ByteTokenizer
 from distributed_training.protocol.manifest import RunManifest, parse_manifest
+from distributed_training.protocol.observed import AuditResult
 from distributed_training.protocol.rules.fidelity import judge
-from distributed_training.protocol.types import AuditResult, StepRecord
+from distributed_training.protocol.types import StepRecord
 from distributed_training.recipes.build import make_manifest
 from distributed_training.recipes.reading import read_model
 from distributed_training.training.bounds import MOST_PARAMETERS

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed_training.errors import ConfigError, LocalFault, said
-from distributed_training.protocol.types import ScoreCard
+from distributed_training.protocol.observed import ScoreCard
 
 # Migration i brings the file from version i to i + 1. Never edit one that was released: append.
 MIGRATIONS = (

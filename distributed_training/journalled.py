@@ -15,7 +15,7 @@ from distributed_training.errors import ChainFault, ChainReplaced, LocalFault
 from distributed_training.journal import Journal
 from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.commitments import decode_commitment, encode_commitment
-from distributed_training.protocol.manifest import TimingSection
+from distributed_training.protocol.sections import TimingSection
 from distributed_training.protocol.types import BlockRef, Field, Neuron, Roster
 
 KEPT_ROUNDS = 8

@@ -16,10 +16,11 @@ from distributed_training.averaging.codecs.base import Layout, Vector
 from distributed_training.averaging.codecs.int8 import Chunk, Encoder, parse_chunk
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import WireError
-from distributed_training.protocol.manifest import AverageSection, RunManifest
+from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.rules import weighting
 from distributed_training.protocol.rules.membership import CARRY_ROUNDS, Counted
+from distributed_training.protocol.sections import AverageSection
 from distributed_training.protocol.types import (
     NO_BACKUP,
     AverageOutcome,

@@ -13,7 +13,7 @@ from bittensor.settings import default_fallback_endpoints, resolve_endpoint
 
 from distributed_training.chain.answers import guarded, refusal_of
 from distributed_training.chain.nonces import Nonces
-from distributed_training.errors import ChainFault, ChainReplaced, ChainUnreachable, ConfigError
+from distributed_training.errors import ChainFault, ChainReplaced, ChainUnreachable, ConfigError, named
 
 T = TypeVar("T")
 READ_TIMEOUT_S = 30.0
@@ -193,6 +193,12 @@ def _sessions() -> set[asyncio.Task[None]]:
     return {task for task in asyncio.all_tasks() if task.get_name() == "rpc-session"}
 
 
+def _ended_with(link: Link) -> str:
+    """What the SDK's session of a connection ended with, where it ended with an error."""
+    errors = [session.exception() for session in link.sessions if session.done() and not session.cancelled()]
+    return "".join(f" ({named(error)})" for error in errors if error is not None)
+
+
 async def _while_it_lasts(
     link: Link, answer: Coroutine[None, None, T] | asyncio.Task[T], last_word_s: float = 0.0
 ) -> T:
@@ -206,7 +212,7 @@ async def _while_it_lasts(
             asked.cancel()
             await asyncio.wait({asked}, timeout=CLOSE_TIMEOUT_S)
         if not asked.done() or asked.cancelled():  # the latter by the SDK
-            raise ChainUnreachable("the connection ended")
+            raise ChainUnreachable(f"the connection ended{_ended_with(link)}")
         return asked.result()
     finally:
         if not asked.cancel() and not asked.cancelled():

@@ -24,8 +24,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from distributed_training.errors import ConfigError
-from distributed_training.protocol.manifest import TimingSection
 from distributed_training.protocol.rules.clock import EPOCH_MARGIN
+from distributed_training.protocol.sections import TimingSection
 
 INCLUSION = EPOCH_MARGIN  # blocks from a write to its inclusion, at most
 LEAST_SCATTER, LEAST_TRANSFER = 3, 2  # blocks: a stall time is a third of the first

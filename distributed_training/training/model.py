@@ -24,7 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from distributed_training.errors import ConfigError
-from distributed_training.protocol.manifest import ModelSection
+from distributed_training.protocol.sections import ModelSection
 from distributed_training.training.bounds import MOST_PARAMETERS, bounded, check_integers
 from distributed_training.training.export import Place, SavedForm, digest_of
 from distributed_training.training.fields import difference, names_read, numbers, shown

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed_training.protocol.manifest import AverageSection, OuterSection
 from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.sections import AverageSection, OuterSection
 from distributed_training.protocol.types import Carry
 from distributed_training.protocol.wire import encode_carry
 

@@ -22,9 +22,9 @@ from distributed_training.chain.local.genesis import start_clock
 from distributed_training.chain.local.substrate import LocalSubstrate, failure
 from distributed_training.chain.memory import Ledger
 from distributed_training.metrics.base import Metrics
-from distributed_training.protocol.manifest import ScoringSection
+from distributed_training.protocol.observed import ScoreCard
 from distributed_training.protocol.rules.weights import U16_MAX, u16_weights
-from distributed_training.protocol.types import ScoreCard
+from distributed_training.protocol.sections import ScoringSection
 from distributed_training.roles.auditing.weights import WeightSetter
 from distributed_training.roles.parts import Parts
 from distributed_training.simulation.loop import run

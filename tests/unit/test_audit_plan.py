@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.protocol.manifest import AuditSection
+from distributed_training.protocol.observed import ScoreCard
 from distributed_training.protocol.rules.audit_plan import Depth, audit_beacon, audit_depth, plan, probe_chunks
-from distributed_training.protocol.types import ScoreCard, WorkRecord
+from distributed_training.protocol.sections import AuditSection
+from distributed_training.protocol.types import WorkRecord
 
 AUDIT = AuditSection(
     t0=2.0,

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.protocol.manifest import TimingSection
 from distributed_training.protocol.rules.clock import (
     EPOCH_MARGIN,
     Phase,
@@ -20,6 +19,7 @@ from distributed_training.protocol.rules.clock import (
     scheduled_epoch,
     weights_due,
 )
+from distributed_training.protocol.sections import TimingSection
 from distributed_training.protocol.types import Round, SubnetParams
 
 LOCAL = TimingSection(

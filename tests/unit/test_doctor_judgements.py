@@ -25,7 +25,7 @@ from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
 from distributed_training.network.peers import PeerBook
 from distributed_training.preflight import not_listed
-from distributed_training.protocol.manifest import AccessSection
+from distributed_training.protocol.sections import AccessSection
 from distributed_training.protocol.types import Role
 from distributed_training.settings.config import load_config
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distributed_training.data.tokens import load_tokenizer, tokenizer_json
 from distributed_training.errors import LocalFault, WireError
-from distributed_training.protocol.manifest import ModelSection
+from distributed_training.protocol.sections import ModelSection
 from distributed_training.protocol.types import Carry
 from distributed_training.training.export import SavedForm, StateLayout, digest_of, tokenizer_files
 from distributed_training.training.flat import load_flat, loss_per_sequence, named_shapes, to_flat

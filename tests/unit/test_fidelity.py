@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_training import AUDIT
 
-from distributed_training.protocol.manifest import AuditSection
+from distributed_training.protocol.observed import AuditResult, Verdict
 from distributed_training.protocol.rules.fidelity import failing, growth, judge, judge_vector
-from distributed_training.protocol.types import AuditResult, StepRecord, Verdict
+from distributed_training.protocol.sections import AuditSection
+from distributed_training.protocol.types import StepRecord
 
 RULES = AuditSection.model_validate(AUDIT)
 Log = tuple[StepRecord, ...]

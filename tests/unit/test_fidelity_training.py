@@ -12,9 +12,10 @@ import pytest
 import torch
 from tiny_training import AUDIT, GPT2, batches, loop, train
 
-from distributed_training.protocol.manifest import AuditSection
+from distributed_training.protocol.observed import Verdict
 from distributed_training.protocol.rules.fidelity import gradient_error, judge
-from distributed_training.protocol.types import StepRecord, Verdict
+from distributed_training.protocol.sections import AuditSection
+from distributed_training.protocol.types import StepRecord
 from distributed_training.training.flat import to_flat
 from distributed_training.training.model import build_model
 from distributed_training.training.optimizers import KINDS

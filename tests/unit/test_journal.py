@@ -13,8 +13,8 @@ from test_scoring import CAP, SCORING
 
 from distributed_training.errors import ConfigError, LocalFault
 from distributed_training.journal import MIGRATIONS, MOST_TOLD, Journal, claim_folder
+from distributed_training.protocol.observed import AuditResult, Observation, ScoreCard, Verdict
 from distributed_training.protocol.rules.scoring import fold, fold_absent
-from distributed_training.protocol.types import AuditResult, Observation, ScoreCard, Verdict
 
 CARD = ScoreCard(
     hotkey="5F",

@@ -13,7 +13,7 @@ from distributed_training.chain.base import Chain, Head
 from distributed_training.errors import ChainFault, ChainReplaced, StatePruned
 from distributed_training.journal import Journal
 from distributed_training.journalled import KEPT_ROUNDS, JournalledChain
-from distributed_training.protocol.manifest import TimingSection
+from distributed_training.protocol.sections import TimingSection
 from distributed_training.protocol.types import BlockRef, Commitment, Neuron, Role, Roster
 
 TIMING = cast(

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import BEACON, ROUND, RUN, carry_round, commitment, key, neuron, roster
 
-from distributed_training.protocol.manifest import AccessSection
 from distributed_training.protocol.rules.membership import (
     candidates,
     reducers,
     slices,
 )
+from distributed_training.protocol.sections import AccessSection
 from distributed_training.protocol.types import Candidate, Carry, Role
 
 AVERAGE = RUN.average.model_copy(update={"min_counted": 2})

@@ -19,7 +19,7 @@ from distributed_training.metrics.base import Metrics, plain
 from distributed_training.metrics.events import Fault, Record, Step, Stopped
 from distributed_training.metrics.jsonl import JsonlSink
 from distributed_training.metrics.prometheus import PrometheusSink
-from distributed_training.protocol.types import Verdict
+from distributed_training.protocol.observed import Verdict
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 document_events = importlib.import_module("document_events")

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from distributed_training.errors import ConfigError
-from distributed_training.protocol.manifest import InnerSection
+from distributed_training.protocol.sections import InnerSection
 from distributed_training.training.flat import trained
 from distributed_training.training.model import build_model
 from distributed_training.training.optimizers import build

@@ -21,9 +21,10 @@ from tiny_training import AUDIT, GPT2, batches, loop, manifest, train
 from distributed_training.errors import ConfigError, DeviceLost, LocalFault
 from distributed_training.gpus import Children, open_team
 from distributed_training.preflight import prepare
-from distributed_training.protocol.manifest import AuditSection
+from distributed_training.protocol.observed import Verdict
 from distributed_training.protocol.rules.fidelity import gradient_error, judge
-from distributed_training.protocol.types import Role, StepRecord, Verdict
+from distributed_training.protocol.sections import AuditSection
+from distributed_training.protocol.types import Role, StepRecord
 from distributed_training.settings.config import load_config
 from distributed_training.training.flat import to_flat
 from distributed_training.training.inner import InnerLoop

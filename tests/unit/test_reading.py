@@ -16,7 +16,8 @@ from tiny_training import GPT2, LLAMA, batches, manifest, model_section
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distributed_training.errors import ConfigError
-from distributed_training.protocol.manifest import ModelSection, RunManifest
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.sections import ModelSection
 from distributed_training.recipes.reading import read_model
 from distributed_training.training.flat import bind_flat_gradient, load_flat, loss_per_sequence, to_flat, trained
 from distributed_training.training.inner import InnerLoop

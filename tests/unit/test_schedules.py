@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from tiny_training import INNER
 
-from distributed_training.protocol.manifest import InnerSection
 from distributed_training.protocol.rules.schedules import inner_learning_rate
+from distributed_training.protocol.sections import InnerSection
 
 SECTION = InnerSection.model_validate(INNER | {"warmup_steps": 10, "decay_steps": 100, "nominal_steps": 5})
 

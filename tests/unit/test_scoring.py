@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.protocol.manifest import ScoringSection
+from distributed_training.protocol.observed import AuditResult, Observation, ScoreCard, Verdict
 from distributed_training.protocol.rules.scoring import (
     NO_REDUCER_DUTY,
     bandwidth,
@@ -21,15 +21,8 @@ from distributed_training.protocol.rules.scoring import (
     reasons,
     terms,
 )
-from distributed_training.protocol.types import (
-    AuditResult,
-    Candidate,
-    Carry,
-    CarryRound,
-    Observation,
-    ScoreCard,
-    Verdict,
-)
+from distributed_training.protocol.sections import ScoringSection
+from distributed_training.protocol.types import Candidate, Carry, CarryRound
 
 SCORING = ScoringSection(
     steps_half_life=36.0,

@@ -7,9 +7,9 @@ from math import log
 
 import pytest
 
-from distributed_training.protocol.manifest import ScoringSection
+from distributed_training.protocol.observed import AuditResult, Observation, ScoreCard, ScoreTerms, Verdict
 from distributed_training.protocol.rules.scoring import fold, fold_absent, reasons, terms
-from distributed_training.protocol.types import AuditResult, Observation, ScoreCard, ScoreTerms, Verdict
+from distributed_training.protocol.sections import ScoringSection
 
 SCORING = ScoringSection(
     steps_half_life=36.0,

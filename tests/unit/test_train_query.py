@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tiny_training import AUDIT, GPT2, batches, loop, train
 
-from distributed_training.protocol.manifest import AuditSection
-from distributed_training.protocol.types import AuditResult, StepRecord, Verdict
+from distributed_training.protocol.observed import AuditResult, Verdict
+from distributed_training.protocol.sections import AuditSection
+from distributed_training.protocol.types import StepRecord
 from distributed_training.roles.auditing.query import Claim, Enough, train_query
 from distributed_training.training.flat import to_flat
 from distributed_training.training.inner import InnerResult, Tokens

@@ -17,7 +17,8 @@ from samples import RUN, key, neuron, roster
 
 from distributed_training.errors import ChainRefused, ChainUnreachable, StatePruned
 from distributed_training.metrics.base import Metrics
-from distributed_training.protocol.types import Role, Roster, ScoreCard, SubnetParams
+from distributed_training.protocol.observed import ScoreCard
+from distributed_training.protocol.types import Role, Roster, SubnetParams
 from distributed_training.roles.auditing.weights import WeightSetter
 from distributed_training.roles.parts import Parts
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import RUN
 
+from distributed_training.protocol.observed import ScoreCard, ScoreTerms
 from distributed_training.protocol.rules.weights import (
     U16_MAX,
     appears,
@@ -16,7 +17,7 @@ from distributed_training.protocol.rules.weights import (
     u16_weights,
     weight_vector,
 )
-from distributed_training.protocol.types import BlockRef, Neuron, Roster, ScoreCard, ScoreTerms, SubnetParams
+from distributed_training.protocol.types import BlockRef, Neuron, Roster, SubnetParams
 
 
 def neuron(uid: int, hotkey: str, registered: int = 5) -> Neuron:

@@ -30,7 +30,8 @@ from distributed_training.localnet.judge.chain_view import genesis_time
 from distributed_training.localnet.layout import RunPaths
 from distributed_training.localnet.run.group import alive
 from distributed_training.metrics.following import Follower
-from distributed_training.protocol.manifest import TimingSection, load_manifest
+from distributed_training.protocol.manifest import load_manifest
+from distributed_training.protocol.sections import TimingSection
 from distributed_training.settings.entry import run_main
 from distributed_training.shutdown import stop_signals
 from distributed_training.stillness import clocks

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from distributed_training.protocol.manifest import AuditSection
-from distributed_training.protocol.types import ScoreCard, WorkRecord
+from distributed_training.protocol.observed import ScoreCard
+from distributed_training.protocol.sections import AuditSection
+from distributed_training.protocol.types import WorkRecord
 
 
 @dataclass(frozen=True, slots=True)

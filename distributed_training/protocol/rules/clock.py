@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from distributed_training.protocol.manifest import TimingSection
+from distributed_training.protocol.sections import TimingSection
 from distributed_training.protocol.types import Round, SubnetParams
 
 EPOCH_MARGIN = 3  # blocks from a submission to its inclusion, at most

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from distributed_training.protocol.manifest import MOST_ERROR, AuditSection
-from distributed_training.protocol.types import AuditResult, StepRecord, Verdict
+from distributed_training.protocol.manifest import MOST_ERROR
+from distributed_training.protocol.observed import AuditResult, Verdict
+from distributed_training.protocol.sections import AuditSection
+from distributed_training.protocol.types import StepRecord
 
 # A group with less than this share of the whole sketch's norm is measured as if it had this share: an error in it
 # moves nothing, and the rounding of fp16 must not look like one.

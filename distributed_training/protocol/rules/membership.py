@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from math import fsum
 
-from distributed_training.protocol.manifest import AccessSection, AverageSection
+from distributed_training.protocol.sections import AccessSection, AverageSection
 from distributed_training.protocol.types import Candidate, Carry, Commitment, Neuron, Role, Roster, Round, SliceSpec
 
 RECENT_INCLUDED = 4  # a reducer was included in one of this many last applied rounds

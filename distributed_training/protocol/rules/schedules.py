@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from distributed_training.protocol.manifest import InnerSection
+from distributed_training.protocol.sections import InnerSection
 
 
 def inner_learning_rate(inner: InnerSection, applied_rounds: int, step: int, *, fresh_moments: bool = True) -> float:

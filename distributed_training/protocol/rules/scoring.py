@@ -24,16 +24,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import fsum, isfinite, log
 
-from distributed_training.protocol.manifest import ScoringSection
-from distributed_training.protocol.types import (
-    AuditResult,
-    Candidate,
-    Carry,
-    Observation,
-    ScoreCard,
-    ScoreTerms,
-    Verdict,
-)
+from distributed_training.protocol.observed import AuditResult, Observation, ScoreCard, ScoreTerms, Verdict
+from distributed_training.protocol.sections import ScoringSection
+from distributed_training.protocol.types import Candidate, Carry
 
 NO_REDUCER_DUTY = 0.8
 

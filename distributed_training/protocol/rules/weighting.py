@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from distributed_training.protocol.manifest import AverageSection
+from distributed_training.protocol.sections import AverageSection
 
 SMALLEST_SHARE = 1e-30
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from math import fsum, isclose
 
 from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.observed import ScoreCard, ScoreTerms
 from distributed_training.protocol.rules.scoring import terms
-from distributed_training.protocol.types import Roster, ScoreCard, ScoreTerms, SubnetParams
+from distributed_training.protocol.types import Roster, SubnetParams
 
 U16_MAX = 65535
 NOTHING_SCORED = "nothing scored"

@@ -18,8 +18,9 @@ from distributed_training.metrics.events import Fault
 from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.observed import AuditResult, Verdict
 from distributed_training.protocol.rules.audit_plan import AuditTask
-from distributed_training.protocol.types import AuditResult, StepRecord, Verdict, WorkRecord
+from distributed_training.protocol.types import StepRecord, WorkRecord
 from distributed_training.protocol.wire import decode_log, encode_step
 from distributed_training.roles.auditing.probe import Probe, Prober
 from distributed_training.roles.auditing.query import Claim, Enough, Parts, train_query

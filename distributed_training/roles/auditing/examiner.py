@@ -10,17 +10,11 @@ from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import NetworkFault
 from distributed_training.metrics import events
 from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.observed import AuditResult, Observation, ScoreCard
 from distributed_training.protocol.rules import scoring
 from distributed_training.protocol.rules.audit_plan import AuditTask, audit_beacon
 from distributed_training.protocol.rules.audit_plan import plan as plan_audits
-from distributed_training.protocol.types import (
-    AuditResult,
-    AverageOutcome,
-    Candidate,
-    Observation,
-    ScoreCard,
-    WorkRecord,
-)
+from distributed_training.protocol.types import AverageOutcome, Candidate, WorkRecord
 from distributed_training.roles.auditing.audit import Auditor
 from distributed_training.roles.auditing.probe import Probe
 from distributed_training.roles.auditing.weights import WeightSetter

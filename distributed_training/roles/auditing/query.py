@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from distributed_training.protocol.manifest import AuditSection
+from distributed_training.protocol.observed import AuditResult, Verdict
 from distributed_training.protocol.rules.fidelity import failing, judge, judge_vector
-from distributed_training.protocol.types import AuditResult, StepRecord, Verdict
+from distributed_training.protocol.sections import AuditSection
+from distributed_training.protocol.types import StepRecord
 from distributed_training.training.flat import Flat
 from distributed_training.training.inner import InnerResult
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from distributed_training.errors import ChainFault, ChainRefused, said
 from distributed_training.metrics.events import Weights
+from distributed_training.protocol.observed import ScoreCard
 from distributed_training.protocol.rules.clock import weights_due
 from distributed_training.protocol.rules.weights import (
     NOTHING_SCORED,
@@ -18,7 +19,6 @@ from distributed_training.protocol.rules.weights import (
     row_differs,
     row_to_send,
 )
-from distributed_training.protocol.types import ScoreCard
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import tell
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from distributed_training.errors import ConfigError
-from distributed_training.protocol.manifest import InnerSection
+from distributed_training.protocol.sections import InnerSection
 from distributed_training.settings.words import nearest
 from distributed_training.training.flat import trained
 from distributed_training.training.optimizers.adamw import ADAMW

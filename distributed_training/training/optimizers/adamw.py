@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from distributed_training.protocol.manifest import InnerSection
+from distributed_training.protocol.sections import InnerSection
 from distributed_training.training.flat import trained
 from distributed_training.training.optimizers.base import DECAY, InnerOptimizer, Kind, Mine, Option
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from torch import nn
 
-from distributed_training.protocol.manifest import InnerSection
+from distributed_training.protocol.sections import InnerSection
 
 # Of a model's parameters those that the optimiser is to change; one of several processes changes some.
 Mine = Container[nn.Parameter]

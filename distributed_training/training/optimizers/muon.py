@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from distributed_training.errors import ConfigError
-from distributed_training.protocol.manifest import InnerSection
+from distributed_training.protocol.sections import InnerSection
 from distributed_training.training.flat import groups, trained
 from distributed_training.training.optimizers.adamw import ADAM_OPTIONS, adamw
 from distributed_training.training.optimizers.base import DECAY, InnerOptimizer, Kind, Mine, Option
