@@ -1,28 +1,30 @@
-"""A miner that claims more steps than its assigned pages hold, so that nobody could replay them all.
+"""Miner: claims more steps than its pages hold.
 
-python adversaries/overclaimer.py <flags of neurons/miner.py>
+It should not pay: pages are counted before anything is replayed, and what they cannot hold is a failed audit.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from disguise import run
+from attack import Bench
 from free_rider import FreeRider
+from stage import run
 
 from distributed_training.roles.mining.work import WorkResult, WorkTask
 
+CLASS = "b"
+EVIDENCE = "audit"
 
+
+@dataclass(kw_only=True, eq=False)
 class Overclaimer(FreeRider):
-    """Worker: a free rider that claims every step the manifest allows."""
-
-    def work(self, task: WorkTask) -> WorkResult:
-        result = super().work(replace(task, max_steps=1))
-        count = self._manifest.inner.max_steps
-        log = tuple(replace(result.steps[0], step=number) for number in range(count))
-        return replace(result, steps=log)
+    def work(self, task: WorkTask, bench: Bench) -> WorkResult:
+        result = super().work(replace(task, max_steps=1), bench)
+        count = bench.manifest.inner.max_steps
+        return replace(result, steps=tuple(replace(result.steps[0], step=number) for number in range(count)))
 
 
 if __name__ == "__main__":
-    sys.exit(run(lambda engine, manifest, victim_dir: Overclaimer(engine, manifest)))
+    sys.exit(run(Overclaimer))

@@ -147,7 +147,7 @@ class _Round:
             verdict, quality = ("fail", 0.0) if error > BAD else ("soft", 0.5) if error > GOOD else ("pass", 1.0)
             audit = told.Audit(
                 target=miner, verdict=verdict, quality=quality, depth=3, failed_step=None, error=error, good=GOOD,
-                bad=BAD, reason="ok", goodput_bytes_per_s=draw.uniform(1e6, 9e7), duty=1.0,
+                bad=BAD, noise=0.003, reason="ok", goodput_bytes_per_s=draw.uniform(1e6, 9e7), duty=1.0,
             )  # fmt: skip
             yield self._line(uid, 0.93, audit)
             weight = self.trained[miner] * quality

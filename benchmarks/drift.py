@@ -31,8 +31,9 @@ thread), from random weights and after two rounds; bf16 is the CPU's autocast, i
   error               of all groups together
   norm_ratio          of the gradient norms; loss_difference: the median over the sequences
 
-With --audits N: N audits of honest miners of every kind by auditors of every kind, as deep as the audit plan draws,
-then a sixth as many of each cheat by the auditor above. An honest miner that does not pass is a failure.
+With --audits N: N audits of honest miners of every kind by auditors of every kind, as deep as the audit plan draws for
+newcomers, with the noise floor that each auditor measures; then a sixth as many of each cheat by the auditor above. An
+honest miner that does not pass is a failure.
 """
 AT = (0, 4, 9, 19, 49, 99)
 WARM_ROUNDS, WARM_STEPS = 2, 50
@@ -119,10 +120,12 @@ class _Audit(NamedTuple):
 def _verdict(made: Rig, state: State, miner: Miner, audit: _Audit, depth: Depth) -> AuditResult:
     logged = made.log(miner, state, depth.length, seed=audit.index)
     whole = slice(None), state[0] - logged.end
-    claim = Claim(logged.steps, (lambda: iter([whole])) if depth.full else None, state[0])
+    other = replace(audit.auditor, precision="bf16" if audit.auditor.precision == "fp32" else "fp32")
+    rounded, usual = (made.log(one, state, 1, seed=audit.index).steps[0] for one in (other, audit.auditor))
+    noise = gradient_error(rounded, usual)
+    claim = Claim(logged.steps, (lambda: iter([whole])) if depth.full else None, state[0], noise)
 
     def replayed(otherwise: bool, enough: Enough) -> InnerResult:
-        other = replace(audit.auditor, precision="bf16" if audit.auditor.precision == "fp32" else "fp32")
         return made.log(other if otherwise else audit.auditor, state, depth.length, seed=audit.index)
 
     return train_query(claim, replayed, depth.length, made.manifest.audit)
@@ -132,7 +135,7 @@ def _verdicts(made: Rig, states: dict[str, State], miner: Miner, audits: list[_A
     found: list[tuple[int, AuditResult]] = []
     for audit in audits:
         beacon = blake2b(audit.index.to_bytes(4, "little"), digest_size=32).digest()
-        depth = audit_depth(beacon, bytes(32), bytes(32), steps, made.manifest.audit)
+        depth = audit_depth(beacon, bytes(32), bytes(32), steps, made.manifest.audit, 1.0, proven=False)
         state = list(states.values())[audit.index // len(states) % len(states)]
         found.append((depth.length, _verdict(made, state, miner, audit, depth)))
     verdicts = [result.verdict for _, result in found]
@@ -144,6 +147,7 @@ def _verdicts(made: Rig, states: dict[str, State], miner: Miner, audits: list[_A
         "soft": verdicts.count(Verdict.SOFT),
         "failed": verdicts.count(Verdict.FAIL),
         "deepest": max(depth for depth, _ in found),
+        "noise": max(result.noise for _, result in found),
         "worst_of_ok": max((r.error / r.good for _, r in found if r.error is not None and r.good), default=math.nan),
         "why": sorted({f"{r.reason} at step {r.failed_step}" for _, r in found if r.verdict is not Verdict.PASS})[:2],
     }

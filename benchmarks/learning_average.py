@@ -29,6 +29,6 @@ def averaged(
     for chunk in range(layout.num_chunks):
         parts = [(raw[i], parse_chunk(sent[i].chunks[chunk], layout, chunk)) for i in weighed]
         made, pairs = reducer.reduce(chunk, parts), [(raw[i], sent[i].norms[chunk]) for i in weighed]
-        if weighting.passes_gate(made.norm(), made.rounding_norm(), pairs, len(weighed), 0, average):
+        if weighting.passes_gate(made.norm(), made.rounding_norm(), pairs, average):
             made.decode(result[slice(*layout.coords(chunk))])
     return result, weighting.next_tau([norms[i] for i in weighed], tau, average)

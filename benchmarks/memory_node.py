@@ -27,7 +27,8 @@ from distributed_training.averaging.plan import RoundPlan, layout_of
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.protocol.manifest import load_manifest
 from distributed_training.protocol.rules.fidelity import judge_vector
-from distributed_training.protocol.rules.membership import Counted, slices
+from distributed_training.protocol.rules.membership import Counted
+from distributed_training.protocol.rules.slices import slices
 from distributed_training.protocol.types import BlockRef, Candidate, Carry, Roster, WorkRecord
 from distributed_training.protocol.wire import decode_output, decode_work, encode_output, encode_work
 from distributed_training.training.outer import RunState, Vector, outer_step
@@ -48,7 +49,7 @@ class Group:
         layout, carry = layout_of(self.manifest, asked["params"]), Carry(self.manifest.average.initial_tau, ())
         self.plan = RoundPlan(
             self.manifest.round(0), Roster(BlockRef(0, bytes(32)), ()), bytes(32), bytes(32), carry.tau, carry, layout,
-            (), people, slices(people, layout.num_chunks, self.manifest.average),
+            (), people, slices([(c, 1) for c in people], layout.num_chunks, self.manifest.average),
         )  # fmt: skip
 
     def prepare(self) -> None:

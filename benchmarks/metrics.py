@@ -156,6 +156,7 @@ def a_round() -> list[events.Record]:
         error=0.004,
         good=0.02,
         bad=0.1,
+        noise=0.003,
         reason="ok",
         goodput_bytes_per_s=2.5e8,
         duty=1.0,

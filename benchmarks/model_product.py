@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from distributed_training.data.base import Page
+from distributed_training.data.base import Page, PageFacts
 from distributed_training.data.tokens import ByteTokenizer
 from distributed_training.protocol.manifest import RunManifest, parse_manifest
 from distributed_training.protocol.observed import AuditResult
@@ -41,6 +41,9 @@ class MadeUpPages:
 
     def fetch(self, index: int) -> Page:
         raise AssertionError("no page is read here")
+
+    def facts(self, index: int) -> PageFacts:
+        return PageFacts(None, 0, 0)
 
     def heldout(self) -> tuple[str, ...]:
         return ("held out " * 100,)

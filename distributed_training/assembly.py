@@ -13,9 +13,11 @@ from functools import partial
 from ipaddress import ip_address
 
 from distributed_training import __version__
-from distributed_training.averaging.budget import peer_budget
+from distributed_training.averaging.budget import leisure_bytes_per_s, peer_budget
 from distributed_training.averaging.butterfly import Butterfly
+from distributed_training.averaging.combine import reduce_slice
 from distributed_training.averaging.disk import check_disk
+from distributed_training.averaging.reducing import Reduce
 from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
@@ -29,12 +31,14 @@ from distributed_training.metrics.events import Fault, Ready, Stopped
 from distributed_training.network.base import Transport
 from distributed_training.network.peers import PeerBook, VerifyPeer
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.protocol.quota import quota_problem
+from distributed_training.protocol.quota import quota_problem, uids_problem
 from distributed_training.protocol.rules.clock import bulk_timeout_s
 from distributed_training.protocol.types import Neuron, Role
 from distributed_training.roles.announcing import announce, look_after_hotkey
 from distributed_training.roles.auditing.audit import Auditor
 from distributed_training.roles.auditing.evaluation import Evaluator
+from distributed_training.roles.auditing.examiner import Examiner
+from distributed_training.roles.auditing.logs import LOGS_FOLDER
 from distributed_training.roles.auditing.probe import Prober
 from distributed_training.roles.exporting import Exporter, exporter_of
 from distributed_training.roles.follower import Follower
@@ -78,6 +82,7 @@ class Adapters:
     verify_peer: VerifyPeer
     own_checkpoints: CheckpointStore | None = None  # see Parts
     open_repo: Callable[[str], CheckpointStore] | None = None
+    reduce: Reduce = reduce_slice  # how it reduces slices; only adversaries replace it
 
 
 async def make_parts(
@@ -90,9 +95,11 @@ async def make_parts(
 ) -> Parts:
     """Raises ConfigError when the manifest does not fit the chain."""
     a, params = adapters, await adapters.chain.params()
-    problem = quota_problem(manifest.timing.length, params.tempo)
+    problem = quota_problem(manifest.timing.length, params.tempo) or uids_problem(manifest.max_uids, params.max_uids)
     if problem is not None:
         raise ConfigError(f"the manifest does not fit this chain: {problem}")
+    if params.max_uids is None:
+        log.info("this chain does not say how many uids it allows: those from %d on take no part", manifest.max_uids)
     peers = PeerBook(a.transport, manifest.netuid, a.signer.public_key, a.sign_as_peer, a.verify_peer)
     store, clock = RoundStore(config.node_dir, config.disk.budget), BlockClock(a.chain, params.block_s)
     if config.serve_snapshots:
@@ -108,7 +115,7 @@ async def make_parts(
         clock=clock,
         peers=peers,
         store=store,
-        butterfly=Butterfly(manifest, peers, store, a.chain, clock, a.signer, a.verify),
+        butterfly=Butterfly(manifest, peers, store, a.chain, clock, a.signer, a.verify, a.reduce),
         journal=journal,
         metrics=metrics,
         checkpoints=a.checkpoints,
@@ -182,7 +189,8 @@ async def _follow(
 ) -> None:
     """The main loop: one round after the other."""
     num_coords = num_parameters(engine.model)
-    parts.peers.limit(peer_budget(parts.manifest, num_coords, parts.clock.block_s))
+    sizes = parts.manifest, num_coords, parts.clock.block_s
+    parts.peers.limit(peer_budget(*sizes), leisure_bytes_per_s(*sizes))
     check_disk(parts.manifest, num_coords, config.disk.budget_gib, config.node_dir)
     start = await choose_start(parts, lambda: first_state(engine.model, parts.manifest, config.run_dir))
     follower = Follower(parts, start.index, start.state, trusted=start.trusted)
@@ -283,10 +291,9 @@ def _role(
         return Owner(parts, follower, evaluator, make_exporter(config, manifest, engine, evaluator.losses, repo))
     probe_s = bulk_timeout_s(manifest.timing, parts.clock.block_s)
     prober = Prober(manifest, parts.peers, parts.clock, parts.signer.public_key, probe_s)
-    auditor = Auditor(
-        manifest, prober, parts.training, engine.loop, engine.source, engine.tokenizer, probe_s, parts.metrics
-    )
-    logs = LogService(manifest, parts.peers, parts.clock, len(engine.loop.groups))
+    auditor = Auditor(manifest, parts.training, engine.loop, engine.source, engine.tokenizer, probe_s, parts.metrics)
+    examiner = Examiner(parts, auditor, prober)
+    logs = LogService(manifest, parts.peers, parts.clock, len(engine.loop.groups), config.node_dir / LOGS_FOLDER)
     last_round = None if config.rounds is None else config.rounds - 1
     shared = None if parts.open_repo is None else SharedStates(parts, parts.open_repo)
-    return Validator(parts, follower, auditor, logs, evaluator, last_round=last_round, shared=shared)
+    return Validator(parts, follower, examiner, logs, evaluator, last_round=last_round, shared=shared)

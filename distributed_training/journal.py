@@ -170,7 +170,7 @@ class Journal:
     def _card(self, hotkey: str, doc: str) -> ScoreCard:
         try:
             fields = json.loads(doc)
-            return ScoreCard(**{**fields, "goodput": tuple(fields["goodput"])})
+            return ScoreCard(**{**fields, "work": tuple(fields["work"]), "goodput": tuple(fields["goodput"])})
         except (ValueError, TypeError, KeyError) as error:
             raise LocalFault(f"journal {self._path}: score card of {hotkey} cannot be read: {error}") from error
 

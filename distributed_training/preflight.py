@@ -24,7 +24,7 @@ from distributed_training.locks import Lock
 from distributed_training.network.ports import free_port
 from distributed_training.paths import existing_file, existing_folder, is_missing, usable_folder
 from distributed_training.protocol.manifest import RunManifest, load_manifest
-from distributed_training.protocol.rules.membership import may_mine
+from distributed_training.protocol.rules.membership import has_pages, is_listed
 from distributed_training.protocol.types import Neuron, Role
 from distributed_training.settings.config import NodeConfig, load_config, require_address
 from distributed_training.settings.entry import tell
@@ -126,8 +126,14 @@ def how_to_register(config: NodeConfig) -> str:
 
 
 def not_listed(me: Neuron, manifest: RunManifest) -> str | None:
-    """Why this hotkey cannot mine in a run that lists who may; None: it may."""
-    if may_mine(me, manifest.access):
+    """Why this hotkey cannot mine in the run, by its uid or by the run's list; None: it may."""
+    if not has_pages(me, manifest):
+        return (
+            f"run {manifest.name} ({manifest.sha256[:16]}) has pages for the uids below {manifest.max_uids}, and the "
+            f"hotkey {me.hotkey} has uid {me.uid}: ask its owner for a run of that many uids (max_uids), or choose "
+            "another run (--run DIGEST)"
+        )
+    if is_listed(me, manifest):
         return None
     return (
         f"run {manifest.name} ({manifest.sha256[:16]}) lists who may mine, and neither the hotkey {me.hotkey} nor its "

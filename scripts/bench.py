@@ -29,6 +29,7 @@ from distributed_training.settings.entry import run_main
 from distributed_training.settings.words import nearest
 
 BENCHMARKS = {
+    "adversaries": "what every cheat earns beside honest work, by the real rules: pay per unit of compute; a picture",
     "faults": "kill, freeze, slow, cut, lie at every point of a round, on real processes: no hang, all identical",
     "churn": "thirty rounds on real processes, a node killed or added in every one",
     "weather": "rounds over a chain node behind a proxy that drops, delays, refuses and cuts in mid-submission",
@@ -42,15 +43,17 @@ BENCHMARKS = {
     "metrics": "what telling an event costs the node's loop, with every sink, and the share of a round",
     "page": "the live page of 256 uids and 1,000 rounds in a browser: load, memory, frames when dragged and live",
     "pages": "opening a page manifest of half a million pages: time and memory",
+    "audit": "what the audits of a round cost all validators: steps replayed by the real plan, GPUs, pages, bytes",
     "drift": "how far honest replays of a round drift apart by step, the cheapest cheats beside them; or verdicts",
     "fresh": "the README's two commands on fresh Debian systems with other Pythons (debootstrap; needs root)",
     "learning": "how well miners that average learn, beside one alone and all tokens in synchronous steps",
+    "collusion": "what colluding reducers and senders can take, by a search over patterns on the real rules",
     "simulate": "round time, messages and bytes per node from 4 to 256 nodes on a virtual clock",
 }
 
 
 def names() -> str:
-    return "\n".join(f"  {name:<10}{line}" for name, line in BENCHMARKS.items())
+    return "\n".join(f"  {name:<12}{line}" for name, line in BENCHMARKS.items())
 
 
 def load(name: str) -> ModuleType:

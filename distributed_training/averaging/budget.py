@@ -1,33 +1,42 @@
-"""What an honest peer may need of one node in a round, times a margin: its budget (`network.budgets`)."""
+"""What an honest peer may need of one node: its budget (`network.budgets`), once and not several times over."""
 
 from __future__ import annotations
 
 from distributed_training.averaging.plan import layout_of
 from distributed_training.averaging.sizes import RECORD_BYTES, log_bytes, works_bytes
 from distributed_training.network.budgets import Budget
+from distributed_training.network.uplink import LEAST_BYTES_PER_S
 from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.rules.clock import stall_timeout_s
 
-MARGIN = 4  # no honest round comes near it, whatever breaks off and is asked for again
+LEISURE = 4  # of the rate at which this node's own vector has to leave it in a round: what its line can do
 _LEAST_STREAMS, _LEAST_BYTES = 256, 16 << 20  # so that a tiny run is not about its overhead
 
 
 def peer_budget(manifest: RunManifest, num_coords: int, block_s: float) -> Budget:
     """Of each peer on the roster, for all streams that it opens here.
 
-    Bytes of a round: its scattered chunks and their digests, its log, and every slice with the work records it
-    includes, of this round and of all kept ones (it may roll forward through them), and one snapshot of the state.
-    Streams: each slice of those rounds once, and asked for again every half block while it is missing.
+    At once: all that a peer needs which heals from this node alone, a snapshot of the state and every slice with the
+    work records it includes, of this round and of all kept ones; and asked again what breaks off. For ever: what one
+    round needs, its slices, the chunks that it scatters or audits, and its log. Who heals again has other donors.
+    Streams: each slice of those rounds once, and asked for again every half block while it is missing;
+    some for all the rest.
     """
     layout, keep = layout_of(manifest, num_coords), manifest.keep
     slices = min(manifest.max_uids, manifest.average.max_reducers, layout.num_chunks)
     rounds = 1 + keep.output_rounds
     gathered = layout.wire_bytes + works_bytes(manifest, layout)
     scattered = layout.wire_bytes + RECORD_BYTES + 36 * layout.num_chunks
-    once = scattered + log_bytes(manifest) + 8 * num_coords
-    size = MARGIN * max(_LEAST_BYTES, rounds * gathered + once)
+    round_bytes = max(_LEAST_BYTES, gathered + scattered + log_bytes(manifest))
     return Budget(
-        streams=MARGIN * max(_LEAST_STREAMS, rounds * slices),
-        streams_per_s=MARGIN * (2 * slices + 2) / block_s,
-        bytes=size,
-        bytes_per_s=size / (manifest.timing.length * block_s),
+        streams=max(_LEAST_STREAMS, rounds * slices),
+        streams_per_s=(2 * slices + 8) / block_s,
+        bytes=max(_LEAST_BYTES, rounds * gathered) + round_bytes + 8 * num_coords,
+        bytes_per_s=round_bytes / (manifest.timing.length * block_s),
     )
+
+
+def leisure_bytes_per_s(manifest: RunManifest, num_coords: int, block_s: float) -> float:
+    """For all peers together, of what no round waits for (`network.uplink`)."""
+    scatter_s = 3 * stall_timeout_s(manifest.timing, block_s)
+    return max(LEAST_BYTES_PER_S, LEISURE * layout_of(manifest, num_coords).wire_bytes / scatter_s)

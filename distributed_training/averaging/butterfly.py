@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from distributed_training.averaging import gather, scatter
 from distributed_training.averaging.collect import Collector
 from distributed_training.averaging.gather import Patience, Slices
 from distributed_training.averaging.inbox import Inbox
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.averaging.reducing import Publish, Reduction
+from distributed_training.averaging.reducing import Publish, Reduce, Reduction, reduce_slice
 from distributed_training.averaging.scatter import OwnWork as OwnWork
+from distributed_training.averaging.sent import Sent
 from distributed_training.averaging.store import RoundStore
 from distributed_training.averaging.touch import Touch
 from distributed_training.averaging.works import WorkBook
@@ -45,13 +47,16 @@ class Butterfly:
         clock: BlockClock,
         signer: Signer,
         verify: Verify,
+        reduce: Reduce = reduce_slice,
     ) -> None:
+        self._reduce = reduce
         self._manifest, self._peers, self._clock, self._signer = manifest, peers, clock, signer
         self._stall_s = stall_timeout_s(manifest.timing, clock.block_s)
         patience = Patience(CONTROL_TIMEOUT_S, self._stall_s, bulk_timeout_s(manifest.timing, clock.block_s))
         self._works = WorkBook(manifest, verify, store)
         self.slices = Slices(manifest, peers, store, self._works, verify, patience)
         self.collector = Collector(self.slices, peers, chain, clock, signer.public_key)
+        self.sent = Sent(manifest, peers, store, chain, clock, patience)
         self._reduction: Reduction | None = None
         self._opened = asyncio.Condition()
         peers.transport.serve(scatter.METHOD, self._on_scatter)
@@ -105,15 +110,18 @@ class Butterfly:
         async with asyncio.TaskGroup() as tasks:
             for target in plan.slices:
                 if target.reducer != self._signer.public_key:
-                    tasks.create_task(self._send(plan, target, own, reduction), name=f"send slice {target.index}")
+                    tasks.create_task(self.send(plan, target, own, reduction), name=f"send slice {target.index}")
             reduced = tasks.create_task(reduction.run(publish), name="reduce") if reduction is not None else None
         return None if reduced is None else reduced.result()
 
     async def _open(self, plan: RoundPlan, spec: SliceSpec, own: OwnWork) -> Reduction:
         decide_block = plan.round.output_block - max(1, self._manifest.timing.reduce_margin // 2)
         touch = Touch(plan, spec, decide_block, self.slices, self.collector, self._clock)
+        left_s = partial(self._left_s, plan)
+        # A beat longer than it takes to notice that our own line is dead: then everybody seems silent.
+        quiet_s = self._stall_s * (1 + 1 / scatter.BEATS_PER_STALL)
         reduction = Reduction(
-            plan, spec, self._manifest, self.slices, self._signer, lambda: self._left_s(plan), touch
+            plan, spec, self._manifest, self.slices, self._signer, left_s, quiet_s, touch, self.sent, self._reduce
         )  # fmt: skip
         ourselves = plan.candidate(self._signer.public_key)
         if ourselves is not None:
@@ -124,7 +132,7 @@ class Butterfly:
             self._opened.notify_all()
         return reduction
 
-    async def _send(self, plan: RoundPlan, spec: SliceSpec, own: OwnWork, reduction: Reduction | None) -> None:
+    async def send(self, plan: RoundPlan, spec: SliceSpec, own: OwnWork, reduction: Reduction | None) -> None:
         """Until the reducer's output is on chain, or the cut-off. Its backup gets our chunks when it seems lost."""
         ours = None if reduction is None else reduction.needs_us(spec.index)
         taken = backed_up = False

@@ -68,21 +68,22 @@ class Collector:
             await _cancel(tasks.values())
 
     async def fetch(
-        self, plan: RoundPlan, wanted: Mapping[int, Claim], timeout_s: float, holders: Holders | None = None
-    ) -> dict[int, SliceOutput]:
-        """Slices from our own store, else from holders, the reducer, then anybody. What came in time.
-
-        The whole time is waited for a slice that does not come, also where the backup's record names none.
+        self, plan: RoundPlan, wanted: Mapping[int, Claim], holders: Holders, into: dict[int, SliceOutput]
+    ) -> None:
+        """Slices from our own store, else from holders, the reducer, then anybody, `into` as they come. Ends when all
+        are there; one of which the backup's record names none never is.
         """
-        tasks = {j: self._start(plan, j, claim, (holders or {}).get(j, ())) for j, claim in wanted.items()}
-        end = asyncio.get_running_loop().time() + timeout_s
-        try:
-            found = await _results(tasks, timeout_s)
-            if len(found) < len(tasks):
-                await asyncio.sleep(end - asyncio.get_running_loop().time())
-            return found
-        finally:
-            await _cancel(tasks.values())
+
+        async def one(j: int, claim: Claim) -> None:
+            output = await self._fetch_one(plan, j, claim, holders.get(j, ()))
+            if output is None:
+                await asyncio.Event().wait()
+            else:
+                into[j] = output
+
+        async with asyncio.TaskGroup() as tasks:
+            for j, claim in wanted.items():
+                tasks.create_task(one(j, claim), name=f"gather {j}")
 
     def _start(self, plan: RoundPlan, j: int, claim: Claim, holders: tuple[bytes, ...]) -> Fetched:
         return asyncio.create_task(self._fetch_one(plan, j, claim, holders), name=f"gather {j}")

@@ -18,14 +18,14 @@ from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import WireError
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest, merkle_root
-from distributed_training.protocol.rules import weighting
-from distributed_training.protocol.rules.membership import CARRY_ROUNDS, Counted
+from distributed_training.protocol.rules import duty, weighting
+from distributed_training.protocol.rules.membership import Counted
+from distributed_training.protocol.rules.slices import FAILED_ROUNDS
 from distributed_training.protocol.sections import AverageSection
 from distributed_training.protocol.types import (
     NO_BACKUP,
     AverageOutcome,
     Carry,
-    CarryRound,
     OutputRecord,
     SliceSpec,
     WorkRecord,
@@ -161,22 +161,17 @@ def combine(plan: RoundPlan, counted: Counted, outputs: Mapping[int, SliceOutput
     """Average, next carry and outcome of a round that is applied; `outputs` holds every counted slice."""
     keys = [c.public_key for c in plan.candidates]
     bits = {j: np.asarray(outputs[j].record.included, bool).reshape(-1, len(keys)) for j in counted.slices}
-    by_slice = np.stack([2 * bits[j].sum(axis=0) >= len(bits[j]) for j in counted.slices])
-    expected = 2 * by_slice.sum(axis=0) >= len(counted.slices)
-    works = {key: work for j in counted.slices for key, work in outputs[j].works.items()}
-    raw = {key: sender_weight(work, plan, manifest.average) for key, work in works.items()}
-    passed: list[Chunk | None] = [None] * plan.layout.num_chunks
-    for j in counted.slices:
-        for index, chunk, row in zip(count(plan.slices[j].first_chunk), outputs[j].chunks, bits[j], strict=False):
-            pairs = [(raw[key], works[key].chunk_norms[index]) for key in _where(keys, row)]
-            missing = int((expected & ~row).sum())
-            norm, slack = chunk.norm(), chunk.rounding_norm()
-            if weighting.passes_gate(norm, slack, pairs, int(expected.sum()), missing, manifest.average):
-                passed[index] = chunk
-    included = _where(keys, expected)
     everything = np.concatenate([bits[j] for j in counted.slices])
-    credit = {key: float(everything[:, i].sum()) / len(everything) for i, key in enumerate(keys)}
+    expected = duty.expected_senders(everything)
+    lacking = {j: _lacking(rows, expected) for j, rows in bits.items()}
+    works = {key: work for j in counted.slices for key, work in outputs[j].works.items()}
+    inflated = {j: _inflated(plan, outputs[j], bits[j], works, manifest.average) for j in counted.slices}
     backed_up = tuple(j for j in counted.slices if outputs[j].record.public_key != plan.slices[j].reducer)
+    reduced = {spec.reducer: 0.0 for spec in plan.slices}
+    for j in set(counted.slices) - set(backed_up):
+        reduced[plan.slices[j].reducer] = duty.reduced_share(bits[j], expected, inflated[j])
+    included = _where(keys, expected)
+    has = {j: 2 * rows.sum(axis=0) >= len(rows) for j, rows in bits.items()}
     outcome = AverageOutcome(
         round=plan.round.index,
         applied=True,
@@ -185,11 +180,41 @@ def combine(plan: RoundPlan, counted: Counted, outputs: Mapping[int, SliceOutput
         counted=counted.slices,
         backed_up=backed_up,
         num_slices=len(plan.slices),
-        credit=credit,
-        missing={j: _where(keys, ~has) for j, has in zip(counted.slices, by_slice, strict=True) if not has.all()},
+        credit=dict(zip(keys, duty.credits(everything, np.concatenate([*lacking.values()])), strict=True)),
+        reduced=reduced,
+        missing={j: _where(keys, ~has[j]) for j in counted.slices if not has[j].all()},
     )
-    carry = next_carry(plan, set(counted.slices) - set(backed_up), included, works, manifest)
-    return Combined(tuple(passed), carry, outcome)
+    passed = _passed(plan, outputs, {j: lacking[j] | inflated[j] for j in counted.slices})
+    return Combined(passed, next_carry(plan, set(counted.slices) - set(backed_up), included, works, manifest), outcome)
+
+
+def _lacking(rows: duty.Bits, expected: duty.Bits) -> duty.Bits:
+    """[chunk] of one slice: zero for everybody, because it lacks too many of those who are expected."""
+    missing = (expected & ~rows).sum(axis=1)
+    return np.array([weighting.lacks_senders(int(expected.sum()), int(m)) for m in missing], bool)
+
+
+def _inflated(
+    plan: RoundPlan, made: SliceOutput, rows: duty.Bits, works: Mapping[bytes, WorkRecord], average: AverageSection
+) -> duty.Bits:
+    """[chunk] of one slice: zero for everybody, because its norm is none that a mean of its senders can have."""
+    raw = {key: sender_weight(work, plan, average) for key, work in works.items()}
+    keys, found = [c.public_key for c in plan.candidates], list[bool]()
+    for index, chunk, row in zip(count(plan.slices[made.record.slice].first_chunk), made.chunks, rows, strict=False):
+        pairs = [(raw[key], works[key].chunk_norms[index]) for key in _where(keys, row)]
+        found.append(not weighting.passes_gate(chunk.norm(), chunk.rounding_norm(), pairs, average))
+    return np.array(found, bool)
+
+
+def _passed(
+    plan: RoundPlan, outputs: Mapping[int, SliceOutput], gated: Mapping[int, duty.Bits]
+) -> tuple[Chunk | None, ...]:
+    """Chunks of the whole vector; None: zero for everybody."""
+    passed: list[Chunk | None] = [None] * plan.layout.num_chunks
+    for j, zero in gated.items():
+        for index, chunk, gone in zip(count(plan.slices[j].first_chunk), outputs[j].chunks, zero, strict=False):
+            passed[index] = None if gone else chunk
+    return tuple(passed)
 
 
 def _where(keys: Sequence[bytes], bits: Iterable[bool]) -> tuple[bytes, ...]:
@@ -203,7 +228,7 @@ def next_carry(
     works: Mapping[bytes, WorkRecord],
     manifest: RunManifest,
 ) -> Carry:
-    """tau from the included norms; one more round in the history of inclusion and failure.
+    """tau from the included norms; one more round in the history of failure.
 
     `reduced`: counted slices that their own reducers reduced. The reducers of all others failed.
     """
@@ -212,8 +237,7 @@ def next_carry(
     tau = weighting.next_tau(norms, plan.tau, manifest.average)
     if not math.isfinite(tau):
         raise WireError("clip threshold is not finite")
-    history = (*plan.carry.rounds, CarryRound(tuple(sorted(included)), tuple(failed)))
-    return Carry(tau, history[-CARRY_ROUNDS:])
+    return Carry(tau, (*plan.carry.failed, tuple(failed))[-FAILED_ROUNDS:])
 
 
 def discarded(plan: RoundPlan, reason: str) -> AverageOutcome:
@@ -227,5 +251,6 @@ def discarded(plan: RoundPlan, reason: str) -> AverageOutcome:
         backed_up=(),
         num_slices=len(plan.slices),
         credit={},
+        reduced={},
         missing={},
     )

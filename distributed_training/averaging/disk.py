@@ -1,6 +1,7 @@
 """How much disk a node needs for its run, and what goes first when an operator's budget is reached.
 
-rounds/   what others ask for: slices and work records of `output_rounds`, our own chunks and log of `work_rounds`
+rounds/   what others ask for: slices and work records of `output_rounds`, our own chunks and log of `work_rounds`,
+          what senders sent us of SENT_ROUNDS
 state/    two snapshots, and one that is being written or fetched
 """
 
@@ -19,6 +20,7 @@ from distributed_training.snapshots.states import StateFiles
 
 log = logging.getLogger(__name__)
 
+SENT, SENT_ROUNDS = "sent-", 2  # files of what senders sent us; so many rounds may still be audited
 OWN_FILES = ("wire", "log")  # of a round: our chunks as we committed them, and the steps they came from
 GIB = 1 << 30
 _STATES = 3  # two kept, one on its way
@@ -33,7 +35,9 @@ def required_bytes(manifest: RunManifest, num_coords: int) -> int:
     own = layout.wire_bytes + log_bytes(manifest)
     outputs = layout.wire_bytes + works_bytes(manifest, layout) + inclusion
     kept = max(keep.output_rounds, keep.work_rounds) + _ROUNDS_MORE
-    return kept * outputs + (keep.work_rounds + _ROUNDS_MORE) * own + _STATES * 8 * num_coords
+    sent = 2 * layout.wire_bytes  # a slice of twice the mean size, or one and another where it stands in
+    rounds = kept * outputs + (keep.work_rounds + _ROUNDS_MORE) * own + (SENT_ROUNDS + _ROUNDS_MORE) * sent
+    return rounds + _STATES * 8 * num_coords
 
 
 def check_disk(manifest: RunManifest, num_coords: int, budget_gib: float | None, folder: Path) -> None:

@@ -25,6 +25,7 @@ from distributed_training.averaging.works import WorkBook
 from distributed_training.chain.base import Verify
 from distributed_training.errors import PeerFault, WireError
 from distributed_training.network.base import Stream, closing, deadline
+from distributed_training.network.budgets import Repeats
 from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import NO_BACKUP, Candidate, OutputRecord, SliceSpec
@@ -88,20 +89,22 @@ class Slices:
         self._manifest, self._peers, self._store = manifest, peers, store
         self._works, self._verify, self._patience = works, verify, patience
         self._hashes: dict[tuple[int, bytes], bytes] = {}  # (round, output root) -> hash of a record kept with it
-        self._serving: dict[bytes, asyncio.Semaphore] = {}  # peer key -> its share
+        self._reduced: dict[bytes, int] = {}  # hash of an output record of our own -> its round
+        self._serving: dict[bytes, asyncio.Semaphore] = {}  # public key -> its share
+        self._repeats = Repeats(forget_s=6 * patience.bulk_s)  # half a round: who joins again asks for all anew
 
     # --- holder -------------------------------------------------------------------------------------
 
     async def on_slice(self, stream: Stream) -> None:
         """Answer one stream of METHOD."""
-        _, payload = await self._peers.accept(stream, self._patience.control_s)
+        neuron, payload = await self._peers.accept(stream, self._patience.control_s)
         if len(payload) != _REQUEST.size:
             raise WireError("slice: malformed request")
-        share = self._serving.setdefault(stream.peer_key, asyncio.Semaphore(PEER_SLICES))
+        share = self._serving.setdefault(neuron.public_key, asyncio.Semaphore(PEER_SLICES))
         async with deadline(2 * self._patience.bulk_s, "slice"), share:
-            await self._serve(stream, *_REQUEST.unpack(payload))
+            await self._serve(stream, neuron.public_key, *_REQUEST.unpack(payload))
 
-    async def _serve(self, stream: Stream, round_index: int, wanted: bytes) -> None:
+    async def _serve(self, stream: Stream, asker: bytes, round_index: int, wanted: bytes) -> None:
         stall_s = self._patience.stall_s
         signed_record = self._store.output_record(round_index, wanted)
         if signed_record is None:
@@ -114,10 +117,18 @@ class Slices:
             for sender, wanted_here in zip(senders, wants.works, strict=True):
                 if wanted_here:
                     await stream.write(self._store.work(round_index, sender) or _ABSENT, stall_s)
-            at = 0
-            while wants.chunks and (piece := self._store.output_piece(round_index, wanted, at, PIECE_BYTES)):
-                await stream.write(piece, stall_s)
-                at += len(piece)
+            if wants.chunks:
+                await self._give_chunks(stream, asker, round_index, wanted)
+
+    async def _give_chunks(self, stream: Stream, asker: bytes, round_index: int, wanted: bytes) -> None:
+        """At once where the round waits for us: the first time, of what we reduced. Else when it is its turn."""
+        first = self._repeats.take(asker, (round_index, wanted)) == 0
+        at, urgent = 0, first and wanted in self._reduced
+        while piece := self._store.output_piece(round_index, wanted, at, PIECE_BYTES):
+            if not urgent:
+                await self._peers.uplink.turn(len(piece))
+            await stream.write(piece, self._patience.stall_s)
+            at += len(piece)
 
     # --- asker --------------------------------------------------------------------------------------
 
@@ -174,6 +185,9 @@ class Slices:
         await asyncio.to_thread(self._store.put_output, plan.round.index, output_hash, output)
         self._hashes = {k: v for k, v in self._hashes.items() if k[0] >= plan.round.index - 1}
         self._hashes[plan.round.index, record.output_root] = output_hash
+        self._reduced = {key: index for key, index in self._reduced.items() if index >= plan.round.index - 1}
+        if record.public_key == self._peers.public_key:
+            self._reduced[output_hash] = plan.round.index
 
     async def _open(self, peer_key: bytes, plan: RoundPlan, output_hash: bytes) -> Stream:
         request = _REQUEST.pack(plan.round.index, output_hash)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from distributed_training.averaging.codecs.int8 import Chunk
@@ -20,18 +21,30 @@ class Inbox:
     expected: frozenset[bytes]  # public keys of the senders it waits for
     works: dict[bytes, WorkRecord] = field(default_factory=dict)
     chunks: dict[bytes, dict[int, Chunk]] = field(default_factory=dict)
+    digests: dict[bytes, Sequence[bytes]] = field(default_factory=dict)  # of all chunks of who sent, not ours
     closed: bool = False
     needed: bool = True  # False: we stand in, and nobody has missed the reducer yet
     spared: bool = False  # we stand in, and the reducer has done its work
     published: bool = False  # the output's hash is on chain
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # published, or given up
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _heard_s: dict[bytes, float] = field(default_factory=dict)  # loop time of a sender's newest frame
 
     def put(self, key: bytes, work: WorkRecord, chunks: Mapping[int, Chunk]) -> None:
         """Checked chunks of one sender, ourselves included."""
         self.works[key] = work
         self.chunks.setdefault(key, {}).update(chunks)
+        self.hear(key)
         self._changed.set()
+
+    def hear(self, key: bytes) -> None:
+        """A frame of a sender has come."""
+        self._heard_s[key] = asyncio.get_running_loop().time()
+
+    def has(self, key: bytes, chunk: int, data: bytes) -> bool:
+        """Are exactly these bytes in?"""
+        held = self.chunks.get(key, {}).get(chunk)
+        return held is not None and held.data == data
 
     def need(self) -> None:
         """Somebody misses the reducer that we stand in for. Of no effect for our own slice."""
@@ -53,6 +66,32 @@ class Inbox:
         need = self.spec.last_chunk - self.spec.first_chunk
         return sorted(key for key in self.expected if len(self.chunks.get(key, {})) < need)
 
+    @property
+    def wanted(self) -> bool:
+        """Does anybody need the slice from us?"""
+        return self.needed and not self.spared
+
+    @property
+    def held(self) -> int:
+        """Chunks of all senders together."""
+        return sum(map(len, self.chunks.values()))
+
+    async def silence(self, timeout_s: float, quiet_s: float) -> bool:
+        """True: nobody who has not delivered every chunk was heard for `quiet_s`. False: all have, or the time is over.
+        Chunks are taken afterwards too.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while missing := self.missing():
+            quiet_at = quiet_s + max(self._heard_s.get(key, began) for key in missing)
+            if (now := loop.time()) >= min(quiet_at, began + timeout_s):
+                return now < began + timeout_s
+            self._changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(min(quiet_at, began + timeout_s)):
+                    await self._changed.wait()
+        return False
+
     async def wait(self, timeout_s: float) -> bool:
         """Until everybody expected has delivered, or the time is over; then nothing more is taken.
 
@@ -66,4 +105,4 @@ class Inbox:
         except TimeoutError:
             pass
         self.closed = True
-        return self.needed and not self.spared
+        return self.wanted

@@ -11,7 +11,8 @@ from distributed_training.protocol.manifest import RunManifest
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Of a miner that reduces; who has no open port sends and receives half of it, a validator receives half."""
+    """Of a miner that reduces a mean slice (its own grows with what it earns, among equals to twice that); who has no
+    open port sends and receives half of it, a validator receives half."""
 
     parameters: int
     round_s: float

@@ -63,10 +63,10 @@ class Overflow:
                 self._files.pop(path, None)
         self._trouble.end()
 
-    def forget(self, folder: Path) -> None:
-        """Nobody asks for the files of this folder any more."""
+    def forget(self, folder: Path, pattern: str = "*") -> None:
+        """Nobody asks for the files of this folder, of such names, any more."""
         with self._lock:
-            for path in [p for p in self._files if p.parent == folder]:
+            for path in [p for p in self._files if p.parent == folder and p.match(pattern)]:
                 del self._files[path]
 
     def folders(self) -> set[Path]:

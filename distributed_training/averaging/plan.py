@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from distributed_training.averaging.codecs.base import Layout
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules import membership
+from distributed_training.protocol.rules import slices as dealt
 from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.types import Candidate, Carry, Neuron, Roster, Round, SliceSpec
 
@@ -47,13 +48,12 @@ def make_plan(
     beacon: bytes,
     state_root: bytes,
     carry: Carry,
-    applied: int,
     num_coords: int,
 ) -> RoundPlan:
     """roster as of s-B, at_commit as of s+D, the rest from the state the round starts from."""
     layout = layout_of(manifest, num_coords)
-    members = membership.candidates(round_, roster, at_commit, manifest.access)
-    ordered = membership.reducers(members, carry, applied, beacon, manifest.average)
+    members = membership.candidates(round_, roster, at_commit, manifest)
+    ordered = dealt.reducers(members, dealt.earned(roster), carry, beacon, manifest.average)
     return RoundPlan(
         round=round_,
         roster=roster,
@@ -64,5 +64,5 @@ def make_plan(
         layout=layout,
         voters=voters(manifest, roster),
         candidates=members,
-        slices=membership.slices(ordered, layout.num_chunks, manifest.average),
+        slices=dealt.slices(ordered, layout.num_chunks, manifest.average),
     )

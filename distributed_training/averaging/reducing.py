@@ -12,22 +12,25 @@ from distributed_training.averaging.combine import SliceOutput, reduce_slice
 from distributed_training.averaging.gather import Slices
 from distributed_training.averaging.inbox import Inbox
 from distributed_training.averaging.plan import RoundPlan
+from distributed_training.averaging.sent import Sent
 from distributed_training.averaging.store import StoredOutput
 from distributed_training.averaging.touch import Touch
 from distributed_training.chain.base import Signer
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.membership import backed_by, backup_of
-from distributed_training.protocol.types import NO_BACKUP, Signed, SliceSpec, WorkRecord
+from distributed_training.protocol.types import Signed, SliceSpec, WorkRecord
 from distributed_training.protocol.wire import encode_output, encode_signed, record_hash, signing_message
 
 log = logging.getLogger(__name__)
 
 # (hash of our output record, the one it replaces or None) -> True when it is on chain by s+X
 Publish = Callable[[bytes, bytes | None], Awaitable[bool]]
+Reduce = Callable[..., SliceOutput]  # `reduce_slice`; an adversary's own takes the same
 
 
 class Reduction:
-    """The inboxes of a round and what becomes of them. Waits for senders until the cut-off s+X-R."""
+    """The inboxes of a round and what becomes of them. Waits for senders until the cut-off s+X-R, but for silent ones
+    only with what is amended: who sends nothing holds nobody up."""
 
     def __init__(
         self,
@@ -37,11 +40,17 @@ class Reduction:
         slices: Slices,
         signer: Signer,
         left_s: Callable[[], float],
+        quiet_s: float,
         touch: Touch,
+        sent: Sent,
+        reduce: Reduce = reduce_slice,
     ) -> None:
-        """left_s: seconds until the cut-off. touch: is told by whoever sends for us."""
+        """left_s: seconds until the cut-off. quiet_s: a sender that is not heard for so long is silent. touch: is told
+        by whoever sends for us. sent: keeps what came."""
         self.plan, self._manifest, self._slices = plan, manifest, slices
-        self._signer, self._left_s, self.touch = signer, left_s, touch
+        self._signer, self._left_s, self._quiet_s = signer, left_s, quiet_s
+        self.touch, self._sent, self._reduce = touch, sent, reduce
+        self._made: dict[int, tuple[int, SliceOutput]] = {}  # slice -> how many chunks were held, and what they gave
         everybody = frozenset(c.public_key for c in plan.candidates)
         self.own = Inbox(plan, spec, everybody)
         other = backed_by(plan.slices, spec.index)
@@ -67,45 +76,85 @@ class Reduction:
         return self.stand_in if backup is not None and backup.index == self.own.spec.index else None
 
     async def run(self, publish: Publish) -> bytes | None:
-        """Reduce and publish; once more where we stand in for somebody. The last hash that is on chain."""
+        """Reduce and publish; once more where late chunks came or we stand in for somebody. The last hash on chain."""
         try:
-            return await self._run(publish)
+            said = await self._run(publish)
+            for box in filter(None, (self.own, self.stand_in)):
+                box.closed = True
+                await self._sent.keep(box)
+            return said
         finally:
             for box in filter(None, (self.own, self.stand_in)):
                 box.closed = True
                 box.chunks.clear()  # nobody reduces them any more
+            self._made.clear()
             if not self.own.settled.is_set():
                 self.own.settle(published=False)
 
     async def _run(self, publish: Publish) -> bytes | None:
+        said = await self._early(publish)
         await self.own.wait(self._left_s())
-        if missing := self.own.missing():
-            log.info("slice %d: %d sender(s) incomplete at the cut-off", self.own.spec.index, len(missing))
-            if await self.touch.cut_off(self.own.expected - set(missing)):
-                log.warning("slice %d: our line is cut, it is left to the backup", self.own.spec.index)
+        if said is None:
+            if await self._cut_off():
                 return None
-        output = await self._reduced(self.own)
-        said: bytes | None = None
-        if self._left_s() > 0 or self.stand_in is None:
-            said = await self._publish(output, None, publish)
-            if said is None:
-                return None
-        if self.stand_in is None:
-            return said
-        if await self.stand_in.wait(self._left_s()):
-            log.info("slice %d: standing in for its reducer", self.stand_in.spec.index)
-            other = await self._keep(await self._reduced(self.stand_in))
-            output = replace(output, record=replace(output.record, backup=other))
-        if said is None or output.record.backup != NO_BACKUP:
+            if self._left_s() > 0 or self.stand_in is None:
+                said = await self._publish(await self._reduced(self.own), None, publish)
+                if said is None:
+                    return None
+        if self.stand_in is not None:
+            await self.stand_in.wait(self._left_s())
+        output = await self._whole()
+        if said is None or record_hash(encode_output(output.record)) != said:
             return await self._publish(output, said, publish) or said
         return said
 
+    async def _early(self, publish: Publish) -> bytes | None:
+        """Publish without those who are silent: the gathering need not wait for them. Not where it may be our own line
+        that is. The hash that is on chain. What comes later is in the one write that the chain takes of us besides,
+        at the cut-off.
+        """
+        if not await self.own.silence(self._left_s(), self._quiet_s):
+            return None
+        missing = self.own.missing()
+        if self.touch.missed(self.own.expected - set(missing)):
+            return None
+        if self.stand_in is not None and self.stand_in.wanted:
+            await self.stand_in.silence(self._left_s(), self._quiet_s)
+        if self._left_s() <= 0:
+            return None
+        log.info("slice %d: %d sender(s) are silent: reduced without them", self.own.spec.index, len(missing))
+        return await self._publish(await self._whole(), None, publish)
+
+    async def _whole(self) -> SliceOutput:
+        """Our slice as far as it is here, naming the one that we reduce as a backup, if we do."""
+        output, box = await self._reduced(self.own), self.stand_in
+        if box is None or not (box.wanted or box.spec.index in self._made):
+            return output
+        log.info("slice %d: standing in for its reducer", box.spec.index)
+        other = await self._keep(await self._reduced(box))
+        return replace(output, record=replace(output.record, backup=other))
+
+    async def _cut_off(self) -> bool:
+        """At the cut-off, with nothing published: does our line seem to be cut?"""
+        missing = self.own.missing()
+        if not missing:
+            return False
+        log.info("slice %d: %d sender(s) incomplete at the cut-off", self.own.spec.index, len(missing))
+        cut = await self.touch.cut_off(self.own.expected - set(missing))
+        if cut:
+            log.warning("slice %d: our line is cut, it is left to the backup", self.own.spec.index)
+        return cut
+
     async def _reduced(self, inbox: Inbox) -> SliceOutput:
-        index = self.plan.round.index
-        log.debug("round %d: reducing slice %d of %d senders", index, inbox.spec.index, len(inbox.works))
-        return await asyncio.to_thread(
-            reduce_slice, self.plan, inbox.spec, inbox.chunks, dict(inbox.works), self._manifest
-        )
+        """What is in it by now."""
+        index, held = inbox.spec.index, inbox.held
+        if (made := self._made.get(index)) is not None and made[0] == held:
+            return made[1]
+        log.debug("round %d: reducing slice %d of %d senders", self.plan.round.index, index, len(inbox.works))
+        chunks, works = {key: dict(found) for key, found in inbox.chunks.items()}, dict(inbox.works)
+        output = await asyncio.to_thread(self._reduce, self.plan, inbox.spec, chunks, works, self._manifest)
+        self._made[index] = held, output
+        return output
 
     async def _publish(self, output: SliceOutput, amends: bytes | None, publish: Publish) -> bytes | None:
         output_hash = await self._keep(output)

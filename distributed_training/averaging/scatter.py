@@ -57,10 +57,11 @@ async def send_slice(
     async with deadline(left_s, f"slice {spec.index}"):
         stream = await peers.open(target.peer_key, METHOD, header, stall_s)
         try:
-            await stream.write(own.signed, stall_s)
-            await stream.write(b"".join(own.contribution.digests), stall_s)
-            for chunk in range(spec.first_chunk, spec.last_chunk):
-                await stream.write(own.contribution.chunks[chunk], stall_s)
+            with peers.uplink.ours():
+                await stream.write(own.signed, stall_s)
+                await stream.write(b"".join(own.contribution.digests), stall_s)
+                for chunk in range(spec.first_chunk, spec.last_chunk):
+                    await stream.write(own.contribution.chunks[chunk], stall_s)
             beats = _Beats(stall_s)
             while (said := await stream.read(_LONGEST, stall_s)) != _ACK:
                 if said != _BEAT:
@@ -126,12 +127,17 @@ async def receive_slice(stream: Stream, candidate: Candidate, inbox: Inbox, work
     plan, spec, layout = inbox.plan, inbox.spec, inbox.plan.layout
     async with deadline(left_s, f"slice {spec.index} from uid {candidate.uid}"):
         work = works.take(plan, candidate, await stream.read(4096 + 4 * layout.num_chunks, left_s))
+        inbox.hear(candidate.public_key)
         digests = cut_digests(await stream.read(32 * layout.num_chunks, left_s), layout.num_chunks)
         if merkle_root(digests) != work.wire_root:
             raise WireError("scatter: digests do not hash into the wire root")
-        inbox.works[candidate.public_key] = work
+        inbox.works[candidate.public_key], inbox.digests[candidate.public_key] = work, digests
+        inbox.hear(candidate.public_key)
         for chunk in range(spec.first_chunk, spec.last_chunk):
             data = await stream.read(layout.chunk_bytes(chunk), left_s)
+            if inbox.has(candidate.public_key, chunk, data):
+                inbox.hear(candidate.public_key)
+                continue  # it is in since an earlier stream: checking it again would cost us, not who sends it
             if digest(data) != digests[chunk]:
                 raise WireError(f"scatter: chunk {chunk} is not the committed one")
             parsed = parse_chunk(data, layout, chunk)

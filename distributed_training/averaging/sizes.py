@@ -19,6 +19,12 @@ def step_bytes(manifest: RunManifest) -> int:
     return 16 + 2 * manifest.data.batch_size + 2 * _MAX_GROUPS * manifest.audit.sketch_size
 
 
+def most_pages(manifest: RunManifest) -> int:
+    """Pages that a uid can have used in a round: as many as it is given, each of a token at least."""
+    given = -(-manifest.data.num_pages // manifest.max_uids)
+    return min(given, manifest.inner.max_steps * manifest.tokens_per_step)
+
+
 def log_bytes(manifest: RunManifest) -> int:
-    """Of the longest log of a round's steps."""
-    return manifest.inner.max_steps * step_bytes(manifest)
+    """Of the longest log of a round: digests of pages, and steps."""
+    return 8 + 32 * most_pages(manifest) + manifest.inner.max_steps * step_bytes(manifest)

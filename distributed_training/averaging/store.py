@@ -4,6 +4,7 @@ Plain files under the node's folder, written atomically, named by content where 
 
     rounds/000003/work-<hash>   signed work record        rounds/000003/wire, log   our own
     rounds/000003/output-<hash>.record, .chunks           a slice we reduced or gathered
+    rounds/000003/sent-<slice>                            what senders sent us for it, as long as audits may ask
     state/                                                snapshots, see states.py
 """
 
@@ -15,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from distributed_training.averaging.disk import OWN_FILES, enforce_budget
+from distributed_training.averaging.disk import OWN_FILES, SENT, SENT_ROUNDS, enforce_budget
 from distributed_training.averaging.overflow import Overflow
 from distributed_training.errors import LocalFault
 from distributed_training.snapshots.states import StateFiles
@@ -67,6 +68,13 @@ class RoundStore:
     def own_log(self, round_index: int) -> bytes | None:
         return self._read(self._round(round_index) / "log")
 
+    def put_sent(self, round_index: int, slice_index: int, chunks: Sequence[bytes]) -> None:
+        """What senders sent us for a slice, one file together."""
+        self._write(self._round(round_index) / f"{SENT}{slice_index}", *chunks)
+
+    def sent_piece(self, round_index: int, slice_index: int, start: int, size: int) -> bytes:
+        return self._piece(self._round(round_index) / f"{SENT}{slice_index}", start, size)
+
     def put_output(self, round_index: int, record_hash: bytes, output: StoredOutput) -> None:
         base = self._round(round_index) / f"output-{record_hash.hex()}"
         self._write(base.with_suffix(".chunks"), output.chunks)
@@ -106,26 +114,29 @@ class RoundStore:
         """State at the start of `round_index`; the two newest are kept."""
         self.states.put(round_index, state)
 
-    def newest_state(self) -> tuple[int, RunState] | None:
-        """The newest snapshot that can be read whole."""
-        return self.states.newest()
+    def newest_state(self, last: int | None = None) -> tuple[int, RunState] | None:
+        """The newest snapshot that can be read whole, of round `last` or before if there is one."""
+        return self.states.newest(last)
 
     def prune(self, round_index: int, keep_rounds: int, own_rounds: int) -> None:
-        """Drop everything of rounds before round_index - keep_rounds, and before round_index - own_rounds what only
-        ourselves can be asked for; then write what the disk had no room for."""
+        """Drop everything of rounds before round_index - keep_rounds, before round_index - own_rounds what only
+        ourselves can be asked for, and what senders sent us once it is audited; then write what the disk had no room
+        for."""
         folders = self.overflow.folders()
         with suppress(OSError):  # what cannot be listed is dropped another time
             folders |= set((self.root / "rounds").iterdir())
         for path in folders:
-            if not path.name.isdigit() or int(path.name) >= round_index - min(keep_rounds, own_rounds):
-                continue
-            if int(path.name) < round_index - keep_rounds:
+            age = round_index - int(path.name) if path.name.isdigit() else 0
+            if age > keep_rounds:
                 self.overflow.forget(path)
                 shutil.rmtree(path, ignore_errors=True)
-            else:
-                for name in OWN_FILES:
-                    with suppress(OSError):
-                        (path / name).unlink(missing_ok=True)
+                continue
+            over = [*(OWN_FILES if age > own_rounds else ()), *([f"{SENT}*"] if age > SENT_ROUNDS else ())]
+            for pattern in over:
+                self.overflow.forget(path, pattern)
+                with suppress(OSError):
+                    for file in path.glob(pattern):
+                        file.unlink(missing_ok=True)
         self.overflow.retry()
         if self._budget is not None:
             with suppress(OSError):

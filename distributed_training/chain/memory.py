@@ -199,6 +199,7 @@ class MemoryChain:
             reveal_period=p.reveal_period,
             version_key=p.version_key,
             next_epoch_block=next_epoch_block(self._ledger.rows(self._ledger.head()), p.tempo),
+            max_uids=p.max_uids,
         )
 
     async def weights(self, block: int) -> dict[int, dict[int, float]]:

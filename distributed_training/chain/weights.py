@@ -55,6 +55,7 @@ class WeightCalls:
             owner_coldkey=graph.owner_coldkey,
             **{**found, "commit_reveal": bool(found.get("commit_reveal"))},
             next_epoch_block=epoch,
+            max_uids=graph.max_uids,
         )
 
     async def submit(

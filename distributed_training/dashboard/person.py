@@ -80,12 +80,10 @@ def _terms(board: Mapping[str, Any], manifest: RunManifest | None) -> list[str]:
     )
     said.append(
         f"S = {board['S']:.4f}: about {board['S'] * cap:,.0f} credited tokens a round on average, of at most {cap:,} "
-        f"that count (half of that memory is {s.steps_half_life:g} rounds old)."
+        f"that count; it is paid in full once it has done as much in {s.vesting_rounds} rounds."
     )
     failed = f" An audit that fails makes it 0 for {s.penalty_rounds} rounds." if board["G"] == 0.0 else ""
-    said.append(
-        f"G = {board['G']:.3f}: how far audits of its gradients bear it out; 0.5 is a newcomer's, 1 the most.{failed}"
-    )
+    said.append(f"G = {board['G']:.3f}: how far audits of its gradients bear it out; 1 is the most.{failed}")
     floor = f" It is below {s.integrity_floor:g}, so it counts as 0." if board["I"] == 0.0 else ""
     said.append(f"I = {board['I']:.3f}: how well it does its duty as sender and as reducer; 1 is all of it.{floor}")
     said.append(f"B = {board['B']:.3f}: how fast it serves what validators ask for; 1 is fast enough.")

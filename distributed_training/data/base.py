@@ -28,6 +28,14 @@ class Page:
     tokens: Tokens | None = field(default=None, compare=False)
 
 
+class PageFacts(NamedTuple):
+    """What the page manifest says of a page, so that nobody has to read it for that."""
+
+    digest: bytes | None  # of its documents; None: nobody has said
+    text_bytes: int  # of all its documents, UTF-8; 0: not known
+    rows: int  # documents
+
+
 class PageSource(Protocol):
     """Read access to the run's pages. Methods block (run them in a thread); they are thread-safe and idempotent.
 
@@ -44,6 +52,10 @@ class PageSource(Protocol):
         ...
 
     def fetch(self, index: int) -> Page: ...
+
+    def facts(self, index: int) -> PageFacts:
+        """Reads nothing. Raises IndexError for an index outside [0, num_pages)."""
+        ...
 
     def heldout(self) -> tuple[str, ...]:
         """Documents of the held-out set, in order; disjoint from all pages."""

@@ -36,7 +36,8 @@ class BatchStream:
     stream of pages `page_index(permutation, max_uids, uid, 0..)` of `source` (protocol section 4).
 
     A pure function of its arguments, whatever is read ahead. With `first_batch` k it begins at batch k, as if the
-    earlier ones had been taken. Ends when the next batch cannot be filled: `fault` then says why.
+    earlier ones had been taken. Ends when the next batch cannot be filled: `fault` then says why. With `num_batches` it
+    ends after so many, and no page is read that they do not need.
 
     Use as a context manager or call `close`: up to `readers` threads read and tokenise pages ahead, until `ahead_bytes`
     of tokens wait. Not thread-safe itself. Raises ConfigError when `permutation` is not over the pages of `source`.
@@ -53,6 +54,7 @@ class BatchStream:
         batch_size: int,
         sequence_length: int,
         first_batch: int = 0,
+        num_batches: int | None = None,
         readers: int = READERS,
         ahead_bytes: int = AHEAD_BYTES,
     ) -> None:
@@ -60,13 +62,17 @@ class BatchStream:
             raise ValueError("batch_size, sequence_length, readers and ahead_bytes must be positive")
         self._shape = (batch_size, sequence_length)
         self._skip = first_batch * batch_size * sequence_length  # tokens
+        self._left = num_batches
+        wanted = None if num_batches is None else self._skip + num_batches * batch_size * sequence_length
         self._buffer: NDArray[Any] = np.empty(0, dtype=np.uint16)
         self._taken: list[bytes] = []
         self._page_digests: tuple[bytes, ...] = ()
         self._fault: DataUnavailable | None = None
         self._ended = False
         self._stall_s = 0.0
-        self._reader = _Ahead(_read_page(source, tokenizer, permutation, max_uids, uid), readers, ahead_bytes)
+        read = _read_page(source, tokenizer, permutation, max_uids, uid)
+        # Only who reads one page after the other knows before the next one whether it is needed.
+        self._reader = _Ahead(read, readers if wanted is None else 1, ahead_bytes, wanted)
 
     @property
     def page_digests(self) -> tuple[bytes, ...]:
@@ -87,12 +93,15 @@ class BatchStream:
         return self
 
     def __next__(self) -> NDArray[np.int64]:
+        if self._left == 0:
+            raise StopIteration
         size = self._shape[0] * self._shape[1]
         while len(self._buffer) < size:
             self._add_page()
         batch = self._buffer[:size].astype(np.int64).reshape(self._shape)
         self._buffer = self._buffer[size:]
         self._page_digests = tuple(self._taken)
+        self._left = None if self._left is None else self._left - 1
         return batch
 
     def close(self) -> None:
@@ -187,11 +196,13 @@ def _read_page(
 
 
 class _Ahead:
-    """Calls `read(0)`, `read(1)`, ... in `readers` threads while fewer than `ahead_bytes` wait. `get` returns pages in
-    order and raises what reading one raised; none after it is begun."""
+    """Calls `read(0)`, `read(1)`, ... in `readers` threads while fewer than `ahead_bytes` wait, until `wanted` tokens
+    are read. `get` returns pages in order and raises what reading one raised; none after it is begun."""
 
-    def __init__(self, read: Callable[[int], _TokenPage], readers: int, ahead_bytes: int) -> None:
-        self._read, self._ahead_bytes = read, ahead_bytes
+    def __init__(
+        self, read: Callable[[int], _TokenPage], readers: int, ahead_bytes: int, wanted: int | None = None
+    ) -> None:
+        self._read, self._ahead_bytes, self._wanted = read, ahead_bytes, wanted
         self._changed = Condition()
         self._begun = self._given = self._waiting_bytes = 0
         self._done: dict[int, _TokenPage | Exception] = {}
@@ -223,7 +234,7 @@ class _Ahead:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stop or self._waiting_bytes < self._ahead_bytes)
-                if self._stop:
+                if self._stop or self._wanted == 0:
                     return
                 number = self._begun
                 self._begun += 1
@@ -237,4 +248,6 @@ class _Ahead:
                     self._stop = True
                 else:
                     self._waiting_bytes += item.tokens.nbytes
+                    if self._wanted is not None:
+                        self._wanted = max(0, self._wanted - len(item.tokens))
                 self._changed.notify_all()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
-from distributed_training.data.base import Page, PageSource
+from distributed_training.data.base import Page, PageFacts, PageSource
 from distributed_training.errors import DataUnavailable
 
 LOOK_S = 0.02
@@ -65,6 +65,9 @@ class _Bounded:
 
     def fetch(self, index: int) -> Page:
         return self._reads.fetch(index, self._gave_up, self._limit_s)
+
+    def facts(self, index: int) -> PageFacts:
+        return self._reads.source.facts(index)
 
     def heldout(self) -> tuple[str, ...]:
         return self._reads.source.heldout()

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
-from distributed_training.data.base import Page
+from distributed_training.data.base import Page, PageFacts
 from distributed_training.data.chunks import decode
 from distributed_training.data.page_file import PageTable
 from distributed_training.data.pages import PageEntry, page_digest
@@ -66,6 +66,10 @@ class TablePages:
         entry, expected = self.table.entry(index), self.table.digest(index)
         what = f"page {index} in {self.table.header.files[entry.file].name}"
         return Page(index, *self._read(index, entry, expected, what))
+
+    def facts(self, index: int) -> PageFacts:
+        entry = self.table.entry(index)
+        return PageFacts(self.table.digest(index), entry.text_bytes, entry.rows)
 
     def kept(self, index: int) -> bytes | None:
         """The compressed chunk of a page if it is on this machine's disk, for others: they check it themselves."""

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 
-from distributed_training.data.base import Page, PageSource, Tokens
+from distributed_training.data.base import Page, PageFacts, PageSource, Tokens
 from distributed_training.data.tokens import Tokenizer, packed
 
 MAX_BYTES = 256 << 20  # of tokens: 134 million of GPT-2's, the pages of half an H200's round
@@ -33,6 +33,9 @@ class TokenisedPages:
     @property
     def sha256(self) -> str:
         return self.source.sha256
+
+    def facts(self, index: int) -> PageFacts:
+        return self.source.facts(index)
 
     def heldout(self) -> tuple[str, ...]:
         return self.source.heldout()

@@ -6,31 +6,18 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import resource
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from distributed_training.doctor.base import Finding
 from distributed_training.errors import ConfigError, said
+from distributed_training.network.descriptors import FILES_TOO_FEW, HOW_TO_RAISE, raise_file_limit
 from distributed_training.paths import usable_folder
 
-FILES_WANTED = 8192  # a connection and a few streams, each held twice, for every uid of a full subnet, and room
-FILES_FEW, FILES_TOO_FEW = 4096, 256  # with a few peers a node and its daemon have about a hundred open
+FILES_FEW = 4096
 GIB = 1 << 30
 DISK_FEW, DISK_TOO_FEW = 2 * GIB, 64 << 20  # whatever the run needs
 STA_UNSYNC, TIMEX_BYTES, TIMEX_STATUS = 0x40, 512, 40  # of <sys/timex.h>: a flag, more than the struct has, an offset
-
-
-def raise_file_limit() -> int:
-    """As many open files as this process may have without asking, up to what a node wants; its daemon inherits it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return FILES_WANTED if soft == resource.RLIM_INFINITY else soft
-    with suppress(ValueError, OSError):  # macOS has a lower limit than it tells
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def files_finding() -> Finding:
@@ -38,8 +25,7 @@ def files_finding() -> Finding:
     if limit >= FILES_FEW:
         return Finding("open files", "ok", f"up to {limit:,}")
     found = f"this user may have only {limit:,} files open; a node on a full subnet needs {FILES_FEW:,}"
-    fix = f"ulimit -n {FILES_WANTED} (systemd: LimitNOFILE={FILES_WANTED}; docker: --ulimit nofile={FILES_WANTED})"
-    return Finding("open files", "fail" if limit < FILES_TOO_FEW else "warn", found, fix)
+    return Finding("open files", "fail" if limit < FILES_TOO_FEW else "warn", found, HOW_TO_RAISE)
 
 
 def clock_finding() -> Finding:

@@ -23,6 +23,7 @@ from distributed_training.finding.content import Wanted
 from distributed_training.finding.serving import PeerSource
 from distributed_training.network.base import Transport
 from distributed_training.network.identity import PeerIdentity
+from distributed_training.network.peers import claimed_addresses
 from distributed_training.paths import is_missing
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Neuron, Role, Roster
@@ -72,9 +73,8 @@ def validators_of(roster: Roster, run: bytes | None) -> list[bytes]:
 
 
 def learn(transport: Transport, roster: Roster) -> None:
-    for n in sorted(roster.neurons, key=lambda n: (n.stake, -n.registered_block)):  # the best claim stays
-        if n.commitment is not None and n.reachable_at is not None:
-            transport.learn(n.commitment.peer_key, n.reachable_at)
+    for peer_key, addresses in claimed_addresses(roster.neurons).items():
+        transport.learn(peer_key, *addresses)
 
 
 # --- the port ---------------------------------------------------------------------------------------

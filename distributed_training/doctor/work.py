@@ -16,7 +16,7 @@ from distributed_training.doctor.run import own_key
 from distributed_training.journal import JOURNAL
 from distributed_training.operator.history import read_only
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.protocol.rules.scoring import NO_REDUCER_DUTY
+from distributed_training.protocol.rules.duty import NO_REDUCER_DUTY
 from distributed_training.protocol.types import Role, Roster
 
 if TYPE_CHECKING:
@@ -105,10 +105,8 @@ def pay(manifest: RunManifest, roster: Roster, tokens: int, own: bytes, *, outbo
         for n in roster.neurons
         if n.incentive > 0 and n.public_key != own and (c := n.commitment) is not None and c.run == manifest.tag
     ]
-    half = scoring.steps_half_life
-    rests = (
-        f"S {steps_score:.2f} of the token cap {cap:,}, passed audits, G B I near 1; half of it after {half:g} rounds"
-    )
+    whole = f"all of it after {scoring.vesting_rounds} rounds"
+    rests = f"S {steps_score:.2f} of the token cap {cap:,}, passed audits, G B I near 1; {whole}"
     if not paid:
         return Finding(PAY, "ok", f"estimate: S {steps_score:.2f}; nobody of the run is paid yet, so no share is known")
     others = fsum(paid) / max(paid)

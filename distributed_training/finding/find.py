@@ -24,6 +24,7 @@ from distributed_training.finding.places import sources_at
 from distributed_training.finding.serving import PeerSource
 from distributed_training.locks import InUse, Lock
 from distributed_training.network.base import Transport
+from distributed_training.network.peers import claimed_addresses
 from distributed_training.protocol.manifest import RunManifest, load_manifest, parse_manifest
 from distributed_training.protocol.types import Roster
 from distributed_training.settings.config import NodeConfig
@@ -158,11 +159,11 @@ class Finder:
         """Nodes of the run, then validators of others, who may know of it; then the places that are named."""
         tag = None if run is None else run.tag
         others = [(n, n.commitment) for n in self.roster.neurons if n.may_validate and n.commitment is not None]
-        found: list[Source] = []
+        found, addresses = list[Source](), claimed_addresses(self.roster.neurons)
         for neuron, commitment in [*(run.members if run else ()), *(m for m in others if m[1].run != tag)]:
             if neuron.reachable_at is not None and neuron.public_key != self.own_key and len(found) < MAX_PEERS:
                 transport = await self.open_transport()
-                transport.learn(commitment.peer_key, neuron.reachable_at)
+                transport.learn(commitment.peer_key, *addresses[commitment.peer_key])
                 found.append(PeerSource(transport, commitment.peer_key, f"uid {neuron.uid}"))
         places = [] if manifest is None else [manifest.public.pages, manifest.public.checkpoints]
         places += [] if run is None else [announced.place for announced in run.announced]

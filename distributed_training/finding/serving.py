@@ -11,7 +11,6 @@ else, and whoever is about to join is one, shares a small one: it answers with l
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
@@ -23,14 +22,16 @@ from distributed_training.finding.content import Absent, Wanted
 from distributed_training.network.base import Stream, Transport, closing, deadline
 from distributed_training.network.budgets import Bucket
 from distributed_training.network.peers import PeerBook
+from distributed_training.network.places import Places
 from distributed_training.protocol.manifest import RunManifest
 
 METHOD = "file"
 PIECE_BYTES = 256 << 10
-MAX_STREAMS = 4  # at a time; each holds one piece in memory
+MAX_STREAMS, MAX_STREAMS_PER_PEER = 4, 2  # at a time; each holds one piece in memory
 CONTROL_S, PIECE_S, STREAM_S = 10.0, 30.0, 60.0  # a stream is one turn of its asker, who comes back for the rest
 # Half of what the transport grants to strangers (`network.budgets`): the other half is for saying who one is.
 STRANGERS_BYTES, STRANGERS_BYTES_PER_S = 2 << 20, 128 << 10
+_STRANGERS = b""  # peer keys cost nothing: who is on no roster shares the places of one peer
 _NUMBER = struct.Struct("<Q")
 _PREFIX_BYTES = range(8, 33)
 
@@ -41,7 +42,7 @@ class FileService:
     def __init__(self, peers: PeerBook, files: Mapping[bytes, memoryview]) -> None:
         self._peers, self._files = peers, dict(files)
         self._strangers = Bucket(STRANGERS_BYTES, STRANGERS_BYTES_PER_S)
-        self._places = asyncio.Semaphore(MAX_STREAMS)
+        self._places = Places(MAX_STREAMS, MAX_STREAMS_PER_PEER)
         peers.transport.serve(METHOD, self._on_file)
 
     async def _on_file(self, stream: Stream) -> None:
@@ -53,8 +54,10 @@ class FileService:
         held = next((held for sha256, held in self._files.items() if sha256.startswith(prefix)), None)
         if held is None:
             await stream.write(_NUMBER.pack(0), CONTROL_S)
-        elif not self._places.locked():  # else the stream is closed without a word
-            async with self._places, deadline(STREAM_S, "file"):
+            return
+        who = stream.peer_key if self._peers.knows(stream.peer_key) else _STRANGERS
+        async with self._places.place(who) as free, deadline(STREAM_S, "file"):
+            if free:  # else the stream is closed without a word
                 await self._give(stream, held, offset)
 
     async def _give(self, stream: Stream, held: memoryview, offset: int) -> None:
@@ -63,6 +66,7 @@ class FileService:
             piece = bytes(held[start : start + PIECE_BYTES])
             if not self._peers.knows(stream.peer_key) and not self._strangers.take(len(piece)):
                 return  # others give the rest, or we do, later
+            await self._peers.uplink.turn(len(piece))
             await stream.write(piece, PIECE_S)
 
 

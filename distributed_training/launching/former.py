@@ -58,7 +58,7 @@ class Former:
 
     def first(self, nominal_steps: int) -> First:
         """Round 0 of a run with so many nominal steps: parameters, momentum and clip threshold as they were, the
-        learning-rate clock where it stood. Who was included, and whose slices failed, is of the former miners."""
+        learning-rate clock where it stood. Whose slices failed is of the former miners."""
         former = self.manifest
 
         def first(model: nn.Module, draft: RunManifest) -> tuple[RunState, Sequence[str]]:

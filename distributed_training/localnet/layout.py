@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distributed_training.localnet.attacks import AttackFile
 from distributed_training.localnet.options import Options
 from distributed_training.locks import Lock
 from distributed_training.protocol.types import Role
@@ -86,14 +87,17 @@ def node_specs(options: Options, repository: Path = REPOSITORY) -> tuple[NodeSpe
     """Owner, validators, miners, in uid order."""
     neurons = repository / "neurons"
     specs = [NodeSpec("owner", Role.OWNER, 0, options.port_base, None, False, None, neurons / "owner.py")]
-    for i in range(options.validators):
+    for i, cheat in enumerate(_cheats(options, Role.VALIDATOR, options.validators)):
         uid = len(specs)
-        script = neurons / "validator.py"
-        specs.append(
-            NodeSpec(f"validator-{i}", Role.VALIDATOR, uid, options.port_base + uid, None, False, None, script)
+        name, script = (
+            None if cheat is None else cheat.name,
+            neurons / "validator.py" if cheat is None else cheat.script,
         )
-    cheats = [adversary for adversary in options.adversaries for _ in range(adversary.count)]
-    for steps, cheat in zip(options.steps_per_round, [*[None] * (options.miners - len(cheats)), *cheats], strict=True):
+        specs.append(
+            NodeSpec(f"validator-{i}", Role.VALIDATOR, uid, options.port_base + uid, None, False, name, script)
+        )
+    cheats = _cheats(options, Role.MINER, options.miners)
+    for steps, cheat in zip(options.steps_per_round, cheats, strict=True):
         uid = len(specs)
         specs.append(
             NodeSpec(
@@ -108,6 +112,12 @@ def node_specs(options: Options, repository: Path = REPOSITORY) -> tuple[NodeSpe
             )
         )
     return tuple(specs)
+
+
+def _cheats(options: Options, role: Role, count: int) -> list[AttackFile | None]:
+    """What each node of a role runs: None is the honest program; the last ones cheat."""
+    cheats = [a.attack for a in options.adversaries if a.attack.role is role for _ in range(a.count)]
+    return [*[None] * (count - len(cheats)), *cheats]
 
 
 def miners(specs: Sequence[NodeSpec]) -> tuple[NodeSpec, ...]:

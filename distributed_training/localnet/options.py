@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from distributed_training.errors import ConfigError
+from distributed_training.localnet.attacks import ADVERSARIES_DIR, Adversary, chosen, in_demo, listing
 from distributed_training.localnet.run.kills import PHASES, KillRequest, parse_kill
+from distributed_training.protocol.types import Role
 from distributed_training.settings.arguments import Parser, file_or_folder, folder, new_folder, real, whole
-from distributed_training.settings.words import nearest
 
 STEPS_AT_SPEED_1 = 20
 ROUNDS = 6  # by default
@@ -22,7 +23,6 @@ PORT_BASE = whole(1024, 65000, "a port")
 MAX_MINERS = 12
 MIN_ROUNDS_NEWCOMER = 7
 MAX_VALIDATORS = 3
-ADVERSARIES_DIR = Path(__file__).resolve().parents[2] / "adversaries"
 
 DESCRIPTION = """\
 Train one language model with a whole subnet on this machine.
@@ -39,6 +39,7 @@ EXAMPLES = """\
     bash scripts/demo.sh --speeds 1,1,2,4
   miners that cheat, and what becomes of them
     bash scripts/demo.sh --adversary free-rider --rounds 8
+    bash scripts/demo.sh --adversary omitter --adversary tail:2 --miners 6
   your model, your text
     bash scripts/demo.sh --model my_config.json --text ~/my_texts
 """
@@ -57,16 +58,6 @@ exit codes: 0 no check failed, 1 some did, or trouble of this machine, 2 wrong o
 
 
 @dataclass(frozen=True, slots=True)
-class Adversary:
-    name: str  # as given, with dashes
-    count: int  # so many miners run its program
-
-    @property
-    def script(self) -> Path:
-        return ADVERSARIES_DIR / f"{self.name.replace('-', '_')}.py"
-
-
-@dataclass(frozen=True, slots=True)
 class Options:
     rounds: int  # the last of them is audited by nobody: that happens in the next one
     miners: int
@@ -74,7 +65,7 @@ class Options:
     speeds: tuple[int, ...]  # one per miner
     seed: int
     steps: int | None  # exact inner steps a round at speed 1; None: up to 20, whatever the time allows
-    adversaries: tuple[Adversary, ...]  # the last miners, in this order
+    adversaries: tuple[Adversary, ...]  # the last miners, or validators, in this order
     model: Path | None
     text: Path | None
     pages: Path | None  # a folder with pages.bin, from scripts/build_pages.py
@@ -105,7 +96,7 @@ class Options:
             "speeds": list(self.speeds),
             "seed": self.seed,
             "steps": self.steps,
-            "adversary": ",".join(f"{a.name}:{a.count}" for a in self.adversaries) or None,
+            "adversary": ",".join(map(str, self.adversaries)) or None,
             "model": None if self.model is None else str(self.model),
             "text": None if self.text is None else str(self.text),
             "pages": None if self.pages is None else str(self.pages),
@@ -130,7 +121,9 @@ def parse_options(argv: Sequence[str], *, adversaries_dir: Path = ADVERSARIES_DI
         speeds=speeds,
         seed=args.seed,
         steps=args.steps,
-        adversaries=_adversaries(args.adversary, miners, adversaries_dir),
+        adversaries=in_demo(
+            chosen(args.adversary, {Role.MINER: miners, Role.VALIDATOR: args.validators}, adversaries_dir)
+        ),
         model=args.model,
         text=args.text,
         pages=_pages(args),
@@ -164,7 +157,8 @@ def _kills(args: argparse.Namespace, miners: int) -> tuple[KillRequest, ...]:
 
 
 def _parser() -> Parser:
-    parser = Parser(DESCRIPTION, examples=EXAMPLES, epilog=EPILOG, prog="bash scripts/demo.sh")
+    epilog = f"adversaries, by class:\n\n{listing()}\n\n{EPILOG}"
+    parser = Parser(DESCRIPTION, examples=EXAMPLES, epilog=epilog, prog="bash scripts/demo.sh")
     add = parser.group("how much")
     help_ = f"rounds to run; default {ROUNDS}"
     add("--rounds", metavar="N", type=whole(1, 1000, "rounds"), default=ROUNDS, help=help_)
@@ -205,7 +199,10 @@ def _add_inputs(parser: Parser) -> None:
 
 def _add_trouble(parser: Parser) -> None:
     add = parser.group("who comes, cheats and dies")
-    help_ = "the last COUNT miners (default 1) run adversaries/NAME.py; repeatable, for others before them"
+    help_ = (
+        "the last COUNT miners (default 1), or validators, run that program of adversaries/; repeatable, for others "
+        "before them. The names are below"
+    )
     add("--adversary", metavar="NAME[:COUNT]", action="append", default=[], help=help_)
     help_ = "a miner joins in the middle as a stranger would: from an empty directory, told the subnet and no more"
     add("--newcomer", action="store_true", help=help_)
@@ -231,29 +228,6 @@ def _speeds(text: str | None, miners: int | None) -> tuple[int, ...]:
     if not 2 <= len(parts) <= MAX_MINERS:
         raise ConfigError(f"argument --speeds: expected 2 to {MAX_MINERS} speeds, not {len(parts)}")
     return tuple(int(p) for p in parts)
-
-
-def _adversaries(texts: Sequence[str], miners: int, directory: Path) -> tuple[Adversary, ...]:
-    found = [_adversary(text, miners, directory) for text in texts]
-    twice = next((a.name for n, a in enumerate(found) if a.name in {b.name for b in found[:n]}), None)
-    if twice is not None:
-        raise ConfigError(f"argument --adversary: {twice} is given twice; say how many with --adversary {twice}:COUNT")
-    cheats = sum(adversary.count for adversary in found)
-    if cheats >= miners:
-        raise ConfigError(f"argument --adversary: {cheats} of {miners} miners would cheat; expected more --miners")
-    return tuple(found)
-
-
-def _adversary(text: str, miners: int, directory: Path) -> Adversary:
-    name, _, count = text.partition(":")
-    # Those that take a miner's flags and no more; the saboteur needs to be told its fault.
-    known = sorted(p.stem.replace("_", "-") for p in directory.glob("*.py") if "sys.exit(run(" in p.read_text("utf-8"))
-    if name not in known:
-        listed = ", ".join(known) or f"a file in {directory}"
-        raise ConfigError(f"argument --adversary: expected one of {listed}, not {name!r}{nearest(name, known)}")
-    if count and not (count.isdigit() and 1 <= int(count) < miners):
-        raise ConfigError(f"argument --adversary: expected a count from 1 to {miners - 1}, not {count!r}")
-    return Adversary(name, int(count or 1))
 
 
 def _pages(args: argparse.Namespace) -> Path | None:

@@ -42,7 +42,7 @@ GAUGES: Mapping[str, tuple[Any, ...]] = {
     "dt_round_settled_end_block": ("", "Block in which the newest settled round, at first the one before, ended."),
     "dt_round_miners": ("", "Miners whose work counts in the newest settled round."),
     "dt_round_tokens": ("", "Tokens of their work, as far as this node knows it."),
-    "dt_round_credit_ratio": ("", "Share of the counted chunks that include this uid's work, 0 to 1."),
+    "dt_round_credit_ratio": ("", "What this uid's work counts for, 0 to 1: inclusion, its worst third forgiven."),
     "dt_round_phase_seconds": ("", "What a part of the newest settled round took.", "phase", None),
     "dt_rounds_since_included": ("", "Applied rounds since this miner's work was in one."),
     "dt_uid_score_ratio": ("", "Terms of a validator's score of each uid, 0 to 1.", "uid", None, "term"),

@@ -99,10 +99,11 @@ class Transport(Protocol):
         """Close every stream and, where there is one, end the daemon. Idempotent."""
         ...
 
-    def learn(self, peer_key: bytes, address: tuple[str, int] | None) -> None:
-        """Remember where a peer listens, as the chain says. None: nowhere. Cheap; dials nothing.
+    def learn(self, peer_key: bytes, *addresses: tuple[str, int]) -> None:
+        """Remember where a peer may listen, best first; what was said before is forgotten. Cheap; dials nothing.
 
-        A peer that listens nowhere is reached over a connection that it opened itself, and not dialled otherwise.
+        Nobody has to have proven it: the connection does. A peer that listens nowhere is reached over a connection that
+        it opened itself.
         """
         ...
 

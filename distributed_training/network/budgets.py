@@ -7,12 +7,16 @@ memory is therefore bounded by the roster, however many keys a stranger makes up
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
+
+from distributed_training.errors import PeerFault
 
 LINES = 20  # refusals that are logged at once, for each account
 LINES_PER_S = 0.2  # and in the long run
 NAMED_PEERS = 8192  # accounts at most: twice the uids a manifest can allow
+REPEATS, FORGET_S = 3, 3600.0
+THINGS_OF_A_PEER = 1024  # that are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,12 @@ class Bucket:
         self._level -= amount
         return True
 
+    def owe(self, amount: float) -> float:
+        """Take `amount` whether it is there or not; after how many seconds it will have been."""
+        self.take(0)
+        self._level -= amount
+        return max(0.0, -self._level / self._per_s)
+
 
 class Account:
     """What one peer, or all strangers together, have used."""
@@ -81,6 +91,37 @@ class Accounts:
             kept = former.get(key)
             self._named[key] = kept if kept is not None and kept.budget == budget else Account(budget)
 
+    def names(self, peer_key: bytes) -> bool:
+        """Is it no stranger? Before the first call of `admit` nobody is."""
+        return self._strangers is None or peer_key in self._named
+
     def of(self, peer_key: bytes) -> Account | None:
         """None: no limit."""
         return self._named.get(peer_key, self._strangers)
+
+
+class Repeats:
+    """The same thing to the same peer: `times` in a while, for lines that break; then not again, from here."""
+
+    def __init__(self, times: int = REPEATS, forget_s: float = FORGET_S) -> None:
+        self._times, self._forget_s = times, forget_s
+        self._given: dict[bytes, dict[Hashable, tuple[int, float]]] = {}
+
+    def take(self, peer: bytes, thing: Hashable) -> int:
+        """How often it was given before; counts it. Raises PeerFault when that is often enough.
+
+        What is forgotten early is still in the peer's budget.
+        """
+        now = asyncio.get_running_loop().time()
+        if peer not in self._given and len(self._given) >= NAMED_PEERS:
+            self._given.clear()
+        given = self._given.setdefault(peer, {})
+        count, first = given.pop(thing, (0, now))
+        if now - first > self._forget_s:
+            count, first = 0, now
+        given[thing] = min(self._times, count + 1), first  # at the end: the oldest are forgotten first
+        while len(given) > THINGS_OF_A_PEER:
+            del given[next(iter(given))]
+        if count >= self._times:
+            raise PeerFault(f"has had this {self._times} times")
+        return count

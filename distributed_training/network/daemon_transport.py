@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from distributed_training.errors import DeadlineMissed, LocalFault, NetworkFault
 from distributed_training.network.base import StreamHandler, Traffic
 from distributed_training.network.budgets import Budget
+from distributed_training.network.descriptors import raise_file_limit, streams_of_peers
 from distributed_training.network.frames import HEADER_BYTES, FrameStream
 from distributed_training.network.hints import DhtNode, HintBoard
 from distributed_training.network.identity import PeerIdentity
@@ -29,6 +30,9 @@ HANDLERS_STOP_S = 2.0  # of the 5 s that a stop may take
 RESTART_DELAY_S = 1.0
 DIAL_S = 5.0  # two lost first packets; who does not answer by then must not hold up who does
 DISCONNECT_S = 2.0
+MAX_ADDRESSES = 64  # of one peer key in a dial: whoever is registered can say that it listens wherever they like
+
+Address = tuple[str, int]
 
 StreamCallback = Callable[[bytes, str | None, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -88,8 +92,10 @@ class DaemonTransport:
         self._use_hints = hints
         self._hints: HintBoard | None = None
         self._traffic = Traffic()
-        self._serving = Serving()
-        self._addresses: dict[bytes, tuple[str, int] | None] = {}
+        self._serving = Serving(streams_of_peers(raise_file_limit()))
+        self._addresses: dict[bytes, tuple[Address, ...]] = {}
+        self._next: dict[bytes, int] = {}  # which of them comes first in the next dial, after one that failed
+        self._found_at: dict[bytes, Address] = {}  # where a connection proved the peer key
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -119,8 +125,8 @@ class DaemonTransport:
     def admit(self, peers: Collection[bytes], budget: Budget) -> None:
         self._serving.admit(peers, budget)
 
-    def learn(self, peer_key: bytes, address: tuple[str, int] | None) -> None:
-        self._addresses[peer_key] = address
+    def learn(self, peer_key: bytes, *addresses: Address) -> None:
+        self._addresses[peer_key] = addresses
 
     async def disconnect(self, peer_key: bytes) -> None:
         with suppress(NetworkFault, TimeoutError):
@@ -174,21 +180,41 @@ class DaemonTransport:
         return stream
 
     async def _dial(self, peer_key: bytes) -> None:
-        known = self._addresses.get(peer_key)
-        failure = NetworkFault(f"the address of {peer_key.hex()[:12]} is unknown")
-        if known is not None:
+        """The connection proves who listens: all addresses that are said to be the peer's are tried, best first, then
+        its hint. Of very many the next dial tries others."""
+        said, first = self._addresses.get(peer_key, ()), self._next.pop(peer_key, 0)
+        said = said[first : first + MAX_ADDRESSES]
+        known = list(dict.fromkeys([self._found_at[peer_key], *said] if peer_key in self._found_at else said))
+        failure = NetworkFault(f"{peer_key.hex()[:12]} has no open port that we know of, and is not connected to us")
+        if known:
             try:
-                return await self._connect_at(peer_key, known)
+                return await self._connect_at_one(peer_key, known)
             except NetworkFault as fault:
                 failure = fault
-        elif peer_key in self._addresses:
-            raise NetworkFault(f"{peer_key.hex()[:12]} has no open port and is not connected to us")
+                last = first + MAX_ADDRESSES
+                self._next[peer_key] = last if last < len(self._addresses.get(peer_key, ())) else 0
         hint = await self._hints.find(peer_key) if self._hints is not None else None
-        if hint is None or hint == known:
+        if hint is None or hint in known:
             raise failure
-        return await self._connect_at(peer_key, hint)
+        return await self._connect_at_one(peer_key, [hint])
 
-    async def _connect_at(self, peer_key: bytes, address: tuple[str, int]) -> None:
+    async def _connect_at_one(self, peer_key: bytes, addresses: Sequence[Address]) -> None:
+        """All at once: one that is false, or silent, holds up none of the others."""
+        tries = [asyncio.create_task(self._connect_at(peer_key, a), name="dial") for a in addresses]
+        failure = NetworkFault("nowhere to dial")
+        try:
+            for tried in asyncio.as_completed(tries):
+                try:
+                    return await tried
+                except NetworkFault as fault:
+                    failure = fault
+            raise failure
+        finally:
+            for task in tries:
+                task.cancel()
+            await asyncio.gather(*tries, return_exceptions=True)
+
+    async def _connect_at(self, peer_key: bytes, address: Address) -> None:
         # After a failed dial libp2p fails for 5 s and more without trying (measured): see first if anybody listens.
         await knock(address, DIAL_S)
         try:
@@ -196,6 +222,7 @@ class DaemonTransport:
                 await self._daemon.connect(peer_key, address)
         except TimeoutError as error:
             raise DeadlineMissed(f"no handshake with {address[0]}:{address[1]} within {DIAL_S:g} s") from error
+        self._found_at[peer_key] = address
 
     async def _accept(
         self, peer_key: bytes, source: str | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

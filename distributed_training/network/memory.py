@@ -159,7 +159,7 @@ class MemoryTransport:
         self._switch.unplug(self)
         await self._serving.stop(STOP_S)
 
-    def learn(self, peer_key: bytes, address: tuple[str, int] | None) -> None:
+    def learn(self, peer_key: bytes, *addresses: tuple[str, int]) -> None:
         """Nothing to remember: the switch knows every peer."""
 
     async def disconnect(self, peer_key: bytes) -> None:

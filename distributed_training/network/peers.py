@@ -6,11 +6,12 @@ that registration. A stolen claim therefore binds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from distributed_training.errors import PeerFault
 from distributed_training.network.base import Stream, Transport
 from distributed_training.network.budgets import Budget
+from distributed_training.network.uplink import Uplink
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.voters import validates
 from distributed_training.protocol.types import Neuron, Roster
@@ -33,16 +34,19 @@ class PeerBook:
         verify_peer: VerifyPeer,
     ) -> None:
         self.transport = transport
-        self._netuid, self._public_key = netuid, public_key
+        self._netuid, self.public_key = netuid, public_key
         self._sign, self._verify = sign_as_peer, verify_peer
         self._binding = b""
         self._roster: Roster | None = None
         self._proven: set[tuple[bytes, int, bytes]] = set()
         self._budget: Budget | None = None
+        self.uplink = Uplink()
 
-    def limit(self, budget: Budget) -> None:
-        """From now on every peer of the roster has `budget` here, and everybody else shares one."""
+    def limit(self, budget: Budget, leisure_bytes_per_s: float) -> None:
+        """From now on every peer of the roster has `budget` here, and everybody else shares one. What all of them fetch
+        at leisure takes so much of our line at most."""
         self._budget = budget
+        self.uplink.limit(leisure_bytes_per_s)
         self._admit()
 
     def _admit(self) -> None:
@@ -56,18 +60,22 @@ class PeerBook:
         said = [n.commitment for n in roster.neurons if n.commitment is not None]
         self.transport.traffic.kinds = {c.peer_key: c.role.name.lower() for c in said}
         self._admit()
-        for neuron in sorted(roster.neurons, key=self._credibility):
-            commitment, address = neuron.commitment, neuron.reachable_at
-            if commitment is not None and (address is not None or address != neuron.address):
-                self.transport.learn(commitment.peer_key, address)
-            if neuron.public_key == self._public_key:
-                self._binding = self._sign(binding_message(self._netuid, self._public_key, neuron.registered_block))
+        for peer_key, addresses in claimed_addresses(roster.neurons, self._has_proven).items():
+            self.transport.learn(peer_key, *addresses)
+        ourselves = roster.by_public_key(self.public_key)
+        if ourselves is not None:
+            self._binding = self._sign(binding_message(self._netuid, self.public_key, ourselves.registered_block))
 
-    def _credibility(self, neuron: Neuron) -> tuple[bool, float, int]:
-        """Anybody can name somebody else's peer key, with a false address: the best claim is learnt last, and stays."""
+    def _has_proven(self, neuron: Neuron) -> bool:
+        """Has the peer key that it names signed its registration, on a stream to us?"""
         claim = None if neuron.commitment is None else neuron.commitment.peer_key
-        proven = claim is not None and (neuron.public_key, neuron.registered_block, claim) in self._proven
-        return proven, neuron.stake, -neuron.registered_block
+        return claim is not None and (neuron.public_key, neuron.registered_block, claim) in self._proven
+
+    def is_anothers(self, peer_key: bytes, public_key: bytes) -> bool:
+        """Has another hotkey of the roster proven that the peer key is its own, and this one not?"""
+        proven = {n.public_key for n in self.neurons if self._has_proven(n) and n.commitment is not None
+                  and n.commitment.peer_key == peer_key}  # fmt: skip
+        return bool(proven) and public_key not in proven
 
     def validators(self, manifest: RunManifest) -> tuple[Neuron, ...]:
         """Who validates the run, by the newest roster."""
@@ -86,7 +94,7 @@ class PeerBook:
         """Open a stream and say who asks for what."""
         stream = await self.transport.open(peer_key, method, timeout_s)
         try:
-            await stream.write(encode_request(self._public_key, self._binding, payload), timeout_s)
+            await stream.write(encode_request(self.public_key, self._binding, payload), timeout_s)
         except BaseException:
             await stream.close()
             raise
@@ -109,3 +117,25 @@ class PeerBook:
                 self._proven.clear()
             self._proven.add(proof)
         return neuron, payload
+
+
+def claimed_addresses(
+    neurons: Iterable[Neuron], proven: Callable[[Neuron], bool] = lambda neuron: False
+) -> dict[bytes, tuple[tuple[str, int], ...]]:
+    """By peer key, where it may listen: best first, none where nobody says so.
+
+    Anybody can name somebody else's peer key, with a false address or none: what is not proven stands beside other
+    claims and takes the place of none. Once one is proven, the others are nothing.
+    """
+    found: dict[bytes, dict[tuple[str, int], None]] = {}
+    sure: set[bytes] = set()
+    for neuron in sorted(neurons, key=lambda n: (not proven(n), -n.stake, n.registered_block)):
+        if neuron.commitment is None:
+            continue
+        peer_key, address = neuron.commitment.peer_key, neuron.reachable_at
+        addresses = found.setdefault(peer_key, {})
+        if proven(neuron):
+            sure.add(peer_key)
+        if address is not None and (proven(neuron) or peer_key not in sure):
+            addresses[address] = None
+    return {peer_key: tuple(addresses) for peer_key, addresses in found.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 
 from distributed_training.errors import NetworkFault, PeerFault, on_one_line
@@ -17,6 +16,7 @@ from distributed_training.network.frames import EndOfStream, FrameStream
 # 256 uids, and an honest peer says who it is in the same breath in which it opens the stream.
 MAX_STREAMS_PER_PEER = 64
 MAX_SILENT_STREAMS = 256
+MAX_STREAMS = 3968  # of all peers together; fewer where this process may have fewer files open (`descriptors.py`)
 SHOWN_CHARS = 64  # of a method name that a peer made up
 MAX_REASON_CHARS = 300  # of what is logged about a refusal
 
@@ -26,14 +26,15 @@ log = logging.getLogger(__name__)
 class Serving:
     """Handlers by method, the tasks that run them, and every open stream of one transport."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_streams: int = MAX_STREAMS) -> None:
         self.refusals = 0
+        self._max_streams = max_streams
         self._handlers: dict[str, StreamHandler] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         # By number, so that `stop` ends them in the order in which they were opened, in every process alike.
         self._streams: weakref.WeakValueDictionary[int, FrameStream] = weakref.WeakValueDictionary()
         self._opened = 0
-        self._incoming: Counter[bytes] = Counter()
+        self._incoming: dict[bytes, dict[FrameStream, None]] = {}  # by peer, oldest first
         self._silent: list[FrameStream] = []  # incoming, oldest first, may hold some that have spoken since
         self._accounts = Accounts()
         self._stopped = False
@@ -81,14 +82,12 @@ class Serving:
         peer = stream.peer_key
         self.track(stream)
         self._tasks.add(task)
-        self._incoming[peer] += 1
+        self._incoming.setdefault(peer, {})[stream] = None
         try:
             await self._handle(stream, method)
         finally:
             self._tasks.discard(task)
-            self._incoming[peer] -= 1
-            if not self._incoming[peer]:
-                del self._incoming[peer]
+            self._forget(stream)
             stream.spoken = True  # nobody waits for it any more
             await stream.close()
 
@@ -97,10 +96,12 @@ class Serving:
         if self._stopped:
             return
         try:
-            if self._incoming[peer] > MAX_STREAMS_PER_PEER:
+            if len(self._incoming[peer]) > MAX_STREAMS_PER_PEER:
                 raise PeerFault(f"more than {MAX_STREAMS_PER_PEER} streams at one time")
             self._limit(stream)
             self._make_room(stream)
+            if sum(map(len, self._incoming.values())) > self._max_streams:
+                self._one_gives_way(stream)
             name = await method()
             shown = ascii(name)[:SHOWN_CHARS]
             handler = self._handlers.get(name)
@@ -134,6 +135,30 @@ class Serving:
             oldest.abort()
             self.refuse(oldest.peer_key, f"said nothing while {MAX_SILENT_STREAMS} other streams were opened")
         self._silent.append(newcomer)
+
+    def _one_gives_way(self, newcomer: FrameStream) -> None:
+        """All peers together have too many: strangers go first, then who has most. Raises PeerFault: the newcomer."""
+        strangers = [key for key in self._incoming if not self._accounts.names(key)]
+        if strangers:
+            given = next(iter(self._incoming[strangers[0]]))
+        else:
+            most = max(self._incoming, key=lambda key: len(self._incoming[key]))
+            given = next(reversed(self._incoming[most]))  # its newest: the others may be nearly done
+            if len(self._incoming[most]) <= len(self._incoming[newcomer.peer_key]):
+                given = newcomer
+        why = f"all {self._max_streams} streams are taken"
+        given.abort()
+        if given is newcomer:
+            raise PeerFault(why)
+        self._forget(given)
+        self.refuse(given.peer_key, why)
+
+    def _forget(self, stream: FrameStream) -> None:
+        """It no longer counts. Idempotent."""
+        own = self._incoming.get(stream.peer_key, {})
+        own.pop(stream, None)
+        if not own:
+            self._incoming.pop(stream.peer_key, None)
 
     async def stop(self, budget_s: float) -> None:
         """Cancel the handlers, wait for them at most `budget_s`, end every stream. Idempotent."""

@@ -55,7 +55,7 @@ Rounds = tuple[RoundSeen, ...]
 def round_seen(manifest: RunManifest, round_: Round, roster: Roster, at_commit: Roster, at_map: Roster) -> RoundSeen:
     """roster as of s-B, the others as of s+D and s+Y. Which miners reduce follows from the state, which is not asked
     for: as many slices as willing miners are looked at, and a slice counts that validators say they hold."""
-    members, who = membership.candidates(round_, roster, at_commit, manifest.access), voters(manifest, roster)
+    members, who = membership.candidates(round_, roster, at_commit, manifest), voters(manifest, roster)
     num_slices = min(sum(c.reduces for c in members), manifest.average.max_reducers)
     maps = membership.slice_maps(round_, num_slices, who, at_map)
     found = membership.counted_slices(num_slices, range(num_slices), maps, who, manifest.average)

@@ -27,6 +27,7 @@ class AuditResult:
     reason: str  # "ok", "gradient", "norm", "loss", "log missing", "vector"...
     good: float | None = None  # up to here `error` would be fine
     bad: float | None = None  # beyond it, it fails; a cosine ("vector") fails below it
+    noise: float = 0.0  # n0: gradient error between the auditor's own two precisions at step 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ class ScoreCard:
     hotkey: str
     registered_block: int
     uid: int
-    steps: float  # S: EMA of credited tokens / cap
+    work: tuple[float, ...]  # credited tokens / cap of the last rounds, oldest first; 0: absent
+    steps: float  # S: what has vested of it
     passes: float  # p: decayed sum of audit qualities
     fails: float  # f: decayed sum of 1 - quality
     integrity: float | None  # EMA of duty; None before the first

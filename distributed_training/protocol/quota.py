@@ -1,4 +1,4 @@
-"""What a round's commitments take of the bytes that the chain allows a hotkey in an epoch. Pure."""
+"""What a run takes of what the chain allows: bytes of commitments in an epoch, uids. Pure."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ def quota_problem(length: int, tempo: int, allowed: int | None = None) -> str | 
             f"the chain allows {allowed}"
         )
     return None
+
+
+def uids_problem(max_uids: int, allowed: int | None) -> str | None:
+    """Why a manifest for `max_uids` does not fit a chain that allows so many; None for `allowed`: it does not say."""
+    if allowed is None or allowed <= max_uids:
+        return None
+    return f"max_uids {max_uids} is too small: the subnet has {allowed} uids, and those beyond would get no pages"
 
 
 def least_length(tempo: int, allowed: int | None = None) -> int | None:

@@ -75,7 +75,7 @@ class AverageSection(Section):
     tau_factor: float
     gate_factor: float
     min_counted: int  # Q: fewer counted slices discard the round
-    min_map_share: float  # of the voters' stake that must commit a slice map, or the round is discarded
+    min_map_share: float  # of the voters' stake that must commit a map, or the round is discarded; or call a slice lost
     min_voter_share: float  # of all permit stake that the voters must hold, or nobody decides
     max_reducers: int
 
@@ -96,8 +96,10 @@ class TimingSection(Section):
 
 
 class AuditSection(Section):
-    t0: float  # harmonic prefix: P(L >= t) = min(1, t0 / t)
-    full_share: float  # share of audits that replay everything and compare the vector
+    mode: Literal["log", "enforce"]  # log: a verdict by thresholds alone is told and scored as a pass, to calibrate
+    depth_share: float  # c: all validators together reach step t of H with probability about min(1, c * H / t)
+    newcomer_factor: float  # so many times as often, or as deep, where most of what is claimed has not vested
+    full_share: float  # of a miner's rounds that somebody replays to the end beside those, with the vector
     sketch_size: int  # numbers per parameter group in the log
     probe_chunks: int
     error_ok: float
@@ -112,8 +114,8 @@ class AuditSection(Section):
 
 
 class ScoringSection(Section):
-    steps_half_life: float  # rounds
-    audit_half_life: float
+    vesting_rounds: int  # after so many with as much work it is paid in full
+    audit_half_life: float  # rounds
     integrity_half_life: float
     integrity_floor: float  # below: 0
     soft_fail_weight: float

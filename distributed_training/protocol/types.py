@@ -128,6 +128,7 @@ class SubnetParams:
     reveal_period: int = 1
     version_key: int = 0  # weights of an older version are refused; 0: any version
     next_epoch_block: int | None = None  # None: the subnet has no epochs, or nobody says
+    max_uids: int | None = None  # None: nobody says
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,18 @@ class Signed:
 
 
 @dataclass(frozen=True, slots=True)
+class Accusation:
+    """A validator's word that a miner's log is not what its first steps give (protocol section 7)."""
+
+    manifest: bytes
+    round: int
+    accuser: bytes  # public key
+    miner: bytes  # public key
+    steps: int  # to replay: the last of them is the one that failed
+    reason: str  # as in AuditResult, printable ASCII
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A hotkey whose round-r work record was written on chain in (s, s+D]."""
 
@@ -205,19 +218,11 @@ class SliceSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class CarryRound:
-    """Who was included, and whose slice failed, in one applied round; sorted public keys."""
-
-    included: tuple[bytes, ...]
-    failed: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Carry:
-    """The small public part of the state: clip threshold and the last 8 applied rounds, oldest first."""
+    """The small public part of the state: clip threshold, and whose slices failed in the last 8 applied rounds."""
 
     tau: float
-    rounds: tuple[CarryRound, ...]
+    failed: tuple[tuple[bytes, ...], ...]  # by round, oldest first: sorted public keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +232,10 @@ class AverageOutcome:
     round: int
     applied: bool
     reason: str  # "applied", or why the round was discarded
-    included: tuple[bytes, ...]  # public keys included by at least half of the counted slices
+    included: tuple[bytes, ...]  # public keys that at least half of the counted chunks include
     counted: tuple[int, ...]  # slice indices
     backed_up: tuple[int, ...]  # those of them that the backup reduced, because the reducer failed
     num_slices: int
-    credit: dict[bytes, float]  # public key -> share of counted chunks that include it
+    credit: dict[bytes, float]  # public key -> what its work counts for, 0..1 (rules/duty.py)
+    reduced: dict[bytes, float]  # public key of who had a slice -> the reducer's part of its duty, 0..1
     missing: dict[int, tuple[bytes, ...]]  # counted slice -> candidates that less than half of its chunks include

@@ -17,8 +17,8 @@ import numpy as np
 
 from distributed_training.errors import WireError
 from distributed_training.protocol.types import (
+    Accusation,
     Carry,
-    CarryRound,
     OutputRecord,
     Signed,
     StepRecord,
@@ -29,13 +29,17 @@ SIGNATURE_BYTES = 64
 MAX_CHUNKS = 1 << 20
 MAX_SENDERS = 4096
 MAX_CARRY_ROUNDS = 8
+MAX_REASON = 32
 
 _WORK = struct.Struct("<4s32sIH32s32sIQ32s32s32sBI")
 _WORK_TAG = b"DTW1"
 _OUTPUT = struct.Struct("<4s32sIH32s32s32sHI")
 _OUTPUT_TAG = b"DTO2"
 _STEP = struct.Struct("<IfHBB")
+_ACCUSATION = struct.Struct("<4s32sI32s32sIB")
+_ACCUSATION_TAG = b"DTA1"
 _REQUEST = struct.Struct("<32s64s")
+_COUNT = struct.Struct("<I")
 _SMALLEST_NORMAL, _INFINITY = 0x00800000, 0x7F800000  # bit patterns of fp32
 
 
@@ -145,16 +149,23 @@ def encode_step(step: StepRecord) -> bytes:
     return head + np.asarray(step.losses, "<f2").tobytes() + sketch.tobytes()
 
 
-def encode_log(steps: Sequence[StepRecord]) -> bytes:
-    return struct.pack("<I", len(steps)) + b"".join(encode_step(s) for s in steps)
+def encode_log(pages: Sequence[bytes], steps: Sequence[StepRecord]) -> bytes:
+    """What a miner pushes: the digests of the pages it used, in order, then its steps."""
+    listed = _COUNT.pack(len(pages)) + b"".join(pages)
+    return listed + _COUNT.pack(len(steps)) + b"".join(encode_step(s) for s in steps)
 
 
 def decode_log(
-    data: bytes, *, max_steps: int, batch_size: int, groups: int, sketch_size: int
-) -> tuple[StepRecord, ...]:
-    """Every step must have exactly the shape the manifest implies, numbered from 0 without a gap."""
+    data: bytes, *, max_pages: int, max_steps: int, batch_size: int, groups: int, sketch_size: int
+) -> tuple[tuple[bytes, ...], tuple[StepRecord, ...]]:
+    """(page digests, steps). Every step must have exactly the shape the manifest implies, numbered from 0 without a
+    gap."""
     reader = _Reader(data, "step log")
-    (count,) = reader.unpack(struct.Struct("<I"))
+    (listed,) = reader.unpack(_COUNT)
+    if listed > max_pages:
+        raise WireError(f"step log: {listed} pages, at most {max_pages} expected")
+    pages = tuple(reader.take(32) for _ in range(listed))
+    (count,) = reader.unpack(_COUNT)
     if count > max_steps:
         raise WireError(f"step log: {count} steps, at most {max_steps} expected")
     steps: list[StepRecord] = []
@@ -169,7 +180,28 @@ def decode_log(
         sketch = tuple(flat[g * sketch_size : (g + 1) * sketch_size] for g in range(groups))
         steps.append(StepRecord(number, loss, grad_norm, sketch))
     reader.end()
-    return tuple(steps)
+    return pages, tuple(steps)
+
+
+# --- accusation (protocol section 7) --------------------------------------------------------------
+
+
+def encode_accusation(a: Accusation) -> bytes:
+    reason = a.reason.encode("ascii")[:MAX_REASON]
+    head = _ACCUSATION.pack(_ACCUSATION_TAG, a.manifest, a.round, a.accuser, a.miner, a.steps, len(reason))
+    return head + reason
+
+
+def decode_accusation(data: bytes) -> Accusation:
+    reader = _Reader(data, "accusation")
+    tag, manifest, round_index, accuser, miner, steps, size = reader.unpack(_ACCUSATION)
+    if tag != _ACCUSATION_TAG or size > MAX_REASON or steps == 0:
+        raise WireError("accusation: wrong tag, reason too long or no step")
+    reason = reader.take(size)
+    reader.end()
+    if not all(32 <= letter < 127 for letter in reason):
+        raise WireError("accusation: the reason is not printable")
+    return Accusation(manifest, round_index, accuser, miner, steps, reason.decode("ascii"))
 
 
 # --- output record (protocol section 6) ----------------------------------------------------------
@@ -214,10 +246,9 @@ def output_senders(body: bytes) -> tuple[bytes, ...]:
 
 def encode_carry(carry: Carry) -> bytes:
     """Canonical bytes of the public carry; part of the state root."""
-    parts = [struct.pack("<dB", carry.tau, len(carry.rounds))]
-    for entry in carry.rounds:
-        parts.append(struct.pack("<HH", len(entry.included), len(entry.failed)))
-        parts.extend(entry.included + entry.failed)
+    parts = [struct.pack("<dB", carry.tau, len(carry.failed))]
+    for keys in carry.failed:
+        parts += [struct.pack("<H", len(keys)), *keys]
     return b"".join(parts)
 
 
@@ -228,10 +259,9 @@ def decode_carry(data: bytes) -> Carry:
         raise WireError("carry: bad clip threshold")
     if count > MAX_CARRY_ROUNDS:
         raise WireError(f"carry: {count} rounds, at most {MAX_CARRY_ROUNDS} expected")
-    rounds: list[CarryRound] = []
+    failed: list[tuple[bytes, ...]] = []
     for _ in range(count):
-        included, failed = reader.unpack(struct.Struct("<HH"))
-        keys = [reader.take(32) for _ in range(included + failed)]
-        rounds.append(CarryRound(tuple(keys[:included]), tuple(keys[included:])))
+        (keys,) = reader.unpack(struct.Struct("<H"))
+        failed.append(tuple(reader.take(32) for _ in range(keys)))
     reader.end()
-    return Carry(tau, tuple(rounds))
+    return Carry(tau, tuple(failed))

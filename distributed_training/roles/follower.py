@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,14 +12,20 @@ import numpy as np
 from distributed_training.averaging.combine import SliceOutput, combine, discarded
 from distributed_training.averaging.plan import RoundPlan, make_plan
 from distributed_training.errors import LocalFault, SlicesMissing, StateDiverged, named
+from distributed_training.protocol.rules import lost as lost_rule
 from distributed_training.protocol.rules import membership
 from distributed_training.protocol.rules.assignment import assignment_beacon
+from distributed_training.protocol.rules.clock import round_at
+from distributed_training.protocol.rules.lost import Later, Settling
+from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.types import AverageOutcome, Roster, Round, WorkRecord
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.trouble import attempt, tell
 from distributed_training.training.outer import RunState, Vector, outer_step, state_root
 
 log = logging.getLogger(__name__)
+
+Lacking = Callable[[Mapping[int, SliceOutput], Round], Awaitable[None]]  # what we have; the round that is under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,8 @@ class Follower:
         self._unsaved = False
         self._spare: Vector | None = None
         self._lost = ""  # why `state` is nobody's any more
+        self._unsure: tuple[Settling, ...] = ()  # rounds that we have settled and that may lose slices still
+        self._void_to = -1  # rounds up to this one are discarded: a slice of the one before them was lost
         self.root = state_root(state, self._parts.manifest.average.chunk_coords)
         self.trusted = trusted or self._parts.journal.is_trusted(index, self.root)
 
@@ -81,31 +89,43 @@ class Follower:
             beacon=start.beacon,
             state_root=self.root,
             carry=self.state.carry,
-            applied=self.state.applied,
             num_coords=len(self.state.params),
         )
         who = [c.uid for c in plan.candidates]
         log.debug("round %d: %d slices, work of uids %s", start.round.index, len(plan.slices), who)
         return plan
 
-    async def settle(self, plan: RoundPlan, held: Mapping[int, SliceOutput], *, keep_params: bool = False) -> Settled:
+    async def settle(
+        self,
+        plan: RoundPlan,
+        held: Mapping[int, SliceOutput],
+        *,
+        keep_params: bool = False,
+        lacking: Lacking | None = None,
+    ) -> Settled:
         """Wait for finalised s+Y, learn what counts, take the outer step or discard the round.
 
         The step is taken where the state lies (`outer_step`): the former state is gone then, but for its parameters
-        where somebody goes on to look at them (`keep_params`), until they are given back.
+        where somebody goes on to look at them (`keep_params`), until they are given back. lacking: says on chain, once
+        in each later round, what we have of this one while we cannot complete it.
         """
         p = self._parts
         await p.clock.final(plan.round.map_block)
         at_map = await p.chain.roster(plan.round.map_block)
         self._check_root(plan, at_map)
+        await self._check_former(Later(plan.round, plan.voters, at_map))
         wanted = await p.butterfly.collector.wanted(plan, plan.round.output_block)
         maps = membership.slice_maps(plan.round, len(plan.slices), plan.voters, at_map)
         counted = membership.counted_slices(len(plan.slices), wanted, maps, plan.voters, p.manifest.average)
-        if not counted.slices:
-            outputs, outcome = dict(held), discarded(plan, counted.reason)
-        else:
-            outputs = await self._complete(plan, counted, wanted, held)
+        if plan.round.index <= self._void_to:
+            counted = membership.Counted((), lost_rule.VOID, {})
+        outputs = dict(held)
+        if counted.slices:
+            counted, outputs = await self._complete(plan, counted, wanted, held, lacking)
+        if counted.slices:
             outcome = await self._apply(plan, counted, outputs, keep_params)
+        else:
+            outcome = discarded(plan, counted.reason)
         self.index += 1
         if self.trusted:
             attempt(p, self.index, "disk", lambda: p.journal.save_trusted(self.index, self.root))
@@ -119,9 +139,13 @@ class Follower:
     async def save(self) -> None:
         """Write the state as a snapshot from which the node can start again. Idempotent.
 
-        What does not fit on the disk is said, and tried again after the next round.
+        What does not fit on the disk is said, and tried again after the next round. While discarded rounds follow,
+        the last of them is waited for: who started from the state before would not know that they are.
         """
         if self._saved == self.index or self._lost:
+            return
+        if self.index <= self._void_to:
+            self._unsaved = True
             return
         try:
             await asyncio.to_thread(self._parts.store.put_state, self.index, self.state)
@@ -160,26 +184,85 @@ class Follower:
         counted: membership.Counted,
         wanted: Mapping[int, membership.Claim],
         held: Mapping[int, SliceOutput],
-    ) -> dict[int, SliceOutput]:
-        """Every counted slice; a node that lacks one keeps asking and sits out rounds until it has it."""
-        p = self._parts
-        have = {j: held[j] for j in counted.slices if j in held}
-        missing = {j: wanted[j] for j in counted.slices if j not in have}
-        give_up_s = p.manifest.keep.max_missing_rounds * p.manifest.timing.length * p.clock.block_s
-        async with asyncio.TaskGroup() as tasks:
-            fetching = tasks.create_task(
-                p.butterfly.collector.fetch(plan, missing, give_up_s, counted.holders), name="complete"
-            )
+        lacking: Lacking | None,
+    ) -> tuple[membership.Counted, dict[int, SliceOutput]]:
+        """What counts in the end, and all of it; a node that lacks a slice keeps asking and sits out rounds until it
+        has it, or the chain says that it is lost."""
+        settling = Settling(plan.round, len(plan.slices), counted)
+        lost, have = await self._lost_of(settling), dict(held)
+        while True:
+            counted = lost_rule.without(counted, lost, self._parts.manifest.average) if lost else counted
+            missing = {j: wanted[j] for j in counted.slices if j not in have}
+            if not missing:
+                break
+            lost = await self._fetch(settling, plan, missing, have, lost, lacking)
+        if lost is None:
+            self._unsure = (*self._unsure, settling)
+        return counted, {j: have[j] for j in counted.slices} if counted.slices else have
+
+    async def _fetch(
+        self,
+        settling: Settling,
+        plan: RoundPlan,
+        missing: Mapping[int, membership.Claim],
+        have: dict[int, SliceOutput],
+        lost: tuple[int, ...] | None,
+        lacking: Lacking | None,
+    ) -> tuple[int, ...] | None:
+        """Until all that is missing is there, or slices are lost and `lost` did not say so; what `_lost_of` said last.
+
+        Raises SlicesMissing where others have gone on and nobody gives them to us.
+        """
+        p, told, loop = self._parts, plan.round.index, asyncio.get_running_loop()
+        give_up = loop.time() + p.manifest.keep.max_missing_rounds * p.manifest.timing.length * p.clock.block_s
+        fetch = p.butterfly.collector.fetch(plan, missing, settling.counted.holders, have)
+        fetching = asyncio.create_task(fetch, name="complete")
+        try:
             while not fetching.done():  # who can be asked changes while we wait
                 await self._meet_peers()
+                if lost is None and (lost := await self._lost_of(settling)):
+                    return lost
+                if lost is not None and loop.time() >= give_up:
+                    lacks, rounds = sorted(missing.keys() - have.keys()), p.manifest.keep.max_missing_rounds
+                    text = f"slices {lacks} count but nobody gave them to us within {rounds} rounds"
+                    raise SlicesMissing(f"round {plan.round.index}: {text}")
+                now = p.manifest.round(round_at(p.manifest.timing, p.clock.head) or 0)
                 await asyncio.wait({fetching}, timeout=2 * p.clock.block_s)
-        have |= fetching.result()
-        if len(have) < len(counted.slices):
-            lacking, rounds = sorted(set(counted.slices) - set(have)), p.manifest.keep.max_missing_rounds
-            raise SlicesMissing(
-                f"round {plan.round.index}: slices {lacking} count but nobody gave them to us within {rounds} rounds"
-            )
-        return have
+                open_ = now.index > told and now.output_block <= p.clock.head < now.map_block
+                if lacking is not None and lost is None and open_ and not fetching.done():
+                    told = now.index
+                    await lacking(have, now)
+            fetching.result()
+            return lost
+        finally:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+
+    async def _lost_of(self, settling: Settling) -> tuple[int, ...] | None:
+        """`lost_slices` as of the first later round in which that is decided; None: in none that is final. The rounds
+        up to that one are discarded."""
+        p, index = self._parts, settling.round.index
+        while p.manifest.round(index := index + 1).map_block <= p.clock.finalized:
+            round_ = p.manifest.round(index)
+            who = voters(p.manifest, await p.chain.roster(round_.roster_block))
+            later = Later(round_, who, await p.chain.roster(round_.map_block))
+            lost = lost_rule.lost_slices(settling, later, p.manifest.average)
+            if lost is not None:
+                self._void_to = index if lost else self._void_to
+                return lost
+        return None
+
+    async def _check_former(self, later: Later) -> None:
+        """Of rounds that we have settled: what is lost by now is in our state, so it is not the one to go on from."""
+        left = list[Settling]()
+        for settling in self._unsure:
+            lost = lost_rule.lost_slices(settling, later, self._parts.manifest.average)
+            if lost:
+                index = settling.round.index
+                await asyncio.to_thread(self._parts.store.states.drop_from, index + 1)
+                raise StateDiverged(f"round {index}: slices {list(lost)}, which we hold, are lost for everybody else")
+            left += [settling] if lost is None else []
+        self._unsure = tuple(left)
 
     async def _meet_peers(self) -> None:
         """Who there is now: a node that catches up is not on the roster of the round it settles.

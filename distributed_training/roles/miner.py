@@ -215,7 +215,7 @@ class Miner:
         record = self._record(start, result, contribution)
         body = encode_work(record)
         own = OwnWork(contribution, encode_signed(Signed(body, p.signer.sign(signing_message(body)))))
-        held = HeldWork(record, own, encode_log(result.steps))
+        held = HeldWork(record, own, encode_log(result.page_digests, result.steps))
         await keep_work(p, held)
         count, size = len(contribution.chunks), sum(map(len, contribution.chunks))
         log.debug("round %d: work encoded in %d chunks, %d bytes", start.round.index, count, size)

@@ -13,10 +13,12 @@ from concurrent.futures import CancelledError
 from distributed_training.data.reading import TablePages
 from distributed_training.errors import NetworkFault, PeerFault, WireError
 from distributed_training.network.base import Stream, closing, deadline
+from distributed_training.network.budgets import Repeats
 from distributed_training.network.peers import PeerBook
+from distributed_training.network.places import Places
 
 PAGE_METHOD = "page"
-MAX_STREAMS = 4  # at a time; each holds one page in memory
+MAX_STREAMS, MAX_STREAMS_PER_PEER = 4, 2  # at a time; each holds one page in memory
 MAX_PEERS = 4  # asked for one page
 PIECE_BYTES = 1 << 20
 CONTROL_TIMEOUT_S = 10.0
@@ -38,7 +40,7 @@ class PageService:
 
     def __init__(self, peers: PeerBook, sha256: str, num_pages: int, kept: Callable[[int], bytes | None]) -> None:
         self._peers, self._sha256, self._num_pages, self._kept = peers, bytes.fromhex(sha256), num_pages, kept
-        self._places = asyncio.Semaphore(MAX_STREAMS)
+        self._places, self._repeats = Places(MAX_STREAMS, MAX_STREAMS_PER_PEER), Repeats()
         peers.transport.serve(PAGE_METHOD, self._on_page)
 
     async def _on_page(self, stream: Stream) -> None:
@@ -48,13 +50,16 @@ class PageService:
         sha256, index = _REQUEST.unpack(payload)
         if sha256 != self._sha256 or index >= self._num_pages:
             raise PeerFault(f"uid {neuron.uid} asks for a page of another manifest")
-        if self._places.locked():
-            await stream.write(_LENGTH.pack(0), CONTROL_TIMEOUT_S)
-            return
-        async with self._places, deadline(PAGE_TIMEOUT_S, f"page {index} to uid {neuron.uid}"):
-            chunk = await asyncio.to_thread(self._kept, index) or b""
+        async with (
+            self._places.place(neuron.public_key) as free,
+            deadline(PAGE_TIMEOUT_S, f"page {index} to uid {neuron.uid}"),
+        ):
+            chunk = (await asyncio.to_thread(self._kept, index) if free else None) or b""
+            if chunk:
+                self._repeats.take(neuron.public_key, index)
             await stream.write(_LENGTH.pack(len(chunk)), CONTROL_TIMEOUT_S)
             for start in range(0, len(chunk), PIECE_BYTES):
+                await self._peers.uplink.turn(PIECE_BYTES)
                 await stream.write(chunk[start : start + PIECE_BYTES], PAGE_TIMEOUT_S)
 
 

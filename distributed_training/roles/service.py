@@ -11,9 +11,11 @@ import logging
 import struct
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from distributed_training.averaging.butterfly import CONTROL_TIMEOUT_S, OwnWork
 from distributed_training.averaging.plan import RoundPlan
+from distributed_training.averaging.sizes import most_pages
 from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.base import Chain
 from distributed_training.chain.clock import BlockClock
@@ -22,18 +24,20 @@ from distributed_training.network.base import Stream, closing, deadline
 from distributed_training.network.peers import PeerBook
 from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.protocol.rules.audit_plan import audit_beacon, audit_depth, probe_chunks
+from distributed_training.protocol.rules.audit_plan import audit_beacon, audit_depth, probe_chunks, voter_share
 from distributed_training.protocol.rules.clock import bulk_timeout_s
 from distributed_training.protocol.types import WorkRecord
-from distributed_training.protocol.wire import decode_signed, record_hash
+from distributed_training.protocol.wire import decode_signed, decode_work, record_hash
+from distributed_training.roles.auditing.logs import KeptLogs, PushedLog
 
 log = logging.getLogger(__name__)
 
 LOG_METHOD = "log"
 CHUNKS_METHOD = "chunks"
 _ROUND = struct.Struct("<I")
+_CHUNKS = struct.Struct("<I32s")  # round, and whose chunks: public key of its hotkey
 _ACK = b"ok"
-_KEPT_ROUNDS = 3
+KEPT_ROUNDS = 3  # whose bytes a miner has to give: its own newest among them
 MAX_PROBES = 3  # a validator restarts, or its line breaks; more would be free amplification
 AHEAD_BLOCKS = 2  # so far the asker's clock may be ahead of ours
 
@@ -55,7 +59,7 @@ class MinerService:
         self._manifest, self._peers, self._chain, self._clock = manifest, peers, chain, clock
         self._store, self._chunk_bytes = store, dict[int, int]()
         self._held: dict[int, HeldWork] = {}
-        self._voters: dict[int, frozenset[bytes]] = {}
+        self._voters: dict[int, dict[bytes, float]] = {}  # round -> public key -> share of the voters' stake
         self._beacons: dict[int, bytes] = {}
         self._answered: Counter[tuple[int, int]] = Counter()  # (round, uid of the validator)
         self._served: set[tuple[int, bytes]] = set()  # (round, public key of a validator that took all it may ask for)
@@ -72,7 +76,7 @@ class MinerService:
     def hold(self, work: HeldWork) -> None:
         self._held[work.record.round] = work
         self._chunk_bytes[work.record.round] = len(work.own.contribution.chunks[0])
-        for old in sorted(self._held)[:-_KEPT_ROUNDS]:
+        for old in sorted(self._held)[:-KEPT_ROUNDS]:
             for kept in (self._held, self._voters, self._beacons, self._chunk_bytes):
                 kept.pop(old, None)
         for key in [k for k in self._answered if k[0] not in self._held]:
@@ -106,7 +110,7 @@ class MinerService:
         is final, so that nobody who asks waits for the chain. Cancelled or failed, it is fetched for who asks."""
         if plan.round.index not in self._held:
             return
-        self._voters[plan.round.index] = frozenset(n.public_key for n in plan.voters)
+        self._voters[plan.round.index] = {n.public_key: voter_share(plan.voters, n.public_key) for n in plan.voters}
         try:
             await self._beacon(plan.round.index)
         except ChainFault as error:
@@ -121,11 +125,16 @@ class MinerService:
 
     async def _on_chunks(self, stream: Stream) -> None:
         neuron, payload = await self._peers.accept(stream, CONTROL_TIMEOUT_S)
-        index = parse_round(payload)
+        if len(payload) != _CHUNKS.size:
+            raise WireError("request: malformed round and miner")
+        index, asked = _CHUNKS.unpack(payload)
         held = self._held.get(index)
+        if held is not None and asked != held.record.public_key:  # before it counts: who named our peer key as its own
+            raise PeerFault("chunks of another miner")
         if held is None:
             raise PeerFault("chunks of a round we do not hold")
-        if neuron.public_key not in self._voters.get(index, ()):
+        share = self._voters.get(index, {}).get(neuron.public_key)
+        if share is None:
             raise PeerFault(f"uid {neuron.uid} is no validator of round {index}")
         self._answered[index, neuron.uid] += 1
         if self._answered[index, neuron.uid] > MAX_PROBES:
@@ -139,7 +148,7 @@ class MinerService:
         async with deadline(2 * bulk_timeout_s(self._manifest.timing, self._clock.block_s), "chunks"):
             await stream.write(b"".join(held.own.contribution.digests), CONTROL_TIMEOUT_S)
             size = self._chunk_bytes[index]
-            for chunk in drawn_chunks(beacon, neuron.public_key, held.record, self._manifest):
+            for chunk in drawn_chunks(beacon, neuron.public_key, held.record, self._manifest, share):
                 await stream.write(await self._chunk(held, chunk, size), CONTROL_TIMEOUT_S)
             await stream.read(len(_ACK), CONTROL_TIMEOUT_S)
         self._served.add((index, neuron.public_key))
@@ -158,43 +167,47 @@ class MinerService:
         return all((round_index, key) in self._served for key in self._voters.get(round_index, ()))
 
 
-def drawn_chunks(beacon: bytes, validator: bytes, record: WorkRecord, manifest: RunManifest) -> tuple[int, ...]:
-    """The chunks this validator may ask this miner for: the probe, or all of them for a full audit."""
+def drawn_chunks(
+    beacon: bytes, validator: bytes, record: WorkRecord, manifest: RunManifest, share: float
+) -> tuple[int, ...]:
+    """The chunks this validator, with `share` of the voters' stake, may ask this miner for: the probe, or all of them
+    for a full audit."""
     count = len(record.chunk_norms)
-    if audit_depth(beacon, validator, record.public_key, record.steps, manifest.audit).full:
+    if audit_depth(beacon, validator, record.public_key, record.steps, manifest.audit, share).full:
         return tuple(range(count))
     return probe_chunks(beacon, validator, record.public_key, count, manifest.audit.probe_chunks)
 
 
-@dataclass(frozen=True, slots=True)
-class PushedLog:
-    signed_record: bytes
-    log: bytes
-    block: int  # our head when it had arrived
-
-
 class LogService:
-    """Takes the logs that candidates push. One per validator."""
+    """Takes the logs that candidates push: one of each at a time, as long as its record's claim makes it. One per
+    validator."""
 
-    def __init__(self, manifest: RunManifest, peers: PeerBook, clock: BlockClock, num_groups: int) -> None:
-        self._peers, self._clock = peers, clock
-        data, audit = manifest.data, manifest.audit
-        step_bytes = 16 + 2 * data.batch_size + 2 * num_groups * audit.sketch_size
-        self._max_log_bytes = 4 + manifest.inner.max_steps * step_bytes
+    def __init__(
+        self, manifest: RunManifest, peers: PeerBook, clock: BlockClock, num_groups: int, folder: Path | None = None
+    ) -> None:
+        """folder: where they lie; None: in memory."""
+        self._peers, self._clock, self._manifest = peers, clock, manifest
+        self._step_bytes = 12 + 2 * manifest.data.batch_size + 2 * num_groups * manifest.audit.sketch_size
         self._bulk_s = bulk_timeout_s(manifest.timing, clock.block_s)
         self._plan: RoundPlan | None = None
+        self._kept = None if folder is None else KeptLogs(folder)
         self._logs: dict[bytes, PushedLog] = {}
+        self._coming: dict[bytes, asyncio.Timeout] = {}  # whose log is on its way; ends its stream
         self._opened = asyncio.Condition()
         peers.transport.serve(LOG_METHOD, self._on_log)
 
     async def open_round(self, plan: RoundPlan) -> None:
         """From now on logs of this round are taken, and no others.
 
-        A round that is opened again keeps what has come: nobody sends a log twice.
+        A round that is opened again keeps what has come, of a former process too: nobody sends a log twice.
         """
+        index, found = plan.round.index, dict[bytes, PushedLog]()
+        if self._kept is not None:
+            self._kept.drop(index)
+            found = await asyncio.to_thread(self._kept.load, index)
         async with self._opened:
-            if self._plan is None or self._plan.round.index != plan.round.index:
-                self._logs = {}
+            if self._plan is None or self._plan.round.index != index:
+                self._logs = found
             self._plan = plan
             self._opened.notify_all()
 
@@ -209,12 +222,39 @@ class LogService:
         if candidate is None:
             raise PeerFault(f"uid {neuron.uid} is no candidate of round {plan.round.index}")
         signed = await stream.read(4096 + 4 * plan.layout.num_chunks, CONTROL_TIMEOUT_S)
-        if record_hash(decode_signed(signed).body) != candidate.record_hash:
+        body = decode_signed(signed).body
+        if record_hash(body) != candidate.record_hash:
             raise WireError("log: comes with another work record than the one on chain")
-        log = await stream.read(self._max_log_bytes, self._bulk_s)
+        if neuron.public_key in self._logs:
+            raise PeerFault(f"uid {neuron.uid} has sent its log")
+        data = await self._receive(stream, neuron.public_key, self.most_bytes(decode_work(body)))
+        pushed = PushedLog(signed, self._clock.head, data)
+        if self._kept is not None:
+            pushed = await asyncio.to_thread(self._kept.put, plan.round.index, neuron.public_key, pushed)
         if self._plan is not None and self._plan.round.index == plan.round.index:
-            self._logs.setdefault(neuron.public_key, PushedLog(signed, log, self._clock.head))
+            self._logs.setdefault(neuron.public_key, pushed)
         await stream.write(_ACK, CONTROL_TIMEOUT_S)
+
+    async def _receive(self, stream: Stream, public_key: bytes, most_bytes: int) -> bytes:
+        """The log. Who was cut off comes again before its old stream has ended: the newest goes on."""
+        former = self._coming.get(public_key)
+        if former is not None and not former.expired():
+            former.reschedule(0.0)
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._coming[public_key] = limit
+                return await stream.read(most_bytes, self._bulk_s)
+        except TimeoutError:
+            raise PeerFault("its log comes on another stream") from None
+        finally:
+            if self._coming.get(public_key) is limit:
+                del self._coming[public_key]
+
+    def most_bytes(self, record: WorkRecord) -> int:
+        """Of a log with so many steps. Raises WireError for more than there can be."""
+        if record.steps > self._manifest.inner.max_steps:
+            raise WireError(f"log: {record.steps} steps are claimed, at most {self._manifest.inner.max_steps} can be")
+        return 8 + 32 * most_pages(self._manifest) + record.steps * self._step_bytes
 
     async def _plan_of(self, round_index: int) -> RoundPlan:
         """The open round; a miner may be a block ahead of us, so wait a little."""
@@ -248,9 +288,10 @@ def parse_round(payload: bytes) -> int:
     return _ROUND.unpack(payload)[0]
 
 
-async def ask_chunks(peers: PeerBook, peer_key: bytes, round_index: int, timeout_s: float) -> Stream:
-    """Open a probe; the caller reads digests, then the drawn chunks, then calls `end_chunks`."""
-    return await peers.open(peer_key, CHUNKS_METHOD, _ROUND.pack(round_index), timeout_s)
+async def ask_chunks(peers: PeerBook, peer_key: bytes, round_index: int, public_key: bytes, timeout_s: float) -> Stream:
+    """Open a probe of the miner with this hotkey; the caller reads digests, then the drawn chunks, then calls
+    `end_chunks`."""
+    return await peers.open(peer_key, CHUNKS_METHOD, _CHUNKS.pack(round_index, public_key), timeout_s)
 
 
 async def end_chunks(stream: Stream, timeout_s: float) -> None:

@@ -36,8 +36,11 @@ def attempt(parts: Parts, round_index: int, what: str, write: Callable[[], None]
     return True
 
 
-async def commit_by(parts: Parts, commitment: Commitment, round_index: int, last_block: int, what: str) -> int | None:
+async def commit_by(
+    parts: Parts, commitment: Commitment, round_index: int, last_block: int, what: str, *, since: int = 0
+) -> int | None:
     """Put a commitment on chain by `last_block`. Its block; None if it is not there as far as we know (said).
+    since: one that stands there from before this block is written again.
 
     The chain is asked first: a write that nobody answered, or one before a restart, may have happened. Reads wait for
     the end of an outage, so after a long one the answer is that it is too late. What may be taken a block later is
@@ -56,7 +59,7 @@ async def commit_by(parts: Parts, commitment: Commitment, round_index: int, last
 
     async def write() -> int | None:
         nonlocal block
-        block = await _commit(parts, commitment, round_index, last_block, what)
+        block = await _commit(parts, commitment, round_index, last_block, what, since)
         if block is not None:
             parts.clock.once_final(block, look_again)
         return block
@@ -66,13 +69,15 @@ async def commit_by(parts: Parts, commitment: Commitment, round_index: int, last
     return await write()
 
 
-async def _commit(parts: Parts, commitment: Commitment, round_index: int, last_block: int, what: str) -> int | None:
+async def _commit(
+    parts: Parts, commitment: Commitment, round_index: int, last_block: int, what: str, since: int
+) -> int | None:
     fields, told = encode_commitment(commitment), False
     while True:
         try:
             head = (await parts.chain.head()).number
             me = (await parts.chain.roster(head)).by_public_key(parts.signer.public_key)
-            if me is not None and me.commitment == commitment:
+            if me is not None and me.commitment == commitment and (me.commitment_block or 0) >= since:
                 return me.commitment_block
             if head >= last_block:
                 tell(parts, round_index, "commit", ChainFault(f"{what}: too late in block {head}, due in {last_block}"))

@@ -12,16 +12,17 @@ from distributed_training.averaging.contribution import check_work
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import DeviceLost, LocalFault, WireError
 from distributed_training.protocol.rules import membership
-from distributed_training.protocol.types import Commitment, Role, WorkRecord
+from distributed_training.protocol.types import Commitment, Role, Round, WorkRecord
 from distributed_training.protocol.wire import decode_signed
-from distributed_training.roles.auditing.audit import Auditor
 from distributed_training.roles.auditing.evaluation import Evaluator
-from distributed_training.roles.auditing.examiner import Examiner, FinishedRound
+from distributed_training.roles.auditing.examiner import Examiner
+from distributed_training.roles.auditing.logs import PushedLog
+from distributed_training.roles.auditing.looking import FinishedRound
 from distributed_training.roles.auditing.permit import PermitWatch
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.report import RoundReport
-from distributed_training.roles.service import LogService, PushedLog
+from distributed_training.roles.service import LogService
 from distributed_training.roles.sharing import SharedStates
 from distributed_training.roles.trouble import commit_by, tell
 from distributed_training.training.outer import RunState
@@ -34,7 +35,7 @@ class Validator:
         self,
         parts: Parts,
         follower: Follower,
-        auditor: Auditor,
+        examiner: Examiner,
         logs: LogService,
         evaluator: Evaluator,
         *,
@@ -44,9 +45,10 @@ class Validator:
         """last_round: the round after which everybody stops, so that nobody is left to answer its audits."""
         self._p, self._follower = parts, follower
         self._logs, self.evaluator, self._last_round = logs, evaluator, last_round
-        self._examiner, self._shared = Examiner(parts, auditor), shared
+        self._examiner, self._shared = examiner, shared
         self._permit = PermitWatch(parts.manifest)
         self._audits: asyncio.Task[None] | None = None
+        self._answering: asyncio.Task[None] | None = None  # the same, once it only answers other validators
         self._began: int | None = None  # the head when this process began with its first round
 
     async def run_round(self) -> None:
@@ -61,6 +63,8 @@ class Validator:
         plan = await self._follower.plan(start)
         listened = self._p.clock.head <= plan.round.output_block
         await self._logs.open_round(plan)
+        self._examiner.accusations.open_round(plan)
+        listened = listened or bool(self._logs.logs())  # by a former process of ours
         report.phase("average")
         early = plan.round.output_block + self._p.manifest.timing.finality + self._p.manifest.timing.transfer
         held = await self._p.butterfly.collector.gather(
@@ -69,12 +73,13 @@ class Validator:
         report.averaged()
         report.phase("map")
         if await self._may_speak(plan, held):
-            await self._commit_map(plan, held)
+            await self._commit_map(plan, held, plan.round.map_block)
         params, applied = self._follower.state.params, self._follower.state.applied
         await self._p.clock.final(plan.round.map_block)
         logs = self._logs.logs()
         report.phase("settle")
-        settled = await self._follower.settle(plan, held, keep_params=True)
+        await self._answered()
+        settled = await self._follower.settle(plan, held, keep_params=True, lacking=partial(self._lacking, plan))
         works = {**settled.works, **self._pushed_works(plan, logs)}
         report.settled(plan, settled.outcome, self._follower.root, _tokens(plan, works))
         if not await self._free(plan):
@@ -96,6 +101,12 @@ class Validator:
         await self._audited()
         return True
 
+    async def _answered(self) -> None:
+        """Other validators' words on the former round are no longer waited for: its parameters' memory is needed."""
+        self._examiner.close()
+        if self._answering is not None:
+            await asyncio.wait({self._answering})
+
     async def _look_back(self, plan: RoundPlan, state: RunState, audited: FinishedRound | None) -> None:
         """After a round: evaluate the new state, then audit. Our own trouble costs observations, not the node, but for
         a GPU that failed: another process may use it."""
@@ -103,14 +114,18 @@ class Validator:
             await self.evaluator.evaluate(state, plan.round.index)
             if audited is not None:
                 beacon = await self._examiner.examine(audited)
-                self._follower.give_back(audited.params)
                 if self._shared is not None:
                     self._shared.begin(plan, beacon)
+                self._answering = asyncio.current_task()
+                await self._examiner.answer(audited)
+                self._follower.give_back(audited.params)
         except DeviceLost as error:
             tell(self._p, plan.round.index, "device", error)
             raise
         except Exception as error:  # whatever it is: ours, and the next round can do without it
             tell(self._p, plan.round.index, "audit", error)
+        finally:
+            self._answering = None
 
     async def finish(self) -> None:
         """Wait for the audits under way, and a while for the look at what a miner publishes."""
@@ -120,6 +135,7 @@ class Validator:
 
     async def _audited(self) -> None:
         """Scores are folded once per round, in order."""
+        self._examiner.close()
         if self._audits is not None:
             await self._audits
             self._audits = None
@@ -130,7 +146,7 @@ class Validator:
             self._audits.cancel()
             await asyncio.gather(self._audits, return_exceptions=True)
             self._audits = None
-        await self._examiner.weights.cancel()
+        await self._examiner.cancel()
         if self._shared is not None:
             await self._shared.cancel()
 
@@ -151,11 +167,18 @@ class Validator:
     async def _first_map(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> None:
         """One that stands if the later one is not included in time: a slice that is withheld must not silence us."""
         if held and self._was_there(plan):
-            await self._commit_map(plan, held)
+            await self._commit_map(plan, held, plan.round.map_block)
 
-    async def _commit_map(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> None:
+    async def _lacking(self, plan: RoundPlan, held: Mapping[int, SliceOutput], now: Round) -> None:
+        """A counted slice does not come: if it comes to nobody, the others must learn that we lack it too."""
+        await self._commit_map(plan, held, now.map_block, since=now.output_block)
+
+    async def _commit_map(
+        self, plan: RoundPlan, held: Mapping[int, SliceOutput], last_block: int, *, since: int = 0
+    ) -> None:
+        """By `last_block`; one that stands there from before `since` is written again."""
         p, round_index = self._p, plan.round.index
-        if p.clock.head >= plan.round.map_block:
+        if p.clock.head >= last_block:
             return
         commitment = Commitment(
             role=Role.VALIDATOR,
@@ -167,8 +190,8 @@ class Validator:
             second_round=round_index,
             second=membership.encode_slice_map([j in held for j in range(len(plan.slices))]),
         )
-        block = await commit_by(p, commitment, round_index, plan.round.map_block, "slice map")
-        if block is not None and block > plan.round.map_block:
+        block = await commit_by(p, commitment, round_index, last_block, "slice map", since=since)
+        if block is not None and block > last_block:
             log.warning("round %d: slice map committed in block %d, too late", round_index, block)
 
     def _pushed_works(self, plan: RoundPlan, logs: Mapping[bytes, PushedLog]) -> dict[bytes, WorkRecord]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from distributed_training.errors import ConfigError
+from distributed_training.localnet.attacks import chosen
+from distributed_training.protocol.types import Role
 from distributed_training.settings.arguments import Parser, new_file, whole
 from distributed_training.settings.entry import run_main
 from distributed_training.simulation.kinds import FAULTS
@@ -49,6 +51,7 @@ task is left. A deadlock is found at once, since nothing but the nodes moves the
 EXAMPLES = """\
   python -m distributed_training.simulation --miners 64 --faults churn --seed 7
   python -m distributed_training.simulation --miners 8 --faults all --rounds 4
+  python -m distributed_training.simulation --adversary tail --adversary zeros:2
 """
 EPILOG = "exit codes: 0 all held, 1 something did not (printed with the command that replays it), 2 a wrong option."
 
@@ -71,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of the model (default 16)",
     )
+    help_ = (
+        "the last COUNT miners (default 1), or validators, run that program of adversaries/; repeatable. All nodes are "
+        "then equally fast, and what each was paid for what it computed is shown"
+    )
+    add("--adversary", metavar="NAME[:COUNT]", action="append", default=[], help=help_)
     add = made.group("what is written")
     add("--json", type=new_file, metavar="FILE", help="write the result as one JSON object")
     add("--events", type=new_file, metavar="FILE", help="write every event: [virtual time, node, event]")
@@ -103,8 +111,20 @@ def show(result: SimResult, console: Console) -> None:
     shown = ", ".join(f"{count} x {kind}" for kind, count in sorted(happened.items())) or "none"
     lost = "-" if result.lost_share is None else f"{100 * result.lost_share:.2f} %"
     print(f"incidents: {shown}; trained tokens that are in no state: {lost}")
+    show_pay(result)
     print(f"{result.virtual_s:.0f} virtual seconds in {result.real_s:.0f} s; {result.events} events")
     print(f"digest {result.digest}")
+
+
+def show_pay(result: SimResult) -> None:
+    """A line for each that cheats: what it got of an honest miner's pay, and for what it computed."""
+    from distributed_training.simulation.pay import earned
+
+    names = result.options.genesis_names()
+    for name, attack in result.options.cheats().items():
+        if name.startswith("miner"):
+            row = earned(result, [names.index(name)])
+            print(f"{name} ({attack.name}): {row}")
 
 
 def show_violations(result: SimResult) -> None:
@@ -176,13 +196,14 @@ def main(argv: Sequence[str]) -> int:
         validators=args.validators,
         width=args.width,
         steps=args.steps,
+        adversaries=chosen(args.adversary, {Role.MINER: args.miners, Role.VALIDATOR: args.validators}),
     )
     with contextlib.ExitStack() as stack:
         events, target = _opened(args.events, stack), _opened(args.json, stack)
         with logging_to(args.log):
             result = simulate(options, show_row, events=events)
         if target is not None:
-            target.write(json.dumps(document(result), indent=1) + "\n")
+            target.write(json.dumps(document(result), indent=1, default=str) + "\n")
     show(result, Console(width=100))
     if result.violations:
         show_violations(result)

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import cast
 
-from distributed_training.assembly import Adapters, live, make_parts
+from distributed_training.assembly import Adapters, honest_worker, live, make_parts
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.chain.keys import verify
 from distributed_training.chain.memory import MemoryChain
@@ -24,7 +24,7 @@ from distributed_training.network.identity import verify_peer
 from distributed_training.network.memory import MemoryTransport
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Neuron, StepRecord
-from distributed_training.roles.mining.work import Trainer, Worker, WorkResult, WorkTask
+from distributed_training.roles.mining.work import Worker, WorkResult, WorkTask
 from distributed_training.roles.parts import Parts, TrainingThread
 from distributed_training.simulation.loop import VirtualLoop
 from distributed_training.simulation.records import NodeSink
@@ -100,7 +100,7 @@ class SimNode:
             journal = Journal(config.node_dir / "journal.sqlite")
             stack.callback(journal.close)
             transport = self._transport = MemoryTransport(w.switch, self.peer_key)
-            stack.push_async_callback(transport.stop)
+            stack.push_async_callback(lambda: adapters.transport.stop())
             training = TrainingThread()
             stack.callback(training.close)
             adapters = Adapters(
@@ -112,10 +112,13 @@ class SimNode:
                 sign_as_peer=self.identity.sign,
                 verify_peer=verify_peer,
             )
+            cheat = w.cheats.get(self.name)
+            if cheat is not None:
+                adapters = cheat.wrap(adapters)
             parts = await make_parts(config, w.manifest, adapters, journal, metrics, training)
             self.traffic = transport.traffic
             self._watch(parts.store)
-            await transport.start()
+            await adapters.transport.start()
             await live(self.role, config, parts, w.engine, me, lambda engine, run: self._worker(engine, run, parts))
             await asyncio.Event().wait()
 
@@ -135,8 +138,9 @@ class SimNode:
             raise ChainUnreachable("the chain is out")
 
     def _worker(self, engine: Engine, manifest: RunManifest, parts: Parts) -> Worker:
-        trainer = Trainer(engine.loop, engine.source, engine.tokenizer, manifest)
-        return TimedTrainer(trainer, parts, self.speed.step_s)
+        cheat = self.world.cheats.get(self.name)
+        worker = honest_worker(engine, manifest) if cheat is None else cheat.worker(engine, manifest)
+        return TimedTrainer(worker, parts, self.speed.step_s)
 
     def _watch(self, store: RoundStore) -> None:
         """Tell the recorder when a slice is kept: the moment from which the node holds it."""

@@ -13,13 +13,16 @@ from distributed_training.chain.keys import derive_keypair
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.data.words import write_words
 from distributed_training.errors import ConfigError
+from distributed_training.localnet.attacks import Adversary, AttackFile
 from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.types import Role
 from distributed_training.recipes.build import make_manifest
 from distributed_training.simulation.kinds import FAULTS, FaultKind
 from distributed_training.training.model import model_size
 
 MAX_UIDS = 1024
 PAGE_BYTES = 150  # tokens of a few steps: nobody needs more than two pages a round
+OUTSIDE = "outside-uid"  # the attack that wants a larger subnet than the manifest's
 SPARE_UIDS = 8  # and a tenth of the miners: for those who join
 
 
@@ -35,6 +38,8 @@ class SimOptions:
     width: int = 16  # of the model: 16 gives about 8 thousand parameters
     steps: int = 3  # inner steps a round, of miners fast enough
     min_slices: int = 0  # at least so many chunks, whatever the number of miners
+    adversaries: tuple[Adversary, ...] = ()  # the last miners, or validators, in this order
+    equal: bool = False  # all nodes are equally fast; with adversaries they always are
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""
@@ -53,12 +58,26 @@ class SimOptions:
 
     @property
     def spare(self) -> int:
-        return SPARE_UIDS + self.miners // 10
+        return 0 if self.outside else SPARE_UIDS + self.miners // 10
+
+    @property
+    def outside(self) -> int:
+        """Nodes of the genesis whose uids the manifest does not count: the last ones."""
+        return sum(a.count for a in self.adversaries if a.attack.name == OUTSIDE)
 
     def genesis_names(self) -> tuple[str, ...]:
         """In uid order; the owner has uid 0."""
         validators = [f"validator-{i}" for i in range(self.validators)]
         return ("owner", *validators, *(f"miner-{i}" for i in range(self.miners)))
+
+    def cheats(self) -> dict[str, AttackFile]:
+        """Node name -> what it runs instead of the honest program."""
+        found: dict[str, AttackFile] = {}
+        for role, count in ((Role.MINER, self.miners), (Role.VALIDATOR, self.validators)):
+            attacks = [a.attack for a in self.adversaries if a.attack.role is role for _ in range(a.count)]
+            names = [f"{role.name.lower()}-{count - len(attacks) + i}" for i in range(len(attacks))]
+            found |= dict(zip(names, attacks, strict=True))
+        return found
 
     def command(self) -> str:
         """The command that runs this simulation again."""
@@ -68,6 +87,7 @@ class SimOptions:
             ("validators", self.validators, 2), ("width", self.width, 16), ("steps", self.steps, 3),
         ):  # fmt: skip
             shown += "" if value == default else f" --{name} {value}"
+        shown += "".join(f" --adversary {adversary}" for adversary in self.adversaries)
         return shown
 
 
@@ -92,7 +112,7 @@ def overrides(options: SimOptions) -> Mapping[str, Any]:
     chunk = chunk_coords(model_size(model_config(options.width)), max(options.miners, options.min_slices))
     return {
         "name": "simulation",
-        "max_uids": options.names_count + options.spare,
+        "max_uids": options.names_count + options.spare - options.outside,
         "public": {"run_key": bytes(derive_keypair(options.seed, "owner").public_key).hex()},
         "data": {"sequence_length": 16, "batch_size": 2, "heldout_sequences": 8},
         "inner": {

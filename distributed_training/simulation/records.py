@@ -22,6 +22,17 @@ class Settlement:
     credited_tokens: float | None  # None: this node does not know the tokens
 
 
+@dataclass(frozen=True, slots=True)
+class FailedAudit:
+    """What a validator found in a miner's work."""
+
+    round: int
+    validator: str
+    target: int  # uid
+    failed_step: int | None
+    reason: str
+
+
 @dataclass
 class Recorder:
     """Takes events as they come; the digest is over (virtual time, node, event) in that order, wall times left out."""
@@ -32,6 +43,7 @@ class Recorder:
     settled: dict[int, dict[str, Settlement]] = field(default_factory=dict)  # round -> node -> its last word
     trained: dict[int, dict[str, int]] = field(default_factory=dict)  # round -> node -> tokens
     held_at: dict[int, dict[str, float]] = field(default_factory=dict)  # round -> node -> when its last slice came
+    failed: list[FailedAudit] = field(default_factory=list)
     stopped: set[str] = field(default_factory=set)  # nodes that said that all their rounds are done
     contradictions: list[tuple[int, str]] = field(default_factory=list)  # (round, node): settled twice, differently
     events: int = 0
@@ -55,6 +67,10 @@ class Recorder:
             self._settle(node, event)
         elif event["event"] == "train":
             self.trained.setdefault(event["round"], {})[node] = event["tokens"]
+        elif event["event"] == "audit" and event["verdict"] == "fail":
+            self.failed.append(
+                FailedAudit(event["round"], node, event["target"], event["failed_step"], event["reason"])
+            )
         elif event["event"] == "stopped":
             self.stopped.add(node)
 

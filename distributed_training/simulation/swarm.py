@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -21,6 +21,7 @@ from distributed_training.simulation.loop import Deadlock, run
 from distributed_training.simulation.node import SimNode
 from distributed_training.simulation.observer import RoundRow, Violation
 from distributed_training.simulation.options import SimOptions
+from distributed_training.simulation.records import FailedAudit
 from distributed_training.simulation.world import World, make_world
 from distributed_training.training.flat import num_parameters
 
@@ -39,6 +40,9 @@ class SimResult:
     virtual_s: float
     real_s: float
     wire_bytes: int  # of one encoded vector
+    pay: tuple[Mapping[int, float], ...]  # at the end of each round: uid -> incentive on chain
+    trained: Mapping[int, Mapping[int, float]]  # round -> uid -> steps that were really computed
+    failed: tuple[FailedAudit, ...]
 
     @property
     def lost_share(self) -> float | None:
@@ -57,6 +61,7 @@ class Swarm:
         self.since: dict[str, float] = {}
         self.rows: list[RoundRow] = []
         self.violations: list[Violation] = []
+        self.pay: list[Mapping[int, float]] = []
         self._outages = 0
         self._moved: dict[str, tuple[int, int]] = {}
         world.outage = lambda: self._outages > 0
@@ -142,6 +147,8 @@ class Swarm:
         self.violations += observer.check_round(
             w.recorder, round_, running, self.since, observer.Troubles(self.planned), block_s, w.manifest.timing.length
         )
+        roster = w.ledger.roster(w.ledger.head())
+        self.pay.append({n.uid: n.incentive for n in roster.neurons})
         self._find_the_dead(index)
 
     async def _last_look(self) -> None:
@@ -214,10 +221,24 @@ def simulate(
             virtual_s=loop_end,
             real_s=time.perf_counter() - began,
             wire_bytes=_wire_bytes(world),
+            pay=tuple(swarm.pay),
+            trained=_computed(world),
+            failed=tuple(world.recorder.failed),
         )
     finally:
         if root is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _computed(world: World) -> dict[int, dict[int, float]]:
+    """Of who cheats: what its bench counted; of all others: what they trained."""
+    uids = {name: uid for uid, name in enumerate(world.options.genesis_names())}
+    found: dict[int, dict[int, float]] = {}
+    for index, by_name in world.recorder.trained.items():
+        honest = {uids[n]: tokens / world.manifest.tokens_per_step for n, tokens in by_name.items() if n in uids}
+        cheats = {uids[n]: cheat.bench.cost[index] for n, cheat in world.cheats.items() if cheat.bench is not None}
+        found[index] = honest | cheats
+    return found
 
 
 def _wire_bytes(world: World) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair
 from distributed_training.chain.local.genesis import REGISTRATION_RAO, GenesisNeuron
@@ -15,6 +15,7 @@ from distributed_training.chain.local.store import ChainParams
 from distributed_training.chain.memory import Ledger
 from distributed_training.data.local import LocalPages
 from distributed_training.engine import Engine, load_engine
+from distributed_training.localnet.attacks import staged
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.links import LinkProfile, Links
 from distributed_training.network.memory import MemorySwitch
@@ -52,6 +53,7 @@ class World:
     switch: MemorySwitch
     recorder: Recorder
     engine: Engine
+    cheats: Mapping[str, Any] = field(default_factory=dict)  # node -> adversaries/stage.py's Staged
     outage: Callable[[], bool] = field(default=lambda: False)  # nobody reaches the chain
 
     def key(self, name: str) -> LocalKey:
@@ -62,7 +64,8 @@ class World:
 
     def speed(self, name: str) -> Speed:
         draw = random.Random(f"speed/{self.options.seed}/{name}")
-        return Speed(draw.uniform(*STEP_S), draw.uniform(*CHAIN_LATENCY_S))
+        step_s, latency_s = draw.uniform(*STEP_S), draw.uniform(*CHAIN_LATENCY_S)
+        return Speed(STEP_S[0] if self.options.equal or self.options.adversaries else step_s, latency_s)
 
     def config(self, name: str, uid: int) -> NodeConfig:
         return node_config(self.root, self.manifest, name, uid, self.options)
@@ -118,7 +121,16 @@ def make_world(options: SimOptions, root: Path, out: TextIO | None = None) -> Wo
         switch=MemorySwitch(links),
         recorder=Recorder(str(root), out),
         engine=load_engine(config, manifest, LocalPages(root / "pages")),
+        cheats=_cheats(options, root),
     )
+
+
+def _cheats(options: SimOptions, root: Path) -> dict[str, Any]:
+    uids = {name: uid for uid, name in enumerate(options.genesis_names())}
+    cheats = options.cheats()
+    fellows = {a.name: tuple(uids[n] for n, other in cheats.items() if other == a) for a in cheats.values()}
+    victim = root / "nodes" / "miner-0"
+    return {name: staged(a, fellows[a.name], victim_dir=victim) for name, a in cheats.items()}
 
 
 def _genesis(options: SimOptions, manifest: RunManifest) -> Ledger:

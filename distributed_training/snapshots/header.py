@@ -64,8 +64,8 @@ class Shape:
             raise WireError(f"snapshot: chunks {first}..{last} were asked for, of {self.num_chunks}")
 
     def max_header_bytes(self, max_uids: int) -> int:
-        """No header of this shape is longer: 8 rounds of carry name every uid twice at most."""
-        carry = 9 + MAX_CARRY_ROUNDS * (4 + 2 * DIGEST_BYTES * max_uids)
+        """No header of this shape is longer: 8 rounds of carry name every uid once at most."""
+        carry = 9 + MAX_CARRY_ROUNDS * (2 + DIGEST_BYTES * max_uids)
         return len(HELD) + _HEAD.size + carry + DIGEST_BYTES * self.num_chunks
 
 

@@ -84,9 +84,17 @@ class StateFiles:
             self._path(old).unlink(missing_ok=True)
             self._path(old).with_suffix(".header").unlink(missing_ok=True)
 
-    def newest(self) -> tuple[int, RunState] | None:
-        """The newest snapshot that can be read whole."""
-        for round_index in reversed(self.rounds()):
+    def drop_from(self, round_index: int) -> None:
+        """Forget the states of this round and of later ones."""
+        with _local(f"cannot drop the state of round {round_index}"):
+            for late in self.rounds():
+                if late >= round_index:
+                    self._path(late).unlink(missing_ok=True)
+                    self._path(late).with_suffix(".header").unlink(missing_ok=True)
+
+    def newest(self, last: int | None = None) -> tuple[int, RunState] | None:
+        """The newest snapshot that can be read whole, of round `last` or before if there is one."""
+        for round_index in sorted(self.rounds(), key=lambda r: (last is None or r <= last, r), reverse=True):
             try:
                 return self.load(round_index)
             except (LocalFault, WireError):

@@ -140,6 +140,7 @@ EACH: tuple[events.Record, ...] = (
         error=0.0,
         good=0.01,
         bad=0.1,
+        noise=0.003,
         reason="ok",
         goodput_bytes_per_s=2.5e8,
         duty=1.0,

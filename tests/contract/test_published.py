@@ -27,7 +27,7 @@ from distributed_training.data.tokens import GPT2_SHA256, load_tokenizer, tokeni
 from distributed_training.errors import WireError
 from distributed_training.operator.verify import verify_files, verify_numbers
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.protocol.types import Carry, CarryRound
+from distributed_training.protocol.types import Carry
 from distributed_training.roles.exporting import Exporter
 from distributed_training.roles.joining.published import check_published, load_published
 from distributed_training.training.export import StateLayout, tokenizer_files
@@ -37,7 +37,7 @@ from distributed_training.training.outer import RunState, state_root
 
 ROUND = 3
 KEYS = tuple(sorted(hashlib.sha256(bytes([i])).digest() for i in range(3)))
-CARRY = Carry(2.5, (CarryRound(KEYS, ()), CarryRound(KEYS[:2], KEYS[2:])))
+CARRY = Carry(2.5, ((), KEYS[2:]))
 LARGE = GPT2 | {"vocab_size": 50257, "n_embd": 8}
 
 

@@ -70,15 +70,17 @@ async def reaches(a: AnyTransport, b: AnyTransport) -> bool:
         return False
 
 
-def address_of(transport: AnyTransport) -> tuple[str, int] | None:
-    return transport.address if isinstance(transport, Libp2pTransport) else ("127.0.0.1", 1)
+def address_of(transport: AnyTransport) -> tuple[str, int]:
+    address = transport.address if isinstance(transport, Libp2pTransport) else ("127.0.0.1", 1)
+    assert address is not None
+    return address
 
 
 async def test_a_peer_without_a_port_is_reached_over_the_connection_that_it_opened(make: Make) -> None:
     inside, outside = make("inside", False), make("outside", True)
     async with running(inside, outside):
         inside.learn(outside.peer_key, address_of(outside))
-        outside.learn(inside.peer_key, None)
+        outside.learn(inside.peer_key)
         began = time.monotonic()
         assert not await reaches(outside, inside)
         assert time.monotonic() - began < 1.0, "nobody waits for who has no port"
@@ -160,6 +162,19 @@ async def test_an_address_that_never_answers_costs_a_bounded_time(tmp_path: Path
             assert DIAL_S * 0.9 < time.monotonic() - began < DIAL_S + 2
             assert not await a.answers(address, 0.2)
             assert a.address is not None and await a.answers(a.address, WAIT_S)
+
+
+async def test_false_addresses_beside_the_true_one_delay_nobody(tmp_path: Path) -> None:
+    """Where nothing is said, and where nobody answers: all of them stand first."""
+    a, b = (Libp2pTransport(tmp_path / name, hints=False) for name in ("a", "b"))
+    with ExitStack() as stack:
+        async with running(a, b):
+            mute = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(12)]
+            false = [listener.getsockname() for listener in mute] + [black_hole(stack)]
+            a.learn(b.peer_key, *false, address_of(b))
+            began = time.monotonic()
+            assert await reaches(a, b)
+            assert time.monotonic() - began < DIAL_S / 2
 
 
 @asynccontextmanager

@@ -31,7 +31,7 @@ from distributed_training.simulation.loop import run
 
 LIMIT = 30000
 SCORING = ScoringSection(
-    steps_half_life=36.0, audit_half_life=50.0, integrity_half_life=6.0, integrity_floor=0.5, soft_fail_weight=10.0,
+    vesting_rounds=24, audit_half_life=50.0, integrity_half_life=6.0, integrity_floor=0.5, soft_fail_weight=10.0,
     penalty_rounds=50, goodput_required=1000.0, goodput_probes=8, bandwidth_share=0.25, cutoff=0.01, burn_share=0.25,
 )  # fmt: skip
 MINERS = ((0, "miner-0"), (1, "miner-1"))
@@ -151,7 +151,10 @@ async def set_and_wait(chain: Chain, block_s: float, until: int) -> list[Mapping
     setter = WeightSetter(cast(Parts, parts))
     setter.offer(
         0,
-        {key(n).hotkey: ScoreCard(key(n).hotkey, 0, 3 + i, 0.1, 1.0, 0.0, 1.0, (), True, 0, "", "") for i, n in MINERS},
+        {
+            key(n).hotkey: ScoreCard(key(n).hotkey, 0, 3 + i, (), 0.1, 1.0, 0.0, 1.0, (), True, 0, "", "")
+            for i, n in MINERS
+        },
     )
     setter.begin()
     await parts.clock.final(until)

@@ -27,12 +27,14 @@ from distributed_training.protocol.manifest import parse_manifest
 from distributed_training.protocol.rules.membership import decode_slice_map, encode_slice_map
 from distributed_training.protocol.types import Carry, Field, Role
 from distributed_training.protocol.wire import (
+    decode_accusation,
     decode_carry,
     decode_log,
     decode_output,
     decode_request,
     decode_signed,
     decode_work,
+    encode_accusation,
     encode_carry,
     encode_log,
     encode_output,
@@ -44,7 +46,7 @@ from distributed_training.protocol.wire import (
 from distributed_training.snapshots.statefile import decode_state, encode_state
 from distributed_training.training.outer import RunState, state_root
 
-LOG = {"max_steps": 8, "batch_size": 2, "groups": 2, "sketch_size": 3}
+LOG = {"max_pages": 4, "max_steps": 8, "batch_size": 2, "groups": 2, "sketch_size": 3}
 SENDERS = samples.group()
 LAYOUT = SENDERS.plan.layout
 NOW = 1_700_000_000.0
@@ -87,9 +89,11 @@ def check_work(data: bytes) -> str:
 
 
 def check_step_roots(data: bytes) -> str:
-    steps = decode_log(data, **LOG)
-    assert encode_log(steps) == data and all(s.grad_norm >= 0 for s in steps)
-    assert b"".join(encode_step(s) for s in steps) == data[4:], "the log root would be over other bytes"
+    pages, steps = decode_log(data, **LOG)
+    assert encode_log(pages, steps) == data and all(s.grad_norm >= 0 for s in steps)
+    assert b"".join(encode_step(s) for s in steps) == data[8 + 32 * len(pages) :], (
+        "the log root would be over other bytes"
+    )
     assert all(math.isfinite(n) for n in numbers(steps))
     return ACCEPTED
 
@@ -193,7 +197,8 @@ COMMITMENTS = tuple(
         samples.commitment(1, role, first=None, first_round=None, second=None, second_round=None, reduces=False),
     )
 )
-ONE_STEP = encode_log(samples.STEPS[:1])
+WHOLE_LOG = encode_log((samples.key(1),), samples.STEPS)
+ONE_STEP = encode_log((), samples.STEPS[:1])
 RUN_JSON = tiny_manifest(GPT2).canonical()
 FIELD_OBJECTS = (
     *([encode_field(f) for f in parts] for parts in COMMITMENTS),
@@ -221,7 +226,7 @@ SIGNED = b"\1" * 64 + encode_work(samples.WORK)
 REQUEST = encode_request(samples.key(1), bytes(64), b"\3\0\0\0")
 CARRIES = (encode_carry(samples.CARRY), encode_carry(Carry(1e-300, ())))
 MANIFESTS = (RUN_JSON, json.dumps(json.loads(RUN_JSON), indent=1).encode(), b'{"model":' + b"[" * 400)
-EMPTY_LOG = encode_log(())
+EMPTY_LOG = encode_log((), ())
 HINT = encode_hint(IDENTITY, ("10.0.0.1", 9000), int(NOW) + 3600)
 
 DECODERS = (
@@ -230,7 +235,9 @@ DECODERS = (
     Target("output", (encode_output(samples.OUTPUT),), canonical(decode_output, encode_output), (WireError,), 400),
     Target("signed", (SIGNED, bytes(65)), canonical(decode_signed, encode_signed), (WireError,), 8),
     Target("request", (REQUEST,), canonical(decode_request, lambda r: encode_request(*r)), (WireError,), 8),
-    Target("log", (encode_log(samples.STEPS), ONE_STEP, EMPTY_LOG), check_step_roots, (WireError,), 60),
+    Target("log", (WHOLE_LOG, ONE_STEP, EMPTY_LOG), check_step_roots, (WireError,), 60),
+    Target("accusation", (encode_accusation(samples.ACCUSATION),), canonical(decode_accusation, encode_accusation),
+           (WireError,), 8),
     Target("carry", CARRIES, canonical(decode_carry, encode_carry, lambda c: c.tau), (WireError,), 40),
     Target("commitment", tuple(pack_frames([bytes([f.kind != "Raw"]) + f.data for f in c]) for c in COMMITMENTS),
            check_commitment, (), 40),

@@ -32,6 +32,7 @@ from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.wire import (
     decode_output,
+    decode_signed,
     decode_work,
     encode_log,
     encode_output,
@@ -58,7 +59,7 @@ class _Recorder(Script):
 def said_by(work: Any) -> list[bytes]:
     """The frames that one of our own clients writes; `work` gets the peer book to speak through."""
     node, stream = Node(), _Recorder(HOSTILE.peer_key, ())
-    node.peers._public_key, node.peers._binding = HOSTILE.public_key, world.BINDING
+    node.peers.public_key, node.peers._binding = HOSTILE.public_key, world.BINDING
     node.door.next = stream
     world.run(work(node.peers))
     return list(stream.sent)
@@ -213,9 +214,12 @@ def check_send_slice(data: bytes) -> str:
 
 # --- logs and probes -----------------------------------------------------------------------------
 
-LOG = encode_log(samples.STEPS)
+LOG = encode_log((samples.key(1),), samples.STEPS)
 PUSHED = said_by(lambda peers: push_log(peers, HOSTILE.peer_key, PLAN.round.index, signed(NUMBER), LOG, 5.0))
-PROBE = [encode_request(samples.key(world.VALIDATOR), world.BINDING, PLAN.round.index.to_bytes(4, "little")), b"ok"]
+PROBE = [
+    encode_request(samples.key(world.VALIDATOR), world.BINDING, PLAN.round.index.to_bytes(4, "little") + US),
+    b"ok",
+]
 JUDGE = samples.key(world.VALIDATOR, "peer")
 
 
@@ -240,9 +244,11 @@ def check_log(data: bytes) -> str:
     plan = committed(PLAN, HOSTILE.public_key, frames[1][64:]) if flags & SEALED and len(frames) > 1 else PLAN
     node, service = JUDGING
     node.forget()
+    service._logs.clear()
     world.run(service.open_round(plan))
     end = node.answer("log", Script(HOSTILE.peer_key, frames))
-    assert all(len(pushed.log) <= service._max_log_bytes for pushed in service.logs().values())
+    for pushed in service.logs().values():
+        assert len(pushed.read()) <= service.most_bytes(decode_work(decode_signed(pushed.signed_record).body))
     return end
 
 
@@ -270,7 +276,7 @@ def check_probe(data: bytes) -> str:
     node = ASKER.forget()
     node.door.next = Script(HOSTILE.peer_key, frames)
     prober = Prober(MANIFEST, node.peers, node.clock, US, 5.0)
-    probe = world.run(prober._ask(PLAN, HOSTILE, SENDERS.works[HOSTILE.public_key], bytes(32)))
+    probe = world.run(prober._ask(PLAN, HOSTILE, SENDERS.works[HOSTILE.public_key], bytes(32), 5.0))
     made = SENDERS.made[HOSTILE.public_key].chunks
     assert all(made[c] == chunk for c, chunk in probe.chunks.items())
     assert math.isfinite(probe.goodput_bytes_per_s) and probe.goodput_bytes_per_s >= 0
@@ -280,7 +286,7 @@ def check_probe(data: bytes) -> str:
 def _probed() -> list[bytes]:
     """The digests, then the chunks that the beacon draws for us."""
     made, record = SENDERS.made[HOSTILE.public_key], SENDERS.works[HOSTILE.public_key]
-    drawn = drawn_chunks(bytes(32), US, record, MANIFEST)
+    drawn = drawn_chunks(bytes(32), US, record, MANIFEST, 1.0)
     return [b"".join(made.digests), *(made.chunks[c] for c in drawn)]
 
 

@@ -25,6 +25,7 @@ from distributed_training.errors import ConfigError, LocalFault, WireError
 from distributed_training.protocol.commitments import decode_commitment, encode_commitment
 from distributed_training.protocol.rules import membership
 from distributed_training.protocol.rules.fidelity import failing, judge
+from distributed_training.protocol.rules.slices import earned, reducers, slices
 from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.types import Role
 from distributed_training.protocol.wire import decode_log, encode_carry, encode_log, encode_request
@@ -106,7 +107,7 @@ REPLAYED = tuple(replace(s, grad_norm=0.75 * s.step + 0.5) for s in samples.STEP
 
 def check_judge(data: bytes) -> str:
     """A log that decodes is judged, whatever is in it."""
-    logged = decode_log(data, **LOG)
+    _, logged = decode_log(data, **LOG)
     for depth in (1, 2):
         result = judge(logged, REPLAYED, depth=depth, audit=MANIFEST.audit)
         assert 0 <= result.quality <= 1 and (result.error is None or math.isfinite(result.error))
@@ -127,9 +128,9 @@ def check_roster(data: bytes) -> str:
         neurons.append(replace(neuron, commitment=said, commitment_block=block))
     now = replace(ROSTER, neurons=tuple(neurons))
     for before in (ROSTER, now):
-        members = membership.candidates(round_, before, now, MANIFEST.access)
-        ordered = membership.reducers(members, PLAN.carry, 0, PLAN.beacon, MANIFEST.average)
-        specs = membership.slices(ordered, PLAN.layout.num_chunks, MANIFEST.average) if ordered else ()
+        members = membership.candidates(round_, before, now, MANIFEST)
+        ordered = reducers(members, earned(before), PLAN.carry, PLAN.beacon, MANIFEST.average)
+        specs = slices(ordered, PLAN.layout.num_chunks, MANIFEST.average)
         people = voters(MANIFEST, before)
         maps = membership.slice_maps(round_, len(specs), people, now)
         counted = membership.counted_slices(
@@ -173,7 +174,7 @@ def check_serve_snapshot(data: bytes) -> str:
     node.forget()
     stream = Script(HOSTILE.peer_key, frames)
     end = node.answer(METHOD, stream)
-    assert not service._streams, "a place was not given back"
+    assert not service._places._taken, "a place was not given back"
     return ACCEPTED if len(stream.sent) > 1 else end
 
 
@@ -210,7 +211,7 @@ STRUCTURES = (
     Target("state_fields", tuple(pack_frames([pack_object(h), VECTORS]) for h in HEADS), check_state_fields,
            (WireError,), 400, 256 * 1024),
     Target("checkpoint", CHECKPOINTS, check_checkpoint, (WireError, LocalFault), 200, 512 * 1024),
-    Target("judge", (encode_log(samples.STEPS), encode_log(REPLAYED), encode_log(REPLAYED[:1])), check_judge,
+    Target("judge", tuple(encode_log((), s) for s in (samples.STEPS, REPLAYED, REPLAYED[:1])), check_judge,
            (WireError,), 200, 128 * 1024),
     Target("roster", _commitments(), check_roster, (), 800, 128 * 1024),
     Target("snapshot_header", (HEADER,), check_snapshot_header, (WireError,), 40),

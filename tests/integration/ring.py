@@ -23,7 +23,10 @@ import numpy as np
 from subnet import EventList
 from tiny_training import GPT2, manifest
 
+from distributed_training.averaging import gather
 from distributed_training.averaging.butterfly import Butterfly
+from distributed_training.averaging.combine import SliceOutput
+from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.clock import BlockClock
 from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair, verify
@@ -31,9 +34,10 @@ from distributed_training.chain.local.genesis import GenesisNeuron
 from distributed_training.chain.local.store import ChainParams, block_hash
 from distributed_training.chain.memory import Ledger, MemoryChain
 from distributed_training.checkpoints.local import LocalCheckpoints
-from distributed_training.errors import LocalFault
+from distributed_training.errors import LocalFault, PeerFault
 from distributed_training.journal import Journal
 from distributed_training.metrics.base import Metrics
+from distributed_training.network.base import Stream, StreamHandler
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.links import LinkProfile, Links
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
@@ -62,7 +66,7 @@ Story = Callable[["Ring"], Awaitable[None]]
 MapLie = Callable[[list[bool]], list[bool]]
 
 
-def ring_manifest(**average: Any) -> RunManifest:
+def ring_manifest(full_share: float | None = None, **average: Any) -> RunManifest:
     """Blocks of one second; reducers wait for their senders from s+28 to s+32."""
     base = manifest(GPT2)
     fields = {"chunk_coords": 64, "block_coords": 16, "min_counted": 1, "initial_tau": 50.0, **average}
@@ -71,6 +75,7 @@ def ring_manifest(**average: Any) -> RunManifest:
     return base.model_copy(
         update={
             "average": section,
+            "audit": base.audit if full_share is None else base.audit.model_copy(update={"full_share": full_share}),
             "model": base.model.model_copy(update={"initial_root": root.hex()}),
             "timing": base.timing.model_copy(update={"reduce_margin": 4}),
             "keep": base.keep.model_copy(update={"snapshot_every": 1, "max_missing_rounds": 1}),
@@ -102,6 +107,16 @@ class HeldChain(MemoryChain):
         return await super().commit(fields, until)
 
 
+class Withholding(MemoryTransport):
+    """Answers nobody who asks for a slice."""
+
+    def serve(self, method: str, handler: StreamHandler) -> None:
+        async def refuse(stream: Stream) -> None:
+            raise PeerFault("not to you")
+
+        super().serve(method, refuse if method == gather.METHOD else handler)
+
+
 class Voter:
     """What a validator does for the all-reduce: hold every slice, say so on chain, settle. `lie` changes its map."""
 
@@ -115,20 +130,17 @@ class Voter:
         await self._logs.open_round(plan)
         held = await p.butterfly.collector.gather(plan, plan.round.map_block - 2)
         if p.clock.head < plan.round.map_block:
-            bits = membership.encode_slice_map(self._lie([j in held for j in range(len(plan.slices))]))
-            said = Commitment(
-                Role.VALIDATOR,
-                False,
-                p.peer_key,
-                p.manifest.tag,
-                plan.round.index,
-                self._follower.root,
-                plan.round.index,
-                bits,
-            )
-            await p.chain.commit(encode_commitment(said))
-        settled = await self._follower.settle(plan, held)
+            await self._say(plan, held)
+        settled = await self._follower.settle(plan, held, lacking=lambda have, _: self._say(plan, have))
         report.settled(plan, settled.outcome, self._follower.root)
+
+    async def _say(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> None:
+        p, index = self._p, plan.round.index
+        bits = membership.encode_slice_map(self._lie([j in held for j in range(len(plan.slices))]))
+        said = Commitment(
+            Role.VALIDATOR, False, p.peer_key, p.manifest.tag, index, self._follower.root, index, bits
+        )  # fmt: skip
+        await p.chain.commit(encode_commitment(said))
 
 
 @dataclass
@@ -139,6 +151,7 @@ class RingNode:
     uid: int
     events: list[dict[str, Any]] = field(default_factory=list)
     lie: MapLie = list
+    withholds: bool = False  # a miner that gives its slices to nobody
     exact: bool = False  # a miner that was told to do exactly its steps
     troubles: int = 0  # of its own, when it looks for another state
     parts: Parts | None = None
@@ -193,7 +206,7 @@ class Ring:
         chain.may_commit = node.may_commit
         node.chain_open.set()
         node.may_commit.set()
-        transport = MemoryTransport(self.switch, node.identity)
+        transport = (Withholding if node.withholds else MemoryTransport)(self.switch, node.identity)
         node.stack.push_async_callback(transport.stop)
         peers = PeerBook(transport, self.run.netuid, node.key.public_key, node.identity.sign, verify_peer)
         clock, store = BlockClock(chain, 1.0), RoundStore(folder)
@@ -315,16 +328,20 @@ def play(
     lies: Mapping[str, MapLie] | None = None,
     profile: LinkProfile = LINK,
     absent: Sequence[str] = (),
+    withholds: int | None = None,
     heals: bool = False,
     **average: Any,
 ) -> Ring:
-    """Run a story from the chain's block 0 on; everybody is stopped at its end."""
+    """Run a story from the chain's block 0 on; everybody is stopped at its end. withholds: the slice of round 0 whose
+    reducer gives its slices to nobody."""
 
     async def main() -> Ring:
         ring = Ring(root, ring_manifest(**average), miners, stakes, profile)
         ring.heals = heals
         for name, lie in (lies or {}).items():
             ring.nodes[name].lie = lie
+        if withholds is not None:
+            ring.nodes[ring.order[withholds]].withholds = True
         for name in ring.nodes:
             await ring.announce(name)
             if name not in absent:

@@ -16,9 +16,9 @@ import pytest
 from ring import LINK, D, Ring, RingNode, play
 
 from distributed_training.averaging.store import RoundStore
-from distributed_training.errors import StateDiverged
 from distributed_training.localnet.judge.recompute import counted_outputs
 from distributed_training.network.links import LinkProfile
+from distributed_training.protocol.rules.duty import tolerant
 from distributed_training.roles.follower import Follower
 from distributed_training.training.outer import initial_state
 
@@ -75,7 +75,7 @@ async def freeze_after(ring: Ring, name: str) -> None:
 
 
 SLOW_LINK = LinkProfile(up_bytes_s=(1500, 1500), down_bytes_s=(1e5, 1e5), latency_s=(0.005, 0.005))
-# Fault, links, and between which shares the failed reducer is credited as a sender: two of seven chunks are its own.
+# Fault, links, and which shares of the chunks include the failed reducer as a sender: two of seven are its own.
 POINTS: list[tuple[Fault, LinkProfile, float, float]] = [
     (kill_before, LINK, 0.0, 0.0),
     (freeze_before, LINK, 0.0, 0.0),
@@ -105,9 +105,9 @@ def test_a_backup_reduces_the_slice_of_a_reducer_that_fails(
     others = sorted(n.uid for n in ring.miners() if n.name != victim)
     assert [uid for uid in event["included"] if uid != lost] == others
     assert all(event["credit"][str(uid)] == 1.0 for uid in others)
-    assert least <= event["credit"][str(lost)] <= most
+    assert tolerant(least) <= event["credit"][str(lost)] <= tolerant(most)
     assert node.follower is not None
-    failed = node.follower.state.carry.rounds[0].failed
+    failed = node.follower.state.carry.failed[0]
     assert failed == (ring.nodes[victim].key.public_key,), "its backup did the work, so it did not"
     assert same(ring, 1, victim).rounds[1]["applied"]
 
@@ -268,45 +268,6 @@ def test_a_majority_that_clears_bits_zeroes_the_slice_for_everybody(tmp_path: Pa
     assert node.rounds[0]["counted"] == [1, 2, 3] and node.follower is not None
     first = node.follower.state.params[:64]
     assert np.array_equal(first, np.zeros_like(first))
-
-
-def test_a_majority_that_claims_what_nobody_holds_stops_everybody_and_nobody_diverges(tmp_path: Path) -> None:
-    """The reducer died with its hash on chain: no byte of the slice exists. Honest nodes wait, then say why."""
-    seen: dict[str, BaseException | None] = {}
-
-    async def story(ring: Ring) -> None:
-        await ring.at(29.5)
-        await ring.kill(ring.order[1])
-        await ring.at(20, round_index=2)
-        for node in ring.nodes.values():
-            if node.task is not None and node.task.done():
-                seen[node.name] = node.task.exception()
-
-    lies = {"validator-0": lambda bits: [True for _ in bits]}
-    ring = play(tmp_path, story, stakes=(600.0, 500.0), lies=lies)
-    assert set(seen) == set(ring.nodes) - {ring.order[1]}
-    for error in seen.values():
-        assert isinstance(error, BaseExceptionGroup)
-        (reason,) = error.subgroup(StateDiverged).exceptions  # type: ignore[union-attr]
-        assert "slices [1] count but nobody gave them to us within 1 rounds" in str(reason)
-    assert not any(node.rounds for node in ring.nodes.values()), "nobody went on with a state of its own"
-
-
-def test_a_majority_that_claims_what_a_backup_never_reduced_is_waited_for_as_long(tmp_path: Path) -> None:
-    """The reducer beats and never commits, so nobody asks its backup, whose record names no output."""
-    ended: list[int] = []
-
-    async def story(ring: Ring) -> None:
-        await ring.at(27)
-        ring.nodes[ring.order[1]].may_commit.clear()
-        for offset, round_index in ((30, 1), (20, 2)):
-            await ring.at(offset, round_index)
-            ended.append(sum(n.task is not None and n.task.done() for n in ring.nodes.values()))
-
-    lies = {"validator-0": lambda bits: [True for _ in bits]}
-    play(tmp_path, story, stakes=(600.0, 500.0), lies=lies)
-    assert ended[0] == 0, "they wait for max_missing_rounds"
-    assert ended[1] >= 5
 
 
 def test_a_cancelled_round_leaves_no_task_behind(tmp_path: Path) -> None:

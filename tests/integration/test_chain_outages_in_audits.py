@@ -26,7 +26,7 @@ def plan_of(ring: Ring) -> RoundPlan:
     return make_plan(
         ring.run, round_, roster=roster, at_commit=ledger.roster(round_.commit_block),
         beacon=assignment_beacon(roster.block.hash, ring.run.netuid, 0), state_root=state_root(follower.state, chunks),
-        carry=follower.state.carry, applied=0, num_coords=len(follower.state.params),
+        carry=follower.state.carry, num_coords=len(follower.state.params),
     )  # fmt: skip
 
 
@@ -40,7 +40,8 @@ async def probes(ring: Ring) -> list[Probe | None]:
     for candidate in plan.candidates:
         signed = asker.parts.store.work(0, candidate.record_hash)
         assert signed is not None
-        found.append(await prober.probe(plan, candidate, decode_work(decode_signed(signed).body), beacon))
+        work = decode_work(decode_signed(signed).body)
+        found.append(await prober.probe(plan, candidate, work, beacon, TIMEOUT_S))
     return found
 
 

@@ -12,7 +12,7 @@ from ring import LINK, Ring, play
 from distributed_training.network.links import LinkProfile
 
 Fault = Callable[[Ring, str], None]
-SLOW_LINK = LinkProfile(up_bytes_s=(1500, 1500), down_bytes_s=(1e5, 1e5), latency_s=(0.005, 0.005))
+SLOW_LINK = LinkProfile(up_bytes_s=(1600, 1600), down_bytes_s=(1e5, 1e5), latency_s=(0.005, 0.005))
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def of_round_0(ring: Ring, *without: str) -> dict[str, object]:
 @pytest.mark.parametrize("miners", [2, 3, 4, 5])
 @pytest.mark.parametrize(
     ("fault", "when", "profile"),
-    [(cut, 10, LINK), (cut, 27, LINK), (cut, 28.6, SLOW_LINK), (crawl, 10, LINK), (crawl, 27, LINK)],
+    [(cut, 10, LINK), (cut, 27, LINK), (cut, 28.45, SLOW_LINK), (crawl, 10, LINK), (crawl, 27, LINK)],
     ids=["cut@train", "cut@before-scatter", "cut@mid-scatter", "slow@train", "slow@before-scatter"],
 )
 def test_a_reducer_on_a_dead_line_leaves_its_slice_to_its_backup(

@@ -21,11 +21,12 @@ async def test_a_stranger_gets_the_files_of_a_run(tmp_path: Path) -> None:
     try:
         identity = PeerIdentity.load_or_create(tmp_path / "holder.key")
         book = PeerBook(holder, 1, bytes(32), identity.sign, verify_peer)
-        book.limit(Budget(1, 1.0, 1, 1.0))  # members are limited, so strangers share the small account
+        book.limit(Budget(1, 1.0, 1, 1.0), 1e6)  # members are limited, so strangers share the small account
         wanted = Wanted("pages.bin", hashlib.sha256(DATA).digest(), 1 << 24)
         FileService(book, {wanted.prefix: memoryview(DATA)})
         await holder.start()
         await stranger.start()
+        assert holder.address is not None
         stranger.learn(holder.peer_key, holder.address)
         giver = PeerSource(stranger, holder.peer_key, "uid 1")
         assert await fetch(wanted, tmp_path / "pages.bin", [giver]) == "uid 1"

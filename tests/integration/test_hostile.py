@@ -130,7 +130,8 @@ async def malformed_requests(refused: Refused, liar: Node, target: Node) -> None
     await refused(target, "scatter: malformed header", asked(liar, target, "scatter", b"?"))
     await refused(target, "slice: malformed request", asked(liar, target, "slice", b"?"))
     await refused(target, "request: malformed round", asked(liar, target, "chunks", b"?"))
-    await refused(target, f"uid {liar.uid} is no validator of round 0", asked(liar, target, "chunks", ROUND_0))
+    chunks = asked(liar, target, "chunks", ROUND_0 + target.parts.signer.public_key)
+    await refused(target, f"uid {liar.uid} is no validator of round 0", chunks)
     assert await asked(liar, target, "slice", struct.pack("<I32s", 0, os.urandom(32))) == b"", "an honest no"
 
 
@@ -138,6 +139,8 @@ async def lie_in_averaging(subnet: Subnet, refused: Refused, plan: RoundPlan, wo
     """Lies of a candidate to reducers and validators, and a validator that does not wait for the beacon."""
     liar, early, validator = (subnet.nodes[name] for name in ("miner-3", "validator-1", "validator-0"))
     assert len(plan.slices) == 3 and tuple(s.first_chunk for s in plan.slices) == FIRST_CHUNKS
+    first, header, unsigned = reducer(subnet, plan, 0), HEADER.pack(0, 0), bytes(64) + work.signed[64:]
+    await refused(first, "work record: bad signature", asked(liar, first, "scatter", header, unsigned))
     await asyncio.gather(
         refused(reducer(subnet, plan, 0), "chunk 0 is not the committed one", send(liar, plan, 0, swapped(work))),
         refused(reducer(subnet, plan, 1), "chunk 5 has another norm than declared", send(liar, plan, 1, work)),
@@ -146,12 +149,9 @@ async def lie_in_averaging(subnet: Subnet, refused: Refused, plan: RoundPlan, wo
         refused(validator, f"uid {early.uid} is no candidate of round 0", push(early, validator, work.signed, b"")),
     )
     wrong_slice = HEADER.pack(0, (plan.slices[0].index + 1) % 3)
-    first = reducer(subnet, plan, 0)
     await refused(first, f"uid {liar.uid} may not send slice", asked(liar, first, "scatter", wrong_slice))
-    header, foreign = HEADER.pack(0, 0), bytes(64) + b"another record"
+    foreign = bytes(64) + b"another record"
     await refused(first, "not the one whose hash is on chain", asked(liar, first, "scatter", header, foreign))
-    unsigned = bytes(64) + work.signed[64:]
-    await refused(first, "work record: bad signature", asked(liar, first, "scatter", header, unsigned))
     other = bytes(32 * plan.layout.num_chunks)
     await refused(first, "do not hash into the wire root", asked(liar, first, "scatter", header, work.signed, other))
     await refused(validator, "another work record than the one on chain", push(liar, validator, foreign, b""))
@@ -186,7 +186,8 @@ def swapped(work: OwnWork) -> OwnWork:
 
 
 async def ask_chunks(validator: Node, subnet: Subnet) -> bytes:
-    return await asked(validator, subnet.nodes["miner-0"], "chunks", ROUND_0)
+    miner = subnet.nodes["miner-0"]
+    return await asked(validator, miner, "chunks", ROUND_0 + miner.parts.signer.public_key)
 
 
 async def push(sender: Node, validator: Node, signed: bytes, log: bytes) -> None:

@@ -154,7 +154,7 @@ async def test_a_silent_holder_costs_its_deadline(finished_subnet: Subnet) -> No
 async def test_a_fetch_that_is_cancelled_leaves_no_task_behind(finished_subnet: Subnet) -> None:
     asker = await asker_of(finished_subnet)
     unknown = asker.node.parts.butterfly.collector.fetch(
-        asker.plan, {0: replace(asker.wanted[0], record_hash=bytes(32))}, TIMEOUT_S
+        asker.plan, {0: replace(asker.wanted[0], record_hash=bytes(32))}, {}, {}
     )
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(unknown, 0.1)
@@ -168,7 +168,8 @@ async def test_bytes_that_rot_on_our_own_disk_are_fetched_again(finished_subnet:
     path = node.parts.store.root / "rounds" / "000000" / f"output-{wanted[1].record_hash.hex()}.chunks"
     whole = path.read_bytes()
     path.write_bytes(flipped(whole, -1))
-    outputs = await node.parts.butterfly.collector.fetch(asker.plan, wanted, TIMEOUT_S)
+    outputs: dict[int, SliceOutput] = {}
+    await node.parts.butterfly.collector.fetch(asker.plan, wanted, {}, outputs)
     assert sorted(outputs) == [0, 1, 2, 3]
     assert b"".join(chunk.data for chunk in outputs[1].chunks) == whole == path.read_bytes()
 

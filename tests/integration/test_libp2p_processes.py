@@ -96,6 +96,7 @@ async def test_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
         await stream.write(await stream.read(1, 5), 5)
 
     async with running(a, b):
+        assert b.address is not None
         a.learn(b.peer_key, b.address)
         b.serve("echo", answer)
         assert await ask(a, b.peer_key, "echo", b"x", max_bytes=1, timeout_s=5) == b"x"
@@ -123,6 +124,7 @@ async def test_an_address_that_the_chain_lacks_is_found_on_the_hint_board(tmp_pa
         for transport in (a, b, c):
             transport.serve("echo", answer)
         for newcomer in (a, c):  # both know only b
+            assert b.address is not None
             newcomer.learn(b.peer_key, b.address)
             await ask(newcomer, b.peer_key, "echo", b"x", max_bytes=1, timeout_s=5)
         assert a._hints is not None
@@ -148,6 +150,7 @@ async def test_another_identity_at_a_known_address_is_refused(tmp_path: Path) ->
     a, b = Libp2pTransport(tmp_path / "a", hints=False), Libp2pTransport(tmp_path / "b", hints=False)
     expected = PeerIdentity(bytes(range(32))).public_key
     async with running(a, b):
+        assert b.address is not None
         a.learn(expected, b.address)
         with pytest.raises(NetworkFault):
             await a.open(expected, "echo", 5)

@@ -27,7 +27,8 @@ class LackingPages:
 
     def __init__(self, source: PageSource, lacking: set[int]) -> None:
         self._source, self._lacking = source, lacking
-        self.num_pages, self.sha256, self.heldout = source.num_pages, source.sha256, source.heldout
+        self.num_pages, self.sha256 = source.num_pages, source.sha256
+        self.heldout, self.facts = source.heldout, source.facts
 
     def fetch(self, index: int) -> Page:
         if index in self._lacking:
@@ -75,7 +76,7 @@ async def test_who_lacks_a_page_stops_there_and_judges_nobody_by_it(tmp_path: Pa
         assert verdicts[short.uid] == "pass"
         card = subnet.nodes["validator-1"].all("scores", round=0)[0]["cards"][str(other.uid)]
         assert (card["weight"], card["reason"]) == (0.0, "no passed audit yet")
-        assert card["G"] == 0.5, "neither for nor against it"
+        assert card["G"] == 1.0, "neither for nor against it"
 
 
 async def test_who_waits_for_a_page_for_ever_goes_on_without_it_and_judges_nobody_by_it(tmp_path: Path) -> None:

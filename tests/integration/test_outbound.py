@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from subnet import HOST, connect, make_subnet, running, scored
 
-from distributed_training.protocol.rules.scoring import NO_REDUCER_DUTY
+from distributed_training.protocol.rules.duty import NO_REDUCER_DUTY
 
 pytestmark = pytest.mark.alone
 

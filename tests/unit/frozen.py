@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import numpy as np
-from samples import CARRY, OUTPUT, RUN, STEPS, WORK, commitment, key
+from samples import ACCUSATION, CARRY, OUTPUT, RUN, STEPS, WORK, commitment, key
 
 from distributed_training.averaging.codecs.base import Layout
 from distributed_training.averaging.codecs.int8 import encode_chunk
@@ -26,7 +26,7 @@ def three_steps() -> RunState:
     state = initial_state(known_vector(1000, 7), RUN.average)
     for i in range(3):
         average = known_vector(1000, 11 + i) * np.float32(0.001)
-        state, _ = outer_step(state, [average], Carry(10.0 + i, CARRY.rounds[: i + 1]), RUN.outer)
+        state, _ = outer_step(state, [average], Carry(10.0 + i, CARRY.failed[: i + 1]), RUN.outer)
     return state
 
 
@@ -50,7 +50,8 @@ def vectors() -> dict[str, bytes]:
         "work record": body,
         "work record hash": wire.record_hash(body),
         "step": wire.encode_step(STEPS[1]),
-        "log": wire.encode_log(STEPS),
+        "log": wire.encode_log((key(1, "page"), key(2, "page")), STEPS),
+        "accusation": wire.encode_accusation(ACCUSATION),
         "output record": wire.encode_output(OUTPUT),
         "signed": wire.encode_signed(Signed(b"body", bytes(range(64)))),
         "signing message": wire.signing_message(b"body"),

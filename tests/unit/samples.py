@@ -15,9 +15,9 @@ from distributed_training.averaging.contribution import Contribution, encode_con
 from distributed_training.averaging.plan import RoundPlan, make_plan
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import (
+    Accusation,
     BlockRef,
     Carry,
-    CarryRound,
     Commitment,
     Neuron,
     OutputRecord,
@@ -60,8 +60,8 @@ def roster(*neurons: Neuron, block: int = 0) -> Roster:
     return Roster(BlockRef(block, bytes(32)), neurons)
 
 
-def carry_round(included: tuple[int, ...] = (), failed: tuple[int, ...] = ()) -> CarryRound:
-    return CarryRound(tuple(key(i) for i in included), tuple(key(i) for i in failed))
+def failed(*who: int) -> tuple[bytes, ...]:
+    return tuple(key(i) for i in who)
 
 
 STEPS = tuple(
@@ -78,7 +78,8 @@ OUTPUT = OutputRecord(
     backup=key(7, "backup"), senders=tuple(key(i, "work") for i in range(9)),
     included=(tuple(i % 2 == 0 for i in range(9)), tuple(i == 8 for i in range(9))),
 )  # fmt: skip
-CARRY = Carry(12.5, (carry_round((1, 2), (3,)), carry_round(), carry_round((1,), (1, 2))))
+ACCUSATION = Accusation(key(1, "manifest"), 7, key(2), key(3), 11, "gradient")
+CARRY = Carry(12.5, (failed(3), failed(), failed(1, 2)))
 
 
 class Senders:
@@ -98,7 +99,7 @@ class Senders:
             neurons.append(neuron(i, commitment=said))
         self.plan: RoundPlan = make_plan(
             run, ROUND, roster=roster(*neurons), at_commit=roster(*neurons), beacon=BEACON, state_root=key(0, "state"),
-            carry=carry or Carry(run.average.initial_tau, ()), applied=0, num_coords=len(deltas[0]),
+            carry=carry or Carry(run.average.initial_tau, ()), num_coords=len(deltas[0]),
         )  # fmt: skip
 
     def work(self, i: int, made: Contribution) -> WorkRecord:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from samples import BEACON, RUN, SMALL, Senders, carry_round, deltas, group, key, reduced, small_run, whole
+from samples import BEACON, RUN, SMALL, Senders, deltas, failed, group, key, reduced, small_run, whole
 
 from distributed_training.averaging.codecs.base import Vector
 from distributed_training.averaging.codecs.int8 import encode_chunk
@@ -20,6 +20,7 @@ from distributed_training.averaging.combine import (
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import WireError
 from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.rules.duty import SLOPE, tolerant
 from distributed_training.protocol.rules.membership import Counted
 from distributed_training.protocol.rules.weighting import lower_median, vector_norm
 from distributed_training.protocol.types import AverageOutcome, Carry
@@ -49,7 +50,7 @@ def test_everything_counted_gives_the_weighted_mean() -> None:
     assert (outcome.applied, outcome.reason, outcome.round, outcome.num_slices) == (True, "applied", 3, 4)
     assert outcome.included == tuple(key(i) for i in range(4)) and outcome.counted == (0, 1, 2, 3)
     assert outcome.credit == {key(i): 1.0 for i in range(4)}
-    assert carry.rounds == (carry_round((0, 1, 2, 3)),)
+    assert carry.failed == ((),) and outcome.reduced == {key(i): 1.0 for i in range(4)}
     norms = [vector_norm(g.works[key(i)].chunk_norms) for i in range(4)]
     assert carry.tau == 1.5 * lower_median(norms)
 
@@ -69,7 +70,7 @@ def test_a_slice_that_does_not_count_is_zero_and_its_reducer_failed() -> None:
     spec = g.plan.slices[1]
     low, high = g.plan.layout.coords(spec.first_chunk)[0], g.plan.layout.coords(spec.last_chunk - 1)[1]
     assert not average[low:high].any() and average[:low].any() and average[high:].any()
-    assert carry.rounds[-1].failed == (spec.reducer,)
+    assert carry.failed[-1] == (spec.reducer,) and outcome.reduced[spec.reducer] == 0.0
     assert outcome.counted == (0, 2, 3) and outcome.credit[key(0)] == 1.0
 
 
@@ -82,7 +83,8 @@ def test_a_slice_that_its_backup_reduced_counts_and_its_reducer_failed() -> None
     average, carry, outcome = combined(g.plan, counted(g), outputs, g.run)
     assert average.tobytes() == whole[0].tobytes() and outcome.credit == whole[2].credit
     assert (outcome.counted, outcome.backed_up) == ((0, 1, 2, 3), (1,)) and whole[2].backed_up == ()
-    assert carry.rounds[-1].failed == (g.plan.slices[1].reducer,) and whole[1].rounds[-1].failed == ()
+    assert carry.failed[-1] == (g.plan.slices[1].reducer,) and whole[1].failed[-1] == ()
+    assert outcome.reduced[g.plan.slices[1].reducer] == 0.0 and set(whole[2].reduced.values()) == {1.0}
 
 
 def without(made: SliceOutput, who: int, rows: int | None = None) -> SliceOutput:
@@ -95,16 +97,20 @@ def without(made: SliceOutput, who: int, rows: int | None = None) -> SliceOutput
     return replace(made, record=replace(made.record, included=changed))
 
 
-def test_inclusion_needs_half_of_the_slices_and_credit_counts_chunks() -> None:
+def test_inclusion_and_credit_count_chunks() -> None:
     g = group()
     outputs = reduced(g)
     sizes = [len(o.chunks) for o in outputs.values()]
-    two = {j: without(o, 3) if j < 2 else o for j, o in outputs.items()}
+    assert sizes == [2, 2, 1, 2]
+    two = {j: without(o, 3) if j in (1, 2) else o for j, o in outputs.items()}
     three = {j: without(o, 3) if j < 3 else o for j, o in outputs.items()}
-    assert combined(g.plan, counted(g), two, g.run)[2].included == tuple(key(i) for i in range(4))  # half is enough
+    outcome = combined(g.plan, counted(g), two, g.run)[2]
+    assert outcome.included == tuple(key(i) for i in range(4)), "4 of 7 chunks"
+    left_out = {g.plan.slices[1].reducer, g.plan.slices[2].reducer}
+    assert {k: x < 1.0 for k, x in outcome.reduced.items()} == {key(i): key(i) in left_out for i in range(4)}
     outcome = combined(g.plan, counted(g), three, g.run)[2]
     assert outcome.included == (key(0), key(1), key(2))
-    assert outcome.credit == {key(0): 1.0, key(1): 1.0, key(2): 1.0, key(3): sizes[3] / 7}
+    assert outcome.credit == {key(0): 1.0, key(1): 1.0, key(2): 1.0, key(3): tolerant(2 / 7)}
     assert outcome.missing == {0: (key(3),), 1: (key(3),), 2: (key(3),)}
 
 
@@ -126,7 +132,7 @@ def test_only_expected_senders_can_be_missing() -> None:
     assert average[:64].any()  # one of three is missing, which is allowed; two of four would not be
 
 
-def test_a_chunk_that_lost_too_many_senders_is_zero_and_still_credits() -> None:
+def test_a_chunk_that_lost_too_many_senders_is_zero_and_hardly_debits() -> None:
     g = group(4)
     outputs = reduced(g)
     spec = g.plan.slices[3]
@@ -138,9 +144,55 @@ def test_a_chunk_that_lost_too_many_senders_is_zero_and_still_credits() -> None:
     average, _, outcome = combined(g.plan, counted(g), outputs, g.run)
     first, second = (average[slice(*g.plan.layout.coords(spec.first_chunk + i))] for i in (0, 1))
     assert not first.any() and second.any()  # 2 of 4 missing
-    assert outcome.credit == {key(0): 1.0, key(1): 1.0, key(2): 6 / 7, key(3): 6 / 7}
+    assert outcome.credit == {key(i): 1.0 if i < 2 else tolerant(1.0, 6 / 7) for i in range(4)}
+    assert outcome.reduced[spec.reducer] == tolerant(0.75)
     assert outcome.missing == {}, "half of the slice's chunks have them"
     assert len(outcome.included) == 4
+
+
+def twelve() -> tuple[Senders, dict[int, SliceOutput]]:
+    g = Senders(deltas(3, 12, 64 * 12), SMALL.model_copy(update={"max_uids": 16}))
+    return g, reduced(g)
+
+
+def test_reducers_below_a_third_take_next_to_nothing_from_whom_they_leave_out() -> None:
+    """1, 2 or 3 of 12 took 8, 17 or 25 % of one victim's credit each, and all of it from its duty once more."""
+    g, outputs = twelve()
+    victim = max(g.made)
+    liars = [s.index for s in g.plan.slices if s.reducer != victim]
+    for count in (1, 2, 3):
+        told = {j: without(o, 11) if j in liars[:count] else o for j, o in outputs.items()}
+        outcome = combined(g.plan, counted(g), told, g.run)[2]
+        assert 1 - SLOPE / 3 < outcome.credit[victim] < 1 and sorted(outcome.credit.values())[1] == 1.0
+        assert all(outcome.reduced[g.plan.slices[j].reducer] < 1 for j in liars[:count])
+
+
+def test_reducers_who_leave_everybody_else_out_take_little_and_lose_half_of_their_duty() -> None:
+    """4 of 12 earned 47 % of everything in that way."""
+    g, outputs = twelve()
+    liars = [s.index for s in g.plan.slices][:4]
+    friends = {g.plan.slices[j].reducer for j in liars}
+    for j in liars:
+        for who, key_ in enumerate(sorted(g.made)):
+            outputs[j] = outputs[j] if key_ in friends else without(outputs[j], who)
+    average, _, outcome = combined(g.plan, counted(g), outputs, g.run)
+    assert {k: share < 1.0 for k, share in outcome.credit.items()} == {k: k not in friends for k in g.made}
+    assert min(outcome.credit.values()) == tolerant(1.0, 8 / 12) > 0.98
+    assert {outcome.reduced[k] for k in friends} == {tolerant(4 / 12)} and tolerant(4 / 12) < 0.5
+    assert all(share == 1.0 for k, share in outcome.reduced.items() if k not in friends)
+    assert not any(average[slice(*g.plan.layout.coords(g.plan.slices[j].first_chunk))].any() for j in liars)
+
+
+def test_senders_who_withhold_from_one_reducer_take_little_from_it_and_nothing_from_others() -> None:
+    """Three of eight: the chunk is zero for all, which took an eighth of everybody's credit but theirs."""
+    g = Senders(deltas(4, 8, 64 * 8), SMALL.model_copy(update={"max_uids": 16}))
+    outputs, victim = reduced(g), g.plan.slices[3]
+    withheld = [i for i, k in enumerate(sorted(g.made)) if k != victim.reducer][:3]
+    for who in withheld:
+        outputs[3] = without(outputs[3], who)
+    outcome = combined(g.plan, counted(g), outputs, g.run)[2]
+    assert sorted(outcome.credit.values()) == [tolerant(1.0, 7 / 8)] * 3 + [1.0] * 5
+    assert outcome.reduced.pop(victim.reducer) == tolerant(5 / 8) > 0.9 and set(outcome.reduced.values()) == {1.0}
 
 
 def test_an_inflated_chunk_is_zero() -> None:
@@ -151,16 +203,14 @@ def test_an_inflated_chunk_is_zero() -> None:
         lie = encode_chunk(values * np.float32(factor), g.plan.layout)
         average, _, outcome = combined(g.plan, counted(g), {0: replace(made, chunks=(lie, *made.chunks[1:]))}, g.run)
         assert average[:64].any() == passes and average[64:].any()
-        assert outcome.credit == {key(0): 1.0}
+        assert outcome.credit == {key(0): 1.0} and (outcome.reduced[key(0)] == 1.0) == passes
     assert made.chunks[0].norm() <= g.works[key(0)].chunk_norms[0] * 1.0001
 
 
 def test_history_is_kept_for_eight_rounds() -> None:
-    g = group(carry=Carry(3.0, tuple(carry_round((i,)) for i in range(8))))
+    g = group(carry=Carry(3.0, tuple(failed(i + 8) for i in range(8))))
     _, carry, _ = combined(g.plan, counted(g), reduced(g), g.run)
-    assert len(carry.rounds) == 8
-    assert carry.rounds[:7] == tuple(carry_round((i,)) for i in range(1, 8))
-    assert carry.rounds[7] == carry_round((0, 1, 2, 3))
+    assert carry.failed == (*(failed(i + 8) for i in range(1, 8)), ())
 
 
 def test_nobody_included_keeps_the_clip_threshold() -> None:

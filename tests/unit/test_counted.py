@@ -19,8 +19,8 @@ from distributed_training.protocol.rules.membership import (
     output_claims,
     output_hashes,
     slice_maps,
-    slices,
 )
+from distributed_training.protocol.rules.slices import slices
 from distributed_training.protocol.types import Carry, Neuron, Role
 
 AVERAGE = RUN.average.model_copy(update={"min_counted": 2})
@@ -142,7 +142,7 @@ def test_maps_that_are_not_read(change: dict[str, Any]) -> None:
 
 def test_output_hashes_are_those_of_the_assigned_reducers() -> None:
     people = roster(neuron(0), neuron(1), neuron(2))
-    specs = slices(candidates(ROUND, people, people, RUN.access)[:2], 10, AVERAGE)
+    specs = slices([(c, 1) for c in candidates(ROUND, people, people, RUN)[:2]], 10, AVERAGE)
     assert output_hashes(ROUND, specs, people, people) == {0: key(0, "second"), 1: key(1, "second")}
 
 
@@ -160,7 +160,7 @@ def test_output_hashes_are_those_of_the_assigned_reducers() -> None:
 )
 def test_output_hashes_that_are_not_read(change: dict[str, Any]) -> None:
     people = roster(neuron(0), neuron(1))
-    specs = slices(candidates(ROUND, people, people, RUN.access), 10, AVERAGE)
+    specs = slices([(c, 1) for c in candidates(ROUND, people, people, RUN)], 10, AVERAGE)
     assert output_hashes(ROUND, specs, people, with_neuron(people, 0, **change)) == {1: key(1, "second")}
     assert output_hashes(ROUND, specs, roster(neuron(1)), people) == {1: key(1, "second")}
 
@@ -168,7 +168,7 @@ def test_output_hashes_that_are_not_read(change: dict[str, Any]) -> None:
 def claimed(*absent: int, count: int = 3) -> dict[int, tuple[bytes, bytes, bool]]:
     """Slice -> (who signs, hash on chain, by backup?), while reducers of `absent` slices have no output on chain."""
     people = roster(*(neuron(i) for i in range(count)))
-    specs = slices(candidates(ROUND, people, people, RUN.access), 10, AVERAGE)
+    specs = slices([(c, 1) for c in candidates(ROUND, people, people, RUN)], 10, AVERAGE)
     now = people
     for j in absent:
         now = with_neuron(now, j, commitment=commitment(j, second=None, second_round=None))
@@ -190,7 +190,7 @@ def test_the_next_reducer_stands_in_for_one_without_an_output() -> None:
 
 def test_who_stands_in_for_whom() -> None:
     people = roster(*(neuron(i) for i in range(3)))
-    specs = slices(candidates(ROUND, people, people, RUN.access), 10, AVERAGE)
+    specs = slices([(c, 1) for c in candidates(ROUND, people, people, RUN)], 10, AVERAGE)
     for spec in specs:
         backup = backup_of(specs, spec.index)
         assert backup is not None and backup.reducer != spec.reducer

@@ -139,6 +139,8 @@ def test_a_miner_that_the_run_does_not_list_is_told_before_it_starts() -> None:
     run = RUN.model_copy(update={"access": AccessSection(hotkeys=[key(1).hex()], coldkeys=[])})
     why = not_listed(stranger, run)
     assert why is not None and "\n" not in why and "neither the hotkey 5hot2 nor its coldkey 5" in why
+    beyond = access(neuron(RUN.max_uids), RUN)
+    assert beyond.state == "fail" and f"has pages for the uids below {RUN.max_uids}, and the hotkey" in beyond.found
 
 
 def test_what_a_fine_grained_token_may_write() -> None:

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from tiny_training import AUDIT
 
 from distributed_training.protocol.observed import AuditResult, Verdict
-from distributed_training.protocol.rules.fidelity import failing, growth, judge, judge_vector
+from distributed_training.protocol.rules.fidelity import (
+    NUMERIC,
+    failing,
+    growth,
+    judge,
+    judge_direction,
+    judge_vector,
+    scored,
+)
 from distributed_training.protocol.sections import AuditSection
 from distributed_training.protocol.types import StepRecord
 
@@ -276,3 +284,55 @@ def test_full_replays_compare_the_vector() -> None:
         result = judged(ours, ours * np.float32(factor))
         assert result is not None
         assert result.reason == "vector norm"
+
+
+@pytest.mark.parametrize(
+    ("noise", "ok", "bad"),
+    [(0.0, 0.02, 0.10), (0.005, 0.02, 0.10), (0.01, 0.04, 0.12), (0.04, 0.16, 0.48), (1.0, 0.25, 0.495)],
+)
+def test_the_noise_floor_widens_the_bounds_of_gradients_and_never_to_other_data(
+    noise: float, ok: float, bad: float
+) -> None:
+    result = judge(log(1), log(1), depth=1, audit=RULES, noise=noise)
+    assert (result.good, result.bad) == (pytest.approx(ok), pytest.approx(bad))
+    assert judge(log(1), log(1), depth=1, audit=RULES).good == RULES.error_ok
+    off = at(log(1), 0, lambda r: scaled(r, 1.3, 0))
+    assert failing(off[0], log(1)[0], RULES, noise) is (bad < 0.3)
+    deep = judge(log(), log(), depth=4, audit=RULES, noise=0.04)
+    assert deep.bad is not None and deep.bad < 0.5
+
+
+def test_the_log_mode_counts_what_thresholds_alone_say_as_a_pass() -> None:
+    found = AuditResult(Verdict.FAIL, 0.0, 3, 2, 0.7, "gradient", 0.02, 0.1)
+    logs = RULES.model_copy(update={"mode": "log"})
+    for reason in (*NUMERIC, "log malformed", "no data", "pages are not the assigned ones"):
+        one = dataclasses.replace(found, reason=reason)
+        assert scored(one, RULES) is one
+        counts = scored(one, logs)
+        passed = dataclasses.replace(one, verdict=Verdict.PASS, quality=1.0)
+        assert counts == (passed if reason in NUMERIC else one), reason
+    soft = dataclasses.replace(found, verdict=Verdict.SOFT, quality=0.4)
+    assert (scored(soft, logs).verdict, scored(soft, logs).quality) == (Verdict.PASS, 1.0)
+
+
+@pytest.mark.parametrize(("cosine", "passes"), [(1.0, True), (0.06, True), (0.04, False), (0.0, False), (-0.5, False)])
+def test_a_vector_must_go_where_the_first_steps_go(cosine: float, passes: bool) -> None:
+    """25 steps of 100: at least 0.05."""
+    mine = np.zeros(8, np.float32)
+    theirs = mine.copy()
+    mine[0], theirs[0], theirs[1] = 2.0, 3.0 * cosine, 3.0 * math.sqrt(1.0 - cosine * cosine)
+    halves = [(mine[:4], theirs[:4]), (mine[4:], theirs[4:])]
+    result = judge_direction(halves, depth=25, steps=100)
+    assert (result is None) is passes
+    if result is not None:
+        assert (result.verdict, result.reason, result.depth) == (Verdict.FAIL, "direction", 25)
+        assert (result.error, result.bad) == (pytest.approx(cosine, abs=1e-6), pytest.approx(0.05))
+
+
+def test_parts_that_the_first_steps_do_not_move_say_nothing_of_the_direction() -> None:
+    """An expert that no token has come to yet: the miner's later steps moved it."""
+    still, moved = np.zeros(8, np.float32), np.ones(8, np.float32)
+    assert judge_direction([(still, moved)], depth=1, steps=500) is None
+    turned = judge_direction([(still, moved), (moved, -moved)], depth=1, steps=500)
+    nothing = judge_direction([(moved, still)], depth=1, steps=500)
+    assert turned is not None and nothing is not None and turned.verdict is nothing.verdict is Verdict.FAIL

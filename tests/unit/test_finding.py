@@ -189,6 +189,18 @@ async def test_strangers_share_a_small_budget_and_members_do_not(net: Subnet, tm
         assert path.stat().st_size == expected
 
 
+async def test_strangers_share_two_places_so_members_find_one_however_many_keys_come(
+    net: Subnet, tmp_path: Path
+) -> None:
+    member = neuron(99, commitment=commitment(99, peer_key=peer_key(99)))
+    await net.holder(1, DATA, known=(member,))
+    for number in range(2, 8):  # each opens a stream and reads nothing more
+        stream = await (await net.node(number)).open(peer_key(1), serving.METHOD, 5)
+        await stream.write(serving._NUMBER.pack(0) + WANTED.prefix, 5)
+        await asyncio.sleep(0.01)
+    assert await fetch(WANTED, tmp_path / "x", await net.sources(1), patience_s=0.0) == "uid 1"
+
+
 async def test_a_request_that_is_none_is_refused(net: Subnet) -> None:
     await net.holder(1, DATA)
     asker = await net.node(2)

@@ -20,7 +20,7 @@ from distributed_training.operator.history import books, read
 from distributed_training.protocol.observed import ScoreCard
 
 AUDIT = {"verdict": "fail", "quality": 0.0, "depth": 3, "failed_step": 2, "error": 0.5, "reason": "gradient"}
-CARD = ScoreCard("5F", 0, 5, 0.25, 1.0, 2.0, None, (), True, 9, "gradient", "round 1: fail")
+CARD = ScoreCard("5F", 0, 5, (), 0.25, 1.0, 2.0, None, (), True, 9, "gradient", "round 1: fail")
 
 
 def observation(uid: int, audit: dict[str, Any] | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ CARD = ScoreCard(
     hotkey="5F",
     registered_block=3,
     uid=1,
+    work=(0.5, 0.1 + 0.2),
     steps=0.1 + 0.2,
     passes=1.5,
     fails=0.0,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import carry_round
+from samples import failed
 
 from distributed_training.chain.keys import derive_keypair
 from distributed_training.engine import first_state
@@ -59,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     model = run_model(manifest.model)
     size = sum(p.numel() for p in model.parameters())
     params, momentum = (draws.normal(size=size).astype(np.float32) for _ in range(2))
-    state = RunState(params, momentum, 30, Carry(3.5, (carry_round((1, 2)),)))
+    state = RunState(params, momentum, 30, Carry(3.5, (failed(1, 2),)))
     (folder / "new").mkdir()
     root = state_root(state, manifest.average.chunk_coords)
     exporter_of(folder, manifest, model, {}, None).write(folder / "new", 40, state, root)

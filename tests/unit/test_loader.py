@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed_training.data.base import Page, PageSource
+from distributed_training.data.base import Page, PageFacts, PageSource
 from distributed_training.data.loader import BatchStream, heldout_sequences, pages_used
 from distributed_training.data.pages import page_digest
 from distributed_training.data.tokenised import TokenisedPages
@@ -37,6 +37,9 @@ class ListPages:
         if index in self.missing:
             raise DataUnavailable(f"page {index} is missing")
         return Page(index, self.pages[index], page_digest(self.pages[index]))
+
+    def facts(self, index: int) -> PageFacts:
+        return PageFacts(page_digest(self.pages[index]), 0, len(self.pages[index]))
 
     def heldout(self) -> tuple[str, ...]:
         return tuple(f"held out {index}" for index in range(40))

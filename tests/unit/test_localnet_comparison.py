@@ -14,7 +14,7 @@ import pytest
 from localnet_recording import SPECS, recorded_view
 from tiny_training import GPT2, manifest
 
-from distributed_training.data.base import Page
+from distributed_training.data.base import Page, PageFacts
 from distributed_training.data.loader import heldout_sequences
 from distributed_training.data.tokens import ByteTokenizer
 from distributed_training.localnet.judge.baselines import (
@@ -60,6 +60,9 @@ class Pages:
 
     def fetch(self, index: int) -> Page:
         return Page(index, (f"page {index} " * 40,), bytes(32))
+
+    def facts(self, index: int) -> PageFacts:
+        return PageFacts(None, 0, 0)
 
     def heldout(self) -> tuple[str, ...]:
         return ("held out " * 200,)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from distributed_training.errors import ConfigError
+from distributed_training.localnet.attacks import CLASSES, EVIDENCE, known_attacks
 from distributed_training.localnet.layout import miners, node_specs
-from distributed_training.localnet.options import Adversary, parse_options
+from distributed_training.localnet.options import parse_options
 from distributed_training.protocol.types import Role
 
 
@@ -75,7 +76,7 @@ def test_a_mistake_is_one_line_that_says_what_was_expected(flags: list[str], mes
 
 def test_an_adversary_is_the_last_miner_and_nothing_else_differs() -> None:
     options = parse_options(["--adversary", "free-rider:2", "--steps", "3"])
-    assert options.adversaries == (Adversary("free-rider", 2),)
+    assert [str(a) for a in options.adversaries] == ["free-rider:2"]
     specs = miners(node_specs(options))
     assert [s.adversary for s in specs] == [None, None, "free-rider", "free-rider"]
     assert [s.script.name for s in specs] == ["miner.py", "miner.py", "free_rider.py", "free_rider.py"]
@@ -86,6 +87,23 @@ def test_two_adversaries_are_the_last_miners_in_their_order() -> None:
     options = parse_options(["--adversary", "free-rider", "--adversary", "copycat:2"])
     assert [s.adversary for s in miners(node_specs(options))] == [None, "free-rider", "copycat", "copycat"]
     assert options.params()["adversary"] == "free-rider:1,copycat:2"
+
+
+def test_a_validator_may_cheat_too_and_one_of_each_role_stays_honest() -> None:
+    specs = node_specs(parse_options(["--adversary", "map-liar", "--adversary", "tail", "--validators", "2"]))
+    assert [s.adversary for s in specs] == [None, None, "map-liar", None, None, None, "tail"]
+    assert specs[2].script.name == "map_liar.py"
+    with pytest.raises(ConfigError, match="1 of 1 validators would cheat; expected more --validators"):
+        parse_options(["--adversary", "map-liar", "--validators", "1"])
+
+
+def test_every_file_of_an_attack_says_what_it_is() -> None:
+    known = known_attacks()
+    assert {a.kind for a in known.values()} == set(CLASSES)
+    for attack in known.values():
+        assert attack.evidence in EVIDENCE, attack.name
+        assert attack.line.endswith(".") and len(attack.line) <= 60, attack.name
+        assert "should not" in attack.script.read_text(), f"{attack.name}: why it should not pay, or not harm"
 
 
 def test_uids_follow_from_the_order_owner_validators_miners() -> None:

@@ -79,9 +79,9 @@ def test_a_node_that_starts_again_is_there_before_the_next_but_one_round_begins(
 
 
 def test_replays_are_counted_as_the_rule_draws_them() -> None:
-    assert replayed(RUN, 1) == replayed(RUN, 0) + 1 == 1
-    assert 3.5 < replayed(RUN, 5) < 3.65 and 6 < replayed(RUN, 20) < 6.6
-    assert round_steps(RUN, DEFAULT) == pytest.approx(80 + 8 * replayed(RUN, 20) + 64)
+    assert replayed(RUN, 1, 0.5) == replayed(RUN, 0, 0.5) + 1 == 1
+    assert 2.2 < replayed(RUN, 5, 0.5) < 2.4 and 6 < replayed(RUN, 20, 0.5) < 6.7
+    assert round_steps(RUN, DEFAULT) == pytest.approx(80 + 8 * replayed(RUN, 20, 0.5) + 64)
     assert needed_block_s(TWO_CORES, RUN, DEFAULT) == pytest.approx(1.5 * round_steps(RUN, DEFAULT) * 0.03 / WINDOW)
 
 

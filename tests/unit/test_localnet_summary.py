@@ -215,6 +215,78 @@ def test_a_run_with_an_adversary_has_its_own_checks(summary: Summary, name: str,
     assert failed(summary) == {name}
 
 
+def cheating(summary: Summary, attack: str) -> Summary:
+    with_adversary(summary)
+    summary["nodes"]["miner-3"]["adversary"] = attack
+    summary["failed_audits"] = []
+    return summary
+
+
+def left_out(summary: Summary, uids: list[int]) -> None:
+    """Its slice of each round lacks these, and it has half of its duty."""
+    for row in summary["rounds"]:
+        row["missing"] = {j: uids for j, uid in row["reducers"].items() if uid == 6}
+    summary["audited"]["6"]["duty"] = 0.5
+
+
+def uncounted(summary: Summary) -> None:
+    row = summary["rounds"][1]
+    mine = next(int(j) for j, uid in row["reducers"].items() if uid == 6)
+    row["counted"].remove(mine)
+    summary["audited"]["6"]["duty"] = 0.7
+
+
+def tail_failed(summary: Summary, step: int) -> None:
+    audit = {"round": 1, "uid": 6, "depth": 9, "failed_step": step, "error": 1.4, "reason": "gradient"}
+    summary["failed_audits"] = [{"validator": "validator-1", **audit}]
+
+
+def no_credit(summary: Summary) -> None:
+    for row in summary["rounds"]:
+        row["credit"]["6"] = 0.0
+
+
+# What shows of an attack, and what the judge says of it
+EVIDENCE: list[tuple[str, Break, str]] = [
+    ("omitter", lambda s: left_out(s, [3, 4, 5]), "75 % of the expected senders are not in its slices; duty 0.50"),
+    ("withholder", uncounted, "33 % of its slices did not count; duty 0.70, honest 1.00"),
+    ("tail", lambda s: tail_failed(s, 4), "gradient at step 4, error 1.4, behind its 4 honest steps (round 1)"),
+    ("skipper", lambda s: s["audited"]["6"].update(unanswered=0.5), "left 50 % of the probes without an answer"),
+    ("silent", no_credit, "credit 0.00, honest at least 1.00"),
+]
+
+
+@pytest.mark.parametrize(("attack", "show", "said"), EVIDENCE)
+def test_each_attack_is_named_where_it_shows_and_not_before(
+    summary: Summary, attack: str, show: Break, said: str
+) -> None:
+    cheating(summary, attack)
+    assert failed(summary) == {"adversary_named"}
+    show(summary)
+    assert failed(summary) == set()
+    details = {check.name: check.detail for check in run_checks(summary)}
+    assert said in details["adversary_named"]
+
+
+def test_a_tail_that_failed_at_an_honest_step_is_not_its_evidence(summary: Summary) -> None:
+    tail_failed(cheating(summary, "tail"), 3)
+    assert failed(summary) == {"adversary_named"}
+
+
+def test_who_disturbs_is_held_to_its_fair_share_and_to_nothing_else(summary: Summary) -> None:
+    cheating(summary, "resigner")
+    assert failed(summary) == set()
+    summary["final"]["incentive"] = {"3": 0.1, "4": 0.1, "5": 0.2, "6": 0.6}
+    assert failed(summary) == {"adversary_unpaid"}
+
+
+def test_honest_pay_beside_a_cheat_follows_the_work_more_closely(summary: Summary) -> None:
+    with_adversary(summary)
+    paid = summary["final"]["incentive"]
+    paid["3"], paid["4"] = paid["3"] * 1.12, paid["4"] * 0.88
+    assert failed(summary) == {"honest_proportional"}
+
+
 def test_honest_checks_do_not_ask_an_adversary_for_anything(summary: Summary) -> None:
     with_adversary(summary)
     summary["rounds"][2]["included"].remove(6)

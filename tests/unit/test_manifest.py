@@ -52,8 +52,8 @@ def test_the_digest_does_not_depend_on_layout_but_on_every_value() -> None:
     spaced = json.dumps(dict(reversed(FIELDS.items())), indent=4).encode()
     assert parse_manifest(spaced).digest == RUN.digest
     assert parse_manifest(changed("name", "other")).digest != RUN.digest
-    assert parse_manifest(changed("audit.t0", 2)).digest == RUN.digest  # 2 is 2.0
-    assert parse_manifest(changed("audit.t0", 2.0000000000000004)).digest != RUN.digest
+    assert parse_manifest(changed("audit.newcomer_factor", 2)).digest == RUN.digest  # 2 is 2.0
+    assert parse_manifest(changed("audit.newcomer_factor", 2.0000000000000004)).digest != RUN.digest
 
 
 def test_a_manifest_cannot_be_changed() -> None:
@@ -95,8 +95,8 @@ def test_a_manifest_of_another_protocol_is_told_so_whatever_else_it_lacks() -> N
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_are_finite_everywhere(number: str) -> None:
-    for path in ("audit.t0", "model.config"):
-        value: Any = "@" if path == "audit.t0" else {"model_type": "gpt2", "x": "@"}
+    for path in ("audit.depth_share", "model.config"):
+        value: Any = "@" if path == "audit.depth_share" else {"model_type": "gpt2", "x": "@"}
         with pytest.raises(ConfigError, match=path):
             parse_manifest(changed(path, value).replace(b'"@"', number.encode()))
 
@@ -118,8 +118,8 @@ ZERO_IS_TOO_LITTLE = """
     netuid max_uids data.sequence_length data.batch_size data.heldout_sequences inner.nominal_steps inner.max_steps
     inner.learning_rate inner.ramp_steps inner.clip_norm outer.learning_rate average.chunk_coords average.block_coords
     average.token_cap average.initial_tau average.tau_factor average.gate_factor average.min_counted
-    average.max_reducers timing.length audit.t0 audit.sketch_size audit.probe_chunks audit.error_ok
-    audit.error_growth_steps audit.error_growth_max audit.norm_ok audit.loss_ok scoring.steps_half_life
+    average.max_reducers timing.length audit.depth_share audit.newcomer_factor audit.sketch_size audit.probe_chunks
+    audit.error_ok audit.error_growth_steps audit.error_growth_max audit.norm_ok audit.loss_ok scoring.vesting_rounds
     scoring.audit_half_life scoring.integrity_half_life scoring.goodput_probes keep.work_rounds keep.output_rounds
     keep.snapshot_every keep.checkpoint_every keep.max_missing_rounds
 """
@@ -136,6 +136,7 @@ TOO_MUCH = {
     "average.min_map_share": 1.1, "average.min_voter_share": 1.1, "scoring.burn_share": 1.1,
     "average.block_coords": 8192, "average.chunk_coords": 1 << 25,
     "average.token_cap": 1 << 53, "average.gate_factor": 2.1, "average.max_reducers": 257, "audit.full_share": 1.1,
+    "audit.depth_share": 1.1, "scoring.vesting_rounds": 1025,
     "audit.sketch_size": 256, "audit.vector_cosine_bad": 1.1, "scoring.integrity_floor": 1.1,
     "scoring.bandwidth_share": 1.1, "scoring.cutoff": 1.1,
 }  # fmt: skip

@@ -20,7 +20,7 @@ from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.rules.audit_plan import audit_beacon
 from distributed_training.protocol.types import Role, Signed
 from distributed_training.protocol.wire import encode_signed, encode_work
-from distributed_training.roles.service import HeldWork, LogService, MinerService, ask_chunks, drawn_chunks
+from distributed_training.roles.service import MAX_PROBES, HeldWork, LogService, MinerService, ask_chunks, drawn_chunks
 from distributed_training.simulation import loop
 
 G = group(3)
@@ -62,9 +62,9 @@ class Scene:
         made.update(roster(*others, rich, *JUDGES))
         return made
 
-    async def ask(self, number: int, chunks: int = 0) -> list[bytes]:
+    async def ask(self, number: int, chunks: int = 0, of: int = MINER) -> list[bytes]:
         """The digests, then so many chunks."""
-        stream = await ask_chunks(self.peers(number), key(MINER, "peer"), PLAN.round.index, 5.0)
+        stream = await ask_chunks(self.peers(number), key(MINER, "peer"), PLAN.round.index, key(of), 5.0)
         return [await stream.read(4096, 5.0) for _ in range(1 + chunks)]
 
 
@@ -73,7 +73,7 @@ def test_the_chunks_of_an_older_round_come_from_the_disk(tmp_path: Path) -> None
         scene = Scene(PLAN.round.audit_block, tmp_path)
         ticking = asyncio.create_task(scene.clock.run())
         await scene.service.attend(PLAN)
-        drawn = drawn_chunks(audit_beacon(bytes(32), PLAN.round.index), key(VOTER), scene.work.record, SMALL)
+        drawn = drawn_chunks(audit_beacon(bytes(32), PLAN.round.index), key(VOTER), scene.work.record, SMALL, 1.0)
         for kept in (False, True):
             if kept:
                 scene.store.put_own(PLAN.round.index, G.made[key(MINER)].chunks, b"log")
@@ -116,6 +116,20 @@ def test_the_log_goes_to_voters_only(tmp_path: Path) -> None:
         await scene.clock.reached(1)
         await scene.service.push_logs(PLAN)
         assert {n: len(service.logs()) for n, service in takers.items()} == {RICH_MINER: 0, VOTER: 1, LATE: 0}
+        ticking.cancel()
+
+    loop.run(story())
+
+
+def test_who_names_our_peer_key_as_its_own_uses_up_none_of_our_answers(tmp_path: Path) -> None:
+    async def story() -> None:
+        scene = Scene(PLAN.round.audit_block, tmp_path)
+        ticking = asyncio.create_task(scene.clock.run())
+        await scene.service.attend(PLAN)
+        for _ in range(MAX_PROBES + 1):
+            with pytest.raises(NetworkFault):
+                await scene.ask(VOTER, of=RICH_MINER)
+        assert await scene.ask(VOTER) == [b"".join(G.made[key(MINER)].digests)]
         ticking.cancel()
 
     loop.run(story())

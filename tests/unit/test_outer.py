@@ -9,7 +9,7 @@ from frozen import known_vector, three_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from samples import CARRY, RUN, carry_round
+from samples import CARRY, RUN
 
 from distributed_training.averaging.codecs.base import Vector
 from distributed_training.protocol.types import Carry
@@ -129,9 +129,9 @@ def test_every_part_of_the_state_is_under_the_root() -> None:
         replace(state, momentum=momentum),
         replace(state, params=state.momentum, momentum=state.params),
         replace(state, applied=state.applied + 1),
-        replace(state, carry=Carry(float(tau), state.carry.rounds)),
-        replace(state, carry=Carry(state.carry.tau, (*state.carry.rounds[:-1], carry_round()))),
-        replace(state, carry=Carry(state.carry.tau, state.carry.rounds[1:])),
+        replace(state, carry=Carry(float(tau), state.carry.failed)),
+        replace(state, carry=Carry(state.carry.tau, (*state.carry.failed[:-1], ()))),
+        replace(state, carry=Carry(state.carry.tau, state.carry.failed[1:])),
     ]
     assert len({state_root(s, 256) for s in others}) == len(others)
     assert state_root(state, 256) != state_root(state, 512)

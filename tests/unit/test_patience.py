@@ -19,7 +19,7 @@ from tiny_training import GPT2, manifest
 import distributed_training
 from distributed_training.averaging.overflow import Overflow
 from distributed_training.averaging.store import RoundStore, StoredOutput
-from distributed_training.data.base import Page
+from distributed_training.data.base import Page, PageFacts
 from distributed_training.data.patience import MAX_LEFT, PageReads
 from distributed_training.data.tokens import ByteTokenizer
 from distributed_training.errors import DataUnavailable, LocalFault, OutOfMemory
@@ -51,6 +51,9 @@ class SlowPages:
         if index > 1:
             self.come.wait(30)
         return Page(index, ("text",), bytes(32))
+
+    def facts(self, index: int) -> PageFacts:
+        return PageFacts(None, 0, 0)
 
     def heldout(self) -> tuple[str, ...]:
         return ("held out",)
@@ -268,6 +271,9 @@ class HungryPages:
 
     def fetch(self, index: int) -> Page:
         raise MemoryError
+
+    def facts(self, index: int) -> PageFacts:
+        return PageFacts(None, 0, 0)
 
     def heldout(self) -> tuple[str, ...]:
         raise MemoryError

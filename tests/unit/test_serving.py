@@ -9,12 +9,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from distributed_training.errors import ConfigError
 from distributed_training.network.base import Stream
+from distributed_training.network.budgets import Budget
 from distributed_training.network.daemon_transport import DaemonTransport, StreamCallback
+from distributed_training.network.descriptors import streams_of_peers
 from distributed_training.network.hints import DhtNode
 from distributed_training.network.identity import PeerIdentity
-from distributed_training.network.serving import MAX_SILENT_STREAMS, MAX_STREAMS_PER_PEER, SHOWN_CHARS
+from distributed_training.network.serving import MAX_SILENT_STREAMS, MAX_STREAMS_PER_PEER, SHOWN_CHARS, Serving
 
+AMPLE = Budget(streams=1000, streams_per_s=1000, bytes=1 << 30, bytes_per_s=1 << 30)
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -63,9 +67,11 @@ class SocketDaemon:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[tuple[DaemonTransport, SocketDaemon]]:
+async def serving(max_streams: int | None = None) -> AsyncIterator[tuple[DaemonTransport, SocketDaemon]]:
     daemon = SocketDaemon()
     transport = DaemonTransport(PeerIdentity(bytes(32)), daemon, "127.0.0.1", 0, None, hints=False)
+    if max_streams is not None:
+        transport._serving = Serving(max_streams)
 
     async def echo(stream: Stream) -> None:
         while True:
@@ -126,6 +132,47 @@ async def test_silent_strangers_together_hold_a_bounded_number_of_streams(openin
         assert await echoed(newcomer, b"served in the flood") and await echoed(friend, b"as are older ones")
         for _, writer in (*strangers, friend, newcomer):
             writer.close()
+
+
+async def known(daemon: SocketDaemon, peer: int, text: bytes) -> Connection:
+    """A stream that has spoken."""
+    connection = await daemon.dial(peer)
+    connection[1].write(frame(b"echo"))
+    assert await echoed(connection, text)
+    return connection
+
+
+async def test_all_peers_together_hold_a_bounded_number_of_streams_and_nobody_all_of_them() -> None:
+    """16 registered peers with 64 streams each, as many strangers, and a limit that 1,024 open files give."""
+    limit, roster = streams_of_peers(1024), range(1, 18)
+    async with serving(limit) as (transport, daemon):
+        transport.admit([n.to_bytes(32, "big") for n in roster], AMPLE)
+        honest = await known(daemon, 17, b"before")
+        dialled = [await known(daemon, 100 + n, b"stranger") for n in range(20)]
+        for n in range(16):
+            for _ in range(MAX_STREAMS_PER_PEER):
+                dialled.append(await daemon.dial(1 + n))
+                dialled[-1][1].write(frame(b"echo") + frame(b"held open"))
+        await eventually(lambda: daemon.held <= limit and transport.refusals >= 16 * MAX_STREAMS_PER_PEER - limit)
+        assert await echoed(honest, b"what was open stays open")
+        more = [await known(daemon, 17, b"and more can be opened") for _ in range(limit // 17 - 1)]
+        assert daemon.held <= limit
+        assert not any([await alive(connection) for connection in dialled[:20]]), "strangers went first"
+        for _, writer in (*dialled, *more, honest):
+            writer.close()
+
+
+async def alive(connection: Connection) -> bool:
+    try:
+        return await echoed(connection, b"there?")
+    except (asyncio.IncompleteReadError, OSError):
+        return False
+
+
+def test_too_few_open_files_are_refused_with_what_to_do() -> None:
+    assert streams_of_peers(8192) == 3968 and streams_of_peers(1024) == 384
+    with pytest.raises(ConfigError, match="LimitNOFILE=8192"):
+        streams_of_peers(64)
 
 
 async def test_a_method_name_is_logged_short_and_escaped(caplog: pytest.LogCaptureFixture) -> None:

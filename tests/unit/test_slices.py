@@ -24,7 +24,7 @@ from distributed_training.simulation import loop
 
 STALL_S, BULK_S = 2.0, 60.0
 PIECES = 10
-REQUEST = struct.pack("<I32s", 7, key(1, "output"))
+REQUEST = struct.pack("<I32s", 7, key(0, "output"))
 RECORD = OutputRecord(
     manifest=bytes(32), round=7, slice=0, public_key=key(1), output_root=bytes(32), backup=bytes(32),
     senders=(key(2, "work"),), included=((True,),),
@@ -37,7 +37,7 @@ def yes(public_key: bytes, message: bytes, signature: bytes) -> bool:
 
 
 class Hall:
-    """A holder with one big slice, and readers 2, 3... that ask for it."""
+    """A holder with big slices, and readers 2, 3... that ask for them."""
 
     def __init__(self, root: Path) -> None:
         self.switch = MemorySwitch()
@@ -45,7 +45,8 @@ class Hall:
         self.roster: Roster = roster(*(replace(n, stake=1.0) for n in people))
         store = RoundStore(root)
         body = encode_signed(Signed(encode_output(RECORD), bytes(64)))
-        store.put_output(7, key(1, "output"), StoredOutput(body, bytes(PIECES * PIECE_BYTES)))
+        for number in range(PEER_SLICES):
+            store.put_output(7, key(number, "output"), StoredOutput(body, bytes(PIECES * PIECE_BYTES)))
         peers = self.book(1)
         manifest: Any = None  # serving asks nothing of it
         patience = Patience(STALL_S, STALL_S, BULK_S)
@@ -60,9 +61,10 @@ class Hall:
         book.update(self.roster)
         return book
 
-    async def ask(self, book: PeerBook) -> Any:
+    async def ask(self, book: PeerBook, number: int = 0) -> Any:
         """A stream on which the record has come and the slice is asked for."""
-        stream = await book.open(key(1, "peer"), METHOD, REQUEST, STALL_S)
+        request = struct.pack("<I32s", 7, key(number, "output"))
+        stream = await book.open(key(1, "peer"), METHOD, request, STALL_S)
         assert await stream.read(4096, BULK_S) != b""
         await stream.write(EVERYTHING, STALL_S)
         return stream
@@ -106,7 +108,7 @@ def test_a_slow_reader_that_moves_is_served_to_the_end(tmp_path: Path) -> None:
 def test_stalled_readers_occupy_only_their_own_share(tmp_path: Path) -> None:
     async def story(hall: Hall) -> None:
         greedy, patient = hall.book(2), hall.book(3)
-        stuck = [await hall.ask(greedy) for _ in range(PEER_SLICES)]
+        stuck = [await hall.ask(greedy, number) for number in range(PEER_SLICES)]
         waiting = await greedy.open(key(1, "peer"), METHOD, REQUEST, STALL_S)
         with pytest.raises(DeadlineMissed):
             await waiting.read(4096, STALL_S / 2)  # behind its own four streams

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_training import GPT2, manifest
 
-from distributed_training.data.base import Page
+from distributed_training.data.base import Page, PageFacts
 from distributed_training.data.tokens import ByteTokenizer
 from distributed_training.errors import OutOfMemory
 from distributed_training.roles.mining.work import Trainer, WorkTask
@@ -27,6 +27,9 @@ class Pages:
 
     def fetch(self, index: int) -> Page:
         return Page(index, (f"page {index} " * 3000,), bytes(32))
+
+    def facts(self, index: int) -> PageFacts:
+        return PageFacts(None, 0, 0)
 
     def heldout(self) -> tuple[str, ...]:
         return ()

@@ -10,7 +10,7 @@ from samples import RUN
 from distributed_training.chain.subnet import SubnetFacts
 from distributed_training.errors import ConfigError
 from distributed_training.recipes.naming import default_name, name_problem
-from distributed_training.recipes.subnet_fit import check_start, check_subnet, first_pay_blocks, subnet_notes
+from distributed_training.recipes.subnet_fit import check_start, check_subnet, pay_blocks, rounds_paid, subnet_notes
 
 T = RUN.timing
 FACTS = SubnetFacts(
@@ -32,7 +32,10 @@ def test_a_run_that_fits_is_taken_and_told() -> None:
     assert notes[0] == f"subnet {RUN.netuid} (mine), at block 0: it pays"
     assert notes[1] == f"a registration costs 1 TAO, all of it burned; 3 of {RUN.max_uids} uids are taken"
     assert len(notes) == 4 and "protected for 4096 blocks" in notes[3]
-    assert notes[2] == f"who registers waits at most {2 * T.length + T.map + 360} blocks, 1.7 hours, for its first pay"
+    assert notes[2] == (
+        f"who registers waits at most {9 * T.length + T.map + 360} blocks, 3.0 hours, for its first pay beside miners "
+        "who have been there for long"
+    )
     assert "weights may be set every 999 blocks only" in subnet_notes(RUN, replace(FACTS, weights_rate_limit=999))[3]
     closed = subnet_notes(RUN, replace(FACTS, registration_open=False, started=False))[0]
     assert closed.endswith("it pays NOBODY: its owner's start call is not done, its registration is closed")
@@ -45,7 +48,7 @@ def test_a_run_that_fits_is_taken_and_told() -> None:
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        (replace(FACTS, max_uids=RUN.max_uids + 1), rf"max_uids {RUN.max_uids} is too small: subnet \d+ has"),
+        (replace(FACTS, max_uids=RUN.max_uids + 1), rf"max_uids {RUN.max_uids} is too small: the subnet has"),
         (replace(FACTS, commitment_bytes=100), "commitment bytes per epoch of 360 blocks; the chain allows 100$"),
         (replace(FACTS, tempo=50_000, commitment_bytes=None), "per epoch of 50000 blocks; the chain allows 3100$"),
         (
@@ -63,7 +66,22 @@ def test_a_run_that_could_not_be_there_is_refused_in_a_line(facts: SubnetFacts, 
 def test_what_an_old_runtime_does_not_tell_refuses_nothing() -> None:
     check_subnet(RUN, replace(FACTS, immunity_blocks=None, commitment_bytes=1 << 20))
     sealed = replace(FACTS, commit_reveal=True, reveal_epochs=3)
-    assert first_pay_blocks(RUN, sealed) == first_pay_blocks(RUN, FACTS) + 3 * FACTS.tempo
+    assert pay_blocks(RUN, sealed, 1) == pay_blocks(RUN, FACTS, 1) + 3 * FACTS.tempo
+    assert pay_blocks(RUN, FACTS, 1) == 2 * T.length + T.map + FACTS.tempo
+
+
+def test_immunity_is_held_against_how_long_work_takes_to_count_in_full() -> None:
+    """Rounds of 125 blocks and a reveal fit the default of 4,096 blocks; half as long again, they do not."""
+    sealed = replace(FACTS, commit_reveal=True)
+    for length, fits in ((125, True), (180, False)):
+        run = RUN.model_copy(update={"timing": T.model_copy(update={"length": length})})
+        note = subnet_notes(run, sealed)[-1]
+        assert (rounds_paid(run, sealed, 4096) >= run.scoring.vesting_rounds) is fits
+        assert note.startswith("a newcomer's place is protected for 4096 blocks") and "\n" not in note
+        assert ("TOO SHORT, an honest equal stands at" in note) is not fits
+        needed = pay_blocks(run, sealed, run.scoring.vesting_rounds)
+        assert ("TOO SHORT" in subnet_notes(run, replace(sealed, immunity_blocks=needed - 1))[-1]) is True
+        assert ("TOO SHORT" in subnet_notes(run, replace(sealed, immunity_blocks=needed))[-1]) is False
 
 
 @pytest.mark.parametrize(

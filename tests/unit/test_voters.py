@@ -146,3 +146,30 @@ def test_a_commitment_counts_for_four_rounds_and_any_one_while_the_run_is_younge
 def test_a_validator_without_a_permit_has_no_vote_and_weighs_against_nobody() -> None:
     without = replace(validator(1, 1e9), may_validate=False)
     assert voters(MANIFEST, at([validator(0, 1.0), without])) == (validator(0, 1.0),)
+
+
+def test_permit_stake_that_never_commits_holds_up_neither_roots_nor_rounds() -> None:
+    """At the floor of its share, the run's one validator speaks for it beside nineteen times its stake."""
+    idle = [bystander(100 + i, kind, 475.0) for i, kind in enumerate(("silent", "miner", "owner", "gone"))]
+    one = validator(0, 100.0)
+    assert decided([one, *idle]) == (True, key(1, "root"))
+    assert decided([replace(one, stake=99.0), *idle]) == (False, None)
+
+
+LARGE, SMALL = validator(0, 60.0), validator(1, 40.0, held=False, root=2)
+MID_ROUND = {
+    "stake comes": (LARGE, replace(SMALL, stake=1e6)),
+    "stake goes": (replace(LARGE, stake=0.0), SMALL),
+    "a permit goes": (replace(LARGE, may_validate=False), SMALL),
+    "a permit comes": (LARGE, SMALL, validator(2, 1e6, held=False, root=2)),
+    "a uid goes": (SMALL,),
+    "a uid is registered again": (replace(LARGE, registered_block=2), SMALL),
+}
+
+
+@pytest.mark.parametrize("change", MID_ROUND)
+def test_what_comes_or_goes_in_mid_round_changes_nothing_but_who_still_speaks(change: str) -> None:
+    """Between s-B and s+Y: who is not registered any more is away, with the weight it had."""
+    gone = change.startswith("a uid")
+    expected = (False, None) if gone else (True, key(1, "root"))
+    assert decided([LARGE, SMALL], list(MID_ROUND[change])) == expected

@@ -102,7 +102,7 @@ class Kept:
 def cards(*earned: float) -> dict[str, ScoreCard]:
     """Of the miners from uid 2 on, by tokens."""
     return {
-        f"5hot{uid}": ScoreCard(f"5hot{uid}", 1, uid, share, 1.0, 0.0, 1.0, (), True, 0, "", "")
+        f"5hot{uid}": ScoreCard(f"5hot{uid}", 1, uid, (), share, 1.0, 0.0, 1.0, (), True, 0, "", "")
         for uid, share in enumerate(earned, 2)
     }
 

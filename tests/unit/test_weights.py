@@ -29,7 +29,7 @@ def roster(*neurons: Neuron) -> Roster:
 
 
 def card(hotkey: str, uid: int = 0, registered: int = 5) -> ScoreCard:
-    return ScoreCard(hotkey, registered, uid, 0.1, 1.0, 0.0, 1.0, (), True, 0, "", "")
+    return ScoreCard(hotkey, registered, uid, (), 0.1, 1.0, 0.0, 1.0, (), True, 0, "", "")
 
 
 def earned(weight: float) -> ScoreTerms:

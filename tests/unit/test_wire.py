@@ -4,28 +4,27 @@ import dataclasses
 import math
 import struct
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import CARRY, OUTPUT, STEPS, WORK, key
+from samples import ACCUSATION, CARRY, OUTPUT, STEPS, WORK, key
 
 from distributed_training.errors import WireError
 from distributed_training.protocol import wire
-from distributed_training.protocol.rules.membership import CARRY_ROUNDS, RECENT_INCLUDED
+from distributed_training.protocol.rules.slices import FAILED_ROUNDS
 from distributed_training.protocol.types import (
     Carry,
-    CarryRound,
     OutputRecord,
     Signed,
     StepRecord,
     WorkRecord,
 )
 
-SHAPE = {"max_steps": 4, "batch_size": 2, "groups": 2, "sketch_size": 3}
+SHAPE = {"max_pages": 2, "max_steps": 4, "batch_size": 2, "groups": 2, "sketch_size": 3}
 digests = st.binary(min_size=32, max_size=32)
 u16, u32, u64 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF), st.integers(0, (1 << 64) - 1)
 # Finite numbers by their bits: every one is reached, none is filtered out.
@@ -74,12 +73,19 @@ keys = st.lists(digests, max_size=3).map(tuple)
 carries = st.builds(
     Carry,
     st.floats(min_value=1e-300, max_value=1e300),
-    st.lists(st.builds(CarryRound, keys, keys), max_size=8).map(tuple),
+    st.lists(keys, max_size=8).map(tuple),
 )
 
 
-def decode_log(data: bytes) -> tuple[StepRecord, ...]:
+PAGES = (key(1, "page"), key(2, "page"))
+
+
+def decode_log(data: bytes) -> tuple[tuple[bytes, ...], tuple[StepRecord, ...]]:
     return wire.decode_log(data, **SHAPE)
+
+
+def steps_log(steps: Sequence[StepRecord]) -> bytes:
+    return wire.encode_log(PAGES, steps)
 
 
 # --- what is encoded comes back ------------------------------------------------------------------
@@ -100,9 +106,9 @@ def test_output_record_round_trip(record: OutputRecord) -> None:
 @settings(max_examples=50)
 @given(logs())
 def test_log_round_trip(steps: tuple[StepRecord, ...]) -> None:
-    data = wire.encode_log(steps)
-    assert decode_log(data) == steps
-    assert data[4:] == b"".join(wire.encode_step(s) for s in steps)
+    data = steps_log(steps)
+    assert decode_log(data) == (PAGES, steps)
+    assert data[4 + 64 + 4 :] == b"".join(wire.encode_step(s) for s in steps)
 
 
 @settings(max_examples=50)
@@ -129,7 +135,8 @@ Codec = tuple[Callable[[bytes], Any], Callable[[Any], bytes]]
 CODECS: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes], bytes]] = {
     "work": (wire.decode_work, wire.encode_work, wire.encode_work(WORK)),
     "output": (wire.decode_output, wire.encode_output, wire.encode_output(OUTPUT)),
-    "log": (decode_log, wire.encode_log, wire.encode_log(STEPS)),
+    "log": (decode_log, lambda made: wire.encode_log(*made), steps_log(STEPS)),
+    "accusation": (wire.decode_accusation, wire.encode_accusation, wire.encode_accusation(ACCUSATION)),
     "carry": (wire.decode_carry, wire.encode_carry, wire.encode_carry(CARRY)),
     "signed": (wire.decode_signed, wire.encode_signed, wire.encode_signed(Signed(b"body", bytes(64)))),
     "request": (
@@ -190,14 +197,14 @@ def test_numbers_that_cannot_be(bad: float) -> None:
     with pytest.raises(WireError, match=r"norm|non-finite"):
         wire.decode_work(wire.encode_work(dataclasses.replace(WORK, chunk_norms=(1.0, bad))))
     with pytest.raises(WireError, match="gradient norm"):
-        decode_log(wire.encode_log([dataclasses.replace(STEPS[0], grad_norm=bad)]))
+        decode_log(steps_log([dataclasses.replace(STEPS[0], grad_norm=bad)]))
     with pytest.raises(WireError, match="clip threshold"):
         wire.decode_carry(wire.encode_carry(Carry(bad, ())))
     if not np.isfinite(bad):
         with pytest.raises(WireError, match="non-finite"):
-            decode_log(wire.encode_log([dataclasses.replace(STEPS[0], losses=(bad, 0.0))]))
+            decode_log(steps_log([dataclasses.replace(STEPS[0], losses=(bad, 0.0))]))
         with pytest.raises(WireError, match="non-finite"):
-            decode_log(wire.encode_log([dataclasses.replace(STEPS[0], sketch=((0, 0, 0), (0, 0, bad)))]))
+            decode_log(steps_log([dataclasses.replace(STEPS[0], sketch=((0, 0, 0), (0, 0, bad)))]))
 
 
 def test_a_clip_threshold_of_zero_is_refused() -> None:
@@ -205,16 +212,18 @@ def test_a_clip_threshold_of_zero_is_refused() -> None:
         wire.decode_carry(wire.encode_carry(Carry(0.0, ())))
 
 
-@pytest.mark.parametrize("other", [{"max_steps": 1}, {"batch_size": 1}, {"groups": 1}, {"sketch_size": 2}])
+@pytest.mark.parametrize(
+    "other", [{"max_pages": 1}, {"max_steps": 1}, {"batch_size": 1}, {"groups": 1}, {"sketch_size": 2}]
+)
 def test_a_log_of_another_shape_is_refused(other: dict[str, int]) -> None:
     with pytest.raises(WireError, match="step log"):
-        wire.decode_log(wire.encode_log(STEPS), **(SHAPE | other))
+        wire.decode_log(steps_log(STEPS), **(SHAPE | other))
 
 
 def test_steps_must_be_numbered_from_zero_without_a_gap() -> None:
     for steps in (STEPS[1:], STEPS[::-1], (STEPS[0], STEPS[0])):
         with pytest.raises(WireError, match="wrong number"):
-            decode_log(wire.encode_log(steps))
+            decode_log(steps_log(steps))
 
 
 def test_padding_bits_of_a_bitmap_are_refused() -> None:
@@ -255,9 +264,10 @@ LIES = {
     "output, allowed numbers": (wire.decode_output, head_of_output(wire.MAX_SENDERS, wire.MAX_CHUNKS)),
     "output, rows of nothing": (wire.decode_output, head_of_output(0, wire.MAX_CHUNKS)),
     "output, no row": (wire.decode_output, head_of_output(1, 0) + bytes(32)),
-    "carry, 255 rounds": (wire.decode_carry, struct.pack("<dB", 1.0, 255) + bytes(4 * 255)),
-    "carry, 65535 keys": (wire.decode_carry, struct.pack("<dBHH", 1.0, 1, 0xFFFF, 0xFFFF)),
-    "log, 2^32 steps": (decode_log, struct.pack("<I", 0xFFFFFFFF)),
+    "carry, 255 rounds": (wire.decode_carry, struct.pack("<dB", 1.0, 255) + bytes(2 * 255)),
+    "carry, 65535 keys": (wire.decode_carry, struct.pack("<dBH", 1.0, 1, 0xFFFF)),
+    "log, 2^32 steps": (decode_log, struct.pack("<II", 0, 0xFFFFFFFF)),
+    "log, 2^32 pages": (decode_log, struct.pack("<I", 0xFFFFFFFF)),
 }
 
 
@@ -273,7 +283,7 @@ def test_a_declared_number_allocates_nothing(lie: str) -> None:
 
 
 def test_the_carry_of_the_rules_fits_the_wire() -> None:
-    assert RECENT_INCLUDED < CARRY_ROUNDS == wire.MAX_CARRY_ROUNDS
+    assert FAILED_ROUNDS == wire.MAX_CARRY_ROUNDS
 
 
 @pytest.mark.parametrize("bits", [0x80000000, 0x00000001, 0x007FFFFF, 0x7F800000, 0x7FC00000, 0xBF800000])
@@ -287,4 +297,4 @@ def test_a_norm_is_zero_or_normal_and_positive(bits: int) -> None:
 def test_a_gradient_norm_carries_no_sign(number: float) -> None:
     step = wire.encode_step(dataclasses.replace(STEPS[0], grad_norm=number))
     with pytest.raises(WireError, match="bad gradient norm"):
-        wire.decode_log(struct.pack("<I", 1) + step, max_steps=4, batch_size=2, groups=2, sketch_size=3)
+        decode_log(struct.pack("<II", 0, 1) + step)

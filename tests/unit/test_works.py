@@ -50,3 +50,27 @@ async def test_both_can_be_asked_for_at_once(tmp_path: Path) -> None:
     assert asked == list(plan.candidates)
     works.release(asked)
     assert works.claim(plan.candidates) == list(plan.candidates)
+
+
+class CountingStore(RoundStore):
+    written = 0
+
+    def put_work(self, round_index: int, record_hash: bytes, signed: bytes) -> None:
+        self.written += 1
+        super().put_work(round_index, record_hash, signed)
+
+
+def test_fresh_signatures_on_one_record_are_checked_and_written_once(tmp_path: Path) -> None:
+    checked: list[bytes] = []
+
+    def counting(public_key: bytes, message: bytes, signature: bytes) -> bool:
+        checked.append(signature)
+        return True
+
+    store = CountingStore(tmp_path)
+    works = WorkBook(G.run, counting, store)
+    fresh = [number.to_bytes(64, "big") + SIGNED[64:] for number in range(500)]
+    assert {works.take(G.plan, OWNER, signed).wire_root for signed in fresh} == {G.works[OWNER.public_key].wire_root}
+    assert len(checked) == store.written == 1
+    with pytest.raises(WireError, match="not the one whose hash"):
+        works.take(G.plan, OWNER, SIGNED[:-1] + bytes([SIGNED[-1] ^ 1]))

@@ -34,7 +34,9 @@ LLAMA: dict[str, Any] = {
     "max_position_embeddings": 32,
 }
 AUDIT: dict[str, Any] = {
-    "t0": 2.0,
+    "mode": "enforce",
+    "depth_share": 0.1,
+    "newcomer_factor": 2.0,
     "full_share": 0.02,
     "sketch_size": 32,
     "probe_chunks": 4,
@@ -136,7 +138,7 @@ def manifest(
             },
             "audit": AUDIT,
             "scoring": {
-                "steps_half_life": 36.0,
+                "vesting_rounds": 24,
                 "audit_half_life": 50.0,
                 "integrity_half_life": 6.0,
                 "integrity_floor": 0.5,

@@ -19,6 +19,7 @@ from distributed_training.localnet.names import called, many
 
 INCENTIVE_SUM_TOLERANCE = 1e-3
 PROPORTION_TOLERANCE = 0.15
+WITH_CHEATS_TOLERANCE = 0.10
 MIN_REDUCERS = 3
 ROUNDS_UNTIL_INCLUDED = 3
 LOST_TO_KILLS = 2  # rounds that may be missing when kills were asked for
@@ -132,7 +133,12 @@ def incentive_sum(summary: Summary) -> Outcome:
     return abs(total - 1.0) <= INCENTIVE_SUM_TOLERANCE, f"{total:.5f} in block {summary['final']['block']}"
 
 
-def incentive_proportional(summary: Summary) -> Outcome:
+def honest_proportional(summary: Summary) -> Outcome:
+    """The same beside nodes that cheat, whatever they do to others."""
+    return incentive_proportional(summary, WITH_CHEATS_TOLERANCE)
+
+
+def incentive_proportional(summary: Summary, tolerance: float = PROPORTION_TOLERANCE) -> Outcome:
     """Incentive against credited tokens, both as shares, over the rounds from the first common audit to the last
     one scored, among the miners that were never killed."""
     first, last = summary["first_common_audit"], summary["last_scored_round"]
@@ -146,7 +152,7 @@ def incentive_proportional(summary: Summary) -> Outcome:
     if total <= 0 or fsum(paid.values()) <= 0:
         return False, "nothing credited or nothing paid"
     ratios = {u: paid[u] / fsum(paid.values()) * total / tokens[u] if tokens[u] else 0.0 for u in uids}
-    ok = all(abs(ratio - 1.0) <= PROPORTION_TOLERANCE for ratio in ratios.values())
+    ok = all(abs(ratio - 1.0) <= tolerance for ratio in ratios.values())
     return ok, "paid share / token share: " + ", ".join(f"{called(summary, [u])} {x:.3f}" for u, x in ratios.items())
 
 
@@ -217,7 +223,10 @@ def joined_included(summary: Summary) -> Outcome:
 
 
 Function = Callable[[Summary], Outcome]
-OF_PAY = ("weights_on_chain", "incentive_sum", "incentive_proportional", "adversary_unpaid", "adversary_named")
+OF_PAY = (
+    "weights_on_chain", "incentive_sum", "incentive_proportional", "honest_proportional", "adversary_unpaid",
+    "adversary_named",
+)  # fmt: skip
 ALWAYS: dict[str, Function] = {
     "rounds_applied": rounds_applied,
     "same_state_root": same_state_root,
@@ -237,6 +246,7 @@ HONEST_ONLY: dict[str, Function] = {
     "incentive_proportional": incentive_proportional,
 }
 WITH_ADVERSARY: dict[str, Function] = {
+    "honest_proportional": honest_proportional,
     "adversary_took_part": adversary_checks.adversary_took_part,
     "adversary_named": adversary_checks.adversary_named,
     "adversary_unpaid": adversary_checks.adversary_unpaid,

@@ -30,6 +30,8 @@ from distributed_training.localnet.layout import RunPaths
 from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.protocol.rules import membership
 from distributed_training.protocol.rules.assignment import assignment_beacon
+from distributed_training.protocol.rules.lost import VOID, Later, Settling, lost_slices, without
+from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.types import Role, Roster, Round
 from distributed_training.settings.arguments import Parser
 from distributed_training.settings.entry import run_main
@@ -62,6 +64,7 @@ class RoundCheck:
     reason: str = ""
     slices: int = 0
     counted: int = 0
+    void_to: int = -1  # a slice was lost: the rounds after this one up to that index are discarded
     recomputed: int = 0  # counted slices that came out the same, bit for bit
     root: str = ""
     committed: int = 0  # validators that committed the root of the state this round started from
@@ -95,7 +98,7 @@ def read_rounds(paths: RunPaths, manifest: RunManifest, count: int | None) -> li
         while (
             count is None
             and found
-            and not membership.candidates(found[-1].round, found[-1].roster, found[-1].at_commit, manifest.access)
+            and not membership.candidates(found[-1].round, found[-1].roster, found[-1].at_commit, manifest)
         ):
             found.pop()
         return found
@@ -112,15 +115,23 @@ def plan_of(manifest: RunManifest, reads: RoundReads, state: RunState, root: byt
         beacon=assignment_beacon(reads.block_hash, manifest.netuid, reads.round.index),
         state_root=root,
         carry=state.carry,
-        applied=state.applied,
         num_coords=len(state.params),
     )
 
 
 def check_round(
-    manifest: RunManifest, reads: RoundReads, state: RunState, stores: Mapping[str, RoundStore]
+    manifest: RunManifest,
+    reads: RoundReads,
+    later: Sequence[RoundReads],
+    state: RunState,
+    stores: Mapping[str, RoundStore],
+    *,
+    void: bool,
 ) -> tuple[RunState, RoundCheck]:
-    """The state after the round, and what was found. A round that cannot be recomputed ends the chain of states."""
+    """The state after the round, and what was found. A round that cannot be recomputed ends the chain of states.
+
+    later: the rounds after it. void: it is discarded, because a slice of a former round was lost.
+    """
     average, chunk_coords = manifest.average, manifest.average.chunk_coords
     check = RoundCheck(reads.round.index)
     root = state_root(state, chunk_coords)
@@ -128,6 +139,10 @@ def check_round(
     claims = membership.output_claims(plan.round, plan.slices, plan.roster, reads.at_output)
     maps = membership.slice_maps(plan.round, len(plan.slices), plan.voters, reads.at_map)
     counted = membership.counted_slices(len(plan.slices), claims, maps, plan.voters, average)
+    if void:
+        counted = membership.Counted((), VOID, {})
+    else:
+        counted, check.void_to = judged(manifest, Settling(plan.round, len(plan.slices), counted), later)
     check.applied, check.reason = bool(counted.slices), counted.reason
     check.slices, check.counted = len(plan.slices), len(counted.slices)
     check_committed(check, reads, root)
@@ -142,6 +157,18 @@ def check_round(
             check.problems.append("a counted slice is kept by nobody: the state after this round is unknown")
     check.root = state_root(state, chunk_coords).hex()
     return state, check
+
+
+def judged(manifest: RunManifest, settling: Settling, later: Sequence[RoundReads]) -> tuple[membership.Counted, int]:
+    """What counts in the end, and up to which round nothing does, where slices were lost."""
+    for reads in later:
+        seen = Later(reads.round, voters(manifest, reads.roster), reads.at_map)
+        lost = lost_slices(settling, seen, manifest.average)
+        if lost:
+            return without(settling.counted, lost, manifest.average), reads.round.index
+        if lost is not None:
+            break
+    return settling.counted, -1
 
 
 def check_committed(check: RoundCheck, reads: RoundReads, root: bytes) -> None:
@@ -187,9 +214,12 @@ def check_run(paths: RunPaths, count: int | None = None) -> tuple[list[RoundChec
     first = state_root(state, manifest.average.chunk_coords).hex()
     folders = sorted(p for p in (paths.root / "nodes").iterdir() if p.is_dir())
     stores = {p.name: RoundStore(p) for p in folders}
-    roots, rounds = {0: first}, []
-    for reads in read_rounds(paths, manifest, count):
-        state, check = check_round(manifest, reads, state, stores)
+    roots, rounds, void_to = {0: first}, list[RoundCheck](), -1
+    everything = read_rounds(paths, manifest, count)
+    for at, reads in enumerate(everything):
+        void = reads.round.index <= void_to
+        state, check = check_round(manifest, reads, everything[at + 1 :], state, stores, void=void)
+        void_to = max(void_to, check.void_to)
         if check.index == 0 and first != manifest.model.initial_root:
             check.problems.append("the initial state is not the manifest's")
         roots[check.index + 1] = check.root

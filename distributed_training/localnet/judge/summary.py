@@ -102,9 +102,7 @@ def build_summary(
         "nodes": {spec.name: _node(run, view, spec.name) for spec in run.specs},
         "rounds": [_round(index, view, own, chain, heldout, run.manifest.average.token_cap) for index in settled],
         "final": _final(settled, chain),
-        "first_common_audit": first_common_audit(view, [spec.name for spec in run.specs]),
-        "last_scored_round": max((r for n in view.of_role("validator") for r in n.scores), default=None),
-        "failed_audits": failed_audits(view),
+        **_audits(run, view),
         "checkpoints": [
             {key: event.get(key) for key in ("round", "path", "sha256")}
             for node in view.of_role("owner")
@@ -179,6 +177,9 @@ def _round(
         "included": list(told["included"]),
         "counted": list(told["counted"]),
         "num_slices": told["num_slices"],
+        "reducers": dict(told.get("reducers") or {}),
+        "backed_up": list(told.get("backed_up") or ()),
+        "missing": {j: list(uids) for j, uids in (told.get("missing") or {}).items()},
         "credit": credit,
         "credited_tokens": {uid: min(tokens[uid], token_cap) * share for uid, share in credit.items() if uid in tokens},
         "nodes": {n.name: _work(n.rounds.get(index)) for n in view.nodes.values()},
@@ -218,6 +219,16 @@ def _final(settled: Sequence[int], chain: ChainFacts) -> dict[str, Any]:
     return {"block": shares.block, "weights": weights, "incentive": text_keys(shares.incentive)}
 
 
+def _audits(run: Run, view: RunView) -> dict[str, Any]:
+    honest = [spec.name for spec in run.specs if spec.adversary is None]
+    return {
+        "first_common_audit": first_common_audit(view, honest),
+        "last_scored_round": max((r for n in view.of_role("validator") for r in n.scores), default=None),
+        "failed_audits": failed_audits(view),
+        "audited": audited(view, honest),
+    }
+
+
 def first_common_audit(view: RunView, names: Collection[str]) -> int | None:
     """The first round in which every validator among `names` judged every miner among them."""
     miners = {node.uid for node in view.of_role("miner") if node.name in names}
@@ -243,6 +254,26 @@ def failed_audits(view: RunView) -> list[dict[str, Any]]:
         for (index, uid), event in sorted(node.audits.items())
         if event.get("verdict") == "fail"
     ]
+
+
+def audited(view: RunView, honest: Collection[str]) -> dict[str, Any]:
+    """uid -> what the honest validators' audits of it said beside the verdict, in the mean over rounds."""
+    found: dict[int, list[Event]] = {}
+    for node in (n for n in view.of_role("validator") if n.name in honest):
+        for (_, uid), event in sorted(node.audits.items()):
+            found.setdefault(uid, []).append(event)
+    return {
+        str(uid): {
+            "audits": len(events),
+            "duty": _mean([e["duty"] for e in events if e.get("duty") is not None]),
+            "unanswered": _mean([float(not e.get("goodput_bytes_per_s")) for e in events]),
+        }
+        for uid, events in sorted(found.items())
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

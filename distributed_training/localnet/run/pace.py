@@ -22,6 +22,7 @@ from distributed_training.localnet.layout import REPOSITORY
 from distributed_training.localnet.options import MAX_BLOCK_S, MIN_BLOCK_S
 from distributed_training.localnet.run.faults import RESTART_AFTER_S
 from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.rules.audit_plan import reach
 from distributed_training.training.flat import to_flat
 from distributed_training.training.inner import InnerLoop
 from distributed_training.training.model import run_model, vocab_size
@@ -68,16 +69,14 @@ class Machine:
 
 def round_steps(manifest: RunManifest, work: Work) -> float:
     """All that a round computes, in inner steps: training, everybody's replays, evaluations."""
-    audits = work.validators * sum(replayed(manifest, steps) for steps in work.steps)
+    audits = work.validators * sum(replayed(manifest, steps, 1 / work.validators) for steps in work.steps)
     batches = manifest.data.heldout_sequences / manifest.data.batch_size
     return sum(work.steps) + audits + (1 + work.validators) * batches * EVALUATION
 
 
-def replayed(manifest: RunManifest, steps: int) -> float:
-    """Steps that one audit replays on average (`audit_depth`)."""
-    audit = manifest.audit
-    harmonic = math.fsum(min(1.0, audit.t0 / step) for step in range(1, steps + 1))
-    return audit.full_share * steps + (1 - audit.full_share) * harmonic
+def replayed(manifest: RunManifest, steps: int, share: float) -> float:
+    """Steps that one validator, with `share` of the stake, replays on average of a newcomer's: in a demo all are."""
+    return math.fsum(reach(step, steps, manifest.audit, share, proven=False) for step in range(1, steps + 1))
 
 
 def needed_block_s(machine: Machine, manifest: RunManifest, work: Work) -> float:

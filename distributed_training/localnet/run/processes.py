@@ -178,6 +178,7 @@ def node_command(spec: NodeSpec, paths: RunPaths, specs: Sequence[NodeSpec], rou
         command.append("--exact-steps")
     if spec.adversary is not None:
         command += ["--victim-dir", str(paths.node(miners(specs)[0].name))]
+        command += ["--fellows", ",".join(str(s.uid) for s in specs if s.adversary == spec.adversary)]
     return command
 
 

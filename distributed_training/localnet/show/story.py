@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from distributed_training.localnet.attacks import EVIDENCE, AttackFile
+from distributed_training.localnet.judge import adversary_checks
 from distributed_training.localnet.judge.checks import PROPORTION_TOLERANCE
 from distributed_training.localnet.judge.facts import nobody_judged
 from distributed_training.localnet.judge.loss_checks import NEAR, too_short
@@ -82,19 +84,24 @@ def paid(summary: Summary) -> str:
     if nobody_judged(summary):
         return "Nobody is paid yet: what a miner did in a round is audited and paid during the next one (--rounds 2)."
     held, final = summary["checks"], summary["final"]["incentive"]
-    cheats = [node["uid"] for node in summary["nodes"].values() if node["adversary"]]
+    cheats = adversary_checks.judged(summary)
     if cheats:
-        return " ".join(unmasked(summary, uid, final.get(str(uid), 0.0)) for uid in cheats)
+        return " ".join(unmasked(summary, uid, attack, final.get(str(uid), 0.0)) for uid, attack in cheats.items())
     if not held.get("incentive_proportional"):
         return f"Pay did not follow the work: {summary['details'].get('incentive_proportional', 'not checked')}."
     within = f"to within {100 * PROPORTION_TOLERANCE:.0f} %"
     return f"Validators checked the work, and the chain paid each miner its share of it, {within}."
 
 
-def unmasked(summary: Summary, uid: int, share: float) -> str:
+def unmasked(summary: Summary, uid: int, attack: AttackFile, share: float) -> str:
     """What became of one that cheated."""
     caught = next((audit for audit in summary["failed_audits"] if audit["uid"] == uid), None)
-    found = "was not found out" if caught is None else f"was found out in round {caught['round']} ({caught['reason']})"
+    if caught is not None:
+        found = f"was found out in round {caught['round']} ({caught['reason']})"
+    elif attack.evidence not in ("audit", "none") and adversary_checks.evidence(summary, uid, attack)[0]:
+        found = f"shows in {EVIDENCE[attack.evidence]}"
+    else:
+        found = "was not found out"
     return f"{called(summary, [uid])} cheated, {found} and got {100 * share:.1f} % of the pay at the end."
 
 

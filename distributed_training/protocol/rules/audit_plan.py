@@ -3,8 +3,8 @@
 Everything follows from a block hash that is known only after work and outputs are on chain, and from public keys:
 validator and miner compute the same plan, so the miner can refuse a query that the plan does not hold.
 
-Here every validator audits every miner in every round. Budgets and shares by stake come later; the order of the
-tasks already is the order of priority, so a budget will only cut the tail.
+Validators take turns by their stake, so that all of them together replay as much however many they are. The order of
+the tasks is the order of priority.
 
 Hash: blake2b-256. Integers are little-endian. A key is a 32-byte sr25519 public key.
 """
@@ -14,15 +14,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from math import fsum
 
 from distributed_training.protocol.observed import ScoreCard
 from distributed_training.protocol.sections import AuditSection
-from distributed_training.protocol.types import WorkRecord
+from distributed_training.protocol.types import Neuron, WorkRecord
+
+SAMPLE = 4  # chunks of which every look has to know where the vector points: a million coordinates
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """How many steps to replay from step 0. `full`: all, and the final vector is compared with the committed one."""
+    """How many steps to replay from step 0; 0: none. `full`: all, and the final vector is compared with the committed
+    one."""
 
     length: int
     full: bool
@@ -45,20 +49,69 @@ def audit_beacon(block_hash: bytes, round_index: int) -> bytes:
     return _hash(b"audit", block_hash, round_index.to_bytes(4, "little"))
 
 
-def audit_depth(beacon: bytes, validator: bytes, miner: bytes, steps: int, audit: AuditSection) -> Depth:
-    """How deep `validator` replays `miner`, who claims `steps` steps.
+def voter_share(voters: Sequence[Neuron], public_key: bytes) -> float:
+    """The part of the voters' stake that is this validator's, 0..1: its part of the audits. 0 for who is no voter;
+    equal parts where nobody has any stake."""
+    total = fsum(n.stake for n in voters)
+    own = [n.stake for n in voters if n.public_key == public_key]
+    return fsum(own) / total if total > 0.0 else len(own) / max(1, len(voters))
 
-    Harmonic: length = min(steps, max(1, floor(t0 / u))), u uniform in (0, 1], so P(length >= t) = min(1, t0 / t) and
-    no step is safe (facts section 2.5). With probability `full_share` the whole round is replayed instead.
-    A claim of 0 steps gives length 0; who accepts a record has checked steps <= max_steps.
+
+def audit_depth(
+    beacon: bytes,
+    validator: bytes,
+    miner: bytes,
+    steps: int,
+    audit: AuditSection,
+    share: float,
+    *,
+    proven: bool = True,
+) -> Depth:
+    """How deep `validator`, who holds `share` of the voters' stake, replays `miner`, who claims `steps` steps.
+
+    Validators take turns by stake: it is this one's with probability `share`. Whose turn it is draws a harmonic depth,
+    floor(t0 / u), u uniform in (0, 1], t0 = max(1, depth_share * steps): all validators together reach step t with
+    probability about min(1, depth_share * steps / t), so no step is safe, and the cost does not grow with their number.
+    Full is an audit that this takes to the end, and a share of the others, share * full_share. A miner computes that
+    for itself; whether it is `proven`, only the validator: of who is not, step 0 is replayed in every round, and turns
+    come newcomer_factor times as often, at most in each round; what is left of that factor makes them deeper.
+    Length 0: not looked at in this round, or nothing was claimed; who accepts a record has checked steps <= max_steps.
     Raises ValueError for negative steps.
     """
     if steps < 0:
         raise ValueError(f"steps must not be negative: {steps}")
     digest = _pair(b"depth", beacon, validator, miner)
-    if _unit(digest[8:16]) <= audit.full_share:
+    deep, full, turn = (_unit(digest[at : at + 8]) for at in (0, 8, 16))
+    t0 = max(1.0, audit.depth_share * steps)
+    ends = turn <= share and int(t0 / deep) >= steps
+    if steps > 0 and (ends or full <= share * audit.full_share):
         return Depth(steps, True)
-    return Depth(min(steps, max(1, int(audit.t0 / _unit(digest[:8])))), False)
+    often = share if proven else share * audit.newcomer_factor
+    length = int(t0 * max(1.0, often) / deep) if turn <= often else 0
+    return Depth(min(steps, max(int(not proven), length)), False)
+
+
+def reach(step: int, steps: int, audit: AuditSection, share: float, *, proven: bool = True) -> float:
+    """The probability that `audit_depth` of such a claim is `step` or more; step from 1 to steps."""
+    often = share if proven else share * audit.newcomer_factor
+    prefix = min(1.0, often) * min(1.0, max(1.0, audit.depth_share * steps) * max(1.0, often) / step)
+    prefix = 1.0 if step == 1 and not proven else prefix
+    return prefix + (1.0 - prefix) * share * audit.full_share
+
+
+def could_find(
+    beacon: bytes, validator: bytes, miner: bytes, steps: int, audit: AuditSection, share: float, at: int, whole: bool
+) -> bool:
+    """Can a look of `validator` have come to step `at`, counted from 1, or to the vector (`whole`)? Whom it has proven
+    is its own affair: a newcomer is looked at as deep as anybody."""
+    drawn = audit_depth(beacon, validator, miner, steps, audit, share, proven=False)
+    return drawn.full if whole else at <= drawn.length
+
+
+def proven(card: ScoreCard | None, claimed: float) -> bool:
+    """Has a miner that claims `claimed` of the token cap, 0..1, earned at least half of that? A newcomer has not, nor
+    who was away, nor who worked little before it claims much."""
+    return card is not None and card.passed_audit and 2.0 * card.steps >= claimed
 
 
 def probe_chunks(beacon: bytes, validator: bytes, miner: bytes, num_chunks: int, count: int) -> tuple[int, ...]:
@@ -80,11 +133,14 @@ def plan(
     miners: Sequence[WorkRecord],
     cards: Mapping[bytes, ScoreCard],
     audit: AuditSection,
+    share: float,
+    token_cap: int,
 ) -> tuple[AuditTask, ...]:
     """One task for every work record, most urgent first.
 
     Order: miners without a passed audit, then more soft failures first, then less evidence first (long unaudited),
     then by a hash nobody chooses. `cards` is keyed by public key; the order of `miners` does not matter.
+    `share`: of the voters' stake, this validator's.
     """
 
     def urgency(record: WorkRecord) -> tuple[bool, float, float, bytes]:
@@ -94,17 +150,17 @@ def plan(
             return (False, 0.0, 0.0, order)
         return (True, -card.fails, card.passes, order)
 
-    return tuple(_task(beacon, validator, record, audit) for record in sorted(miners, key=urgency))
+    def task(record: WorkRecord) -> AuditTask:
+        key, claimed = record.public_key, min(record.tokens, token_cap) / token_cap
+        known = proven(cards.get(key), claimed)
+        return AuditTask(
+            uid=record.uid,
+            public_key=key,
+            depth=audit_depth(beacon, validator, key, record.steps, audit, share, proven=known),
+            chunks=probe_chunks(beacon, validator, key, len(record.chunk_norms), audit.probe_chunks),
+        )
 
-
-def _task(beacon: bytes, validator: bytes, record: WorkRecord, audit: AuditSection) -> AuditTask:
-    key = record.public_key
-    return AuditTask(
-        uid=record.uid,
-        public_key=key,
-        depth=audit_depth(beacon, validator, key, record.steps, audit),
-        chunks=probe_chunks(beacon, validator, key, len(record.chunk_norms), audit.probe_chunks),
-    )
+    return tuple(task(record) for record in sorted(miners, key=urgency))
 
 
 def _hash(*parts: bytes) -> bytes:

@@ -27,6 +27,15 @@ OFF_SEQUENCES = 0.05
 # Two honest nodes differ by about what an auditor's own two replays do; by up to four times as much where rounding has
 # had time to grow (docs/drift.md).
 OWN_OK, OWN_BAD = 3.0, 6.0
+# Gradient errors of step 0 against n0, the noise floor of the auditor's own hardware (facts: thresholds, section 2.6).
+NOISE_OK, NOISE_BAD = 4.0, 12.0
+_NOISE_MOST_OK, _NOISE_MOST_BAD = MOST_ERROR / 2, MOST_ERROR * 0.99  # whatever the noise: other data never pass
+VECTORS = ("vector", "vector norm")  # reasons that only a full replay can find
+DIRECTION = "direction"
+NUMERIC = ("gradient", "norm", "loss", DIRECTION, *VECTORS)  # reasons that are a threshold's alone
+# The first L steps of H point where the whole round goes by sqrt(L / H) if all steps are at random, and by more if they
+# pull the same way; measured: three times that (docs/drift.md). Noise or nothing does by 0, one turned round by less.
+LEAST_DIRECTION = 0.1
 _FP16_STEP = 2.0**-24  # the smallest fp16 number: half of it is the largest rounding error near zero
 
 _Part = npt.NDArray[np.float32]
@@ -61,13 +70,14 @@ def judge(
     depth: int,
     audit: AuditSection,
     again: Sequence[StepRecord] = (),
+    noise: float = 0.0,
 ) -> AuditResult:
     """Verdict on the first `depth` steps; both sequences start at step 0. Stops at the first failing step.
 
     A log shorter than `depth` fails, and so does one that goes on where the miner's data end (`replayed` shorter
     than `depth` without a failing step). `error` is the number that decided, or the worst gradient error of a pass.
     `again`: the auditor's own second replay, rounded otherwise. What its two differ by, times OWN_OK and OWN_BAD, is
-    held against nobody; where gradients of other data could then pass, the log is judged no further.
+    held against nobody; where gradients of other data could then pass, the log is judged no further. `noise`: n0.
     """
     if depth < 1:
         raise ValueError(f"expected depth >= 1, got {depth}")
@@ -82,9 +92,9 @@ def judge(
             return _failed(depth, step, None, "no data")
         if not same_shape(logged[step], replayed[step]):
             return _failed(depth, step, None, "log malformed")
-        found = tuple(measure_step(logged[step], replayed[step], audit))
+        found = tuple(measure_step(logged[step], replayed[step], audit, noise))
         if step < len(again):
-            own = measure_step(again[step], replayed[step], audit)
+            own = measure_step(again[step], replayed[step], audit, noise)
             found = tuple(m.widened(mine.error) for m, mine in zip(found, own, strict=True))
             if found[0].bad >= MOST_ERROR and step > 0:
                 break
@@ -95,19 +105,23 @@ def judge(
     return _not_failed(measures, depth)
 
 
-def failing(logged: StepRecord, replayed: StepRecord, audit: AuditSection) -> bool:
+def failing(logged: StepRecord, replayed: StepRecord, audit: AuditSection, noise: float = 0.0) -> bool:
     """True when this step alone fails the audit, so that a replay may stop here."""
     if log_problem(logged, replayed.step, logged) is not None or not same_shape(logged, replayed):
         return True
-    return any(m.error > m.bad for m in measure_step(logged, replayed, audit))
+    return any(m.error > m.bad for m in measure_step(logged, replayed, audit, noise))
 
 
-def measure_step(logged: StepRecord, replayed: StepRecord, audit: AuditSection) -> Iterator[Measure]:
+def measure_step(
+    logged: StepRecord, replayed: StepRecord, audit: AuditSection, noise: float = 0.0
+) -> Iterator[Measure]:
     """The measures of one step of two well-formed records of the same shape."""
     t = replayed.step
     grown = growth(audit, t)
     error = gradient_error(logged, replayed)
-    yield Measure(t, "gradient", error, audit.error_ok * grown, audit.error_bad * grown)
+    ok = max(audit.error_ok * grown, min(NOISE_OK * noise * grown, _NOISE_MOST_OK))
+    bad = max(audit.error_bad * grown, min(NOISE_BAD * noise * grown, _NOISE_MOST_BAD))
+    yield Measure(t, "gradient", error, ok, bad)
     ratio = _log_ratio(logged.grad_norm, replayed.grad_norm)
     yield Measure(t, "norm", ratio, math.log1p(audit.norm_ok) * grown, math.log1p(audit.norm_bad) * grown)
     differences = np.abs(np.asarray(logged.losses) - np.asarray(replayed.losses))
@@ -123,6 +137,13 @@ def growth(audit: AuditSection, step: int) -> float:
     """What the bounds of step `step` are a multiple of: two honest trajectories drift apart, cheats no further than to
     gradients that have nothing in common, so it ends at `error_growth_max`."""
     return min(audit.error_growth_max, 1.0 + step / audit.error_growth_steps)
+
+
+def scored(result: AuditResult, audit: AuditSection) -> AuditResult:
+    """What counts of a verdict: in the mode "log" what thresholds alone say is told, and counts as a pass."""
+    if audit.mode == "enforce" or result.verdict is Verdict.PASS or result.reason not in NUMERIC:
+        return result
+    return replace(result, verdict=Verdict.PASS, quality=1.0)
 
 
 def gradient_error(logged: StepRecord, replayed: StepRecord) -> float:
@@ -172,6 +193,20 @@ def judge_vector(parts: Iterable[tuple[_Part, _Part, _Part]], audit: AuditSectio
     ratio, own_ratio = (_log_ratio(norms[i], norms[0]) for i in (1, 2))
     bad = max(math.log1p(audit.norm_bad), 2.0 * own_ratio)
     return _failed(depth, None, ratio, "vector norm", bad, bad) if ratio > bad else None
+
+
+def judge_direction(parts: Iterable[tuple[_Part, _Part]], *, depth: int, steps: int) -> AuditResult | None:
+    """Some parts of the pseudo-gradient of the first `depth` steps and of the committed one, of `steps`, float32. None
+    when they do not point apart, or the first steps have not moved these parts at all."""
+    product = own = theirs = 0.0
+    for mine, committed in parts:
+        a, b = mine.astype(np.float64), committed.astype(np.float64)
+        product, own, theirs = product + float(a @ b), own + float(a @ a), theirs + float(b @ b)
+    if own == 0.0:
+        return None
+    least = LEAST_DIRECTION * math.sqrt(depth / steps)
+    cosine = _cosine(product, math.sqrt(own), math.sqrt(theirs))
+    return None if cosine >= least else _failed(depth, None, cosine, DIRECTION, least, least)
 
 
 def _cosine(product: float, norm: float, other: float) -> float:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from math import fsum
 
-from distributed_training.protocol.sections import AccessSection, AverageSection
-from distributed_training.protocol.types import Candidate, Carry, Commitment, Neuron, Role, Roster, Round, SliceSpec
-
-RECENT_INCLUDED = 4  # a reducer was included in one of this many last applied rounds
-CARRY_ROUNDS = 8  # and failed in none of this many
+from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.sections import AverageSection
+from distributed_training.protocol.types import Candidate, Commitment, Neuron, Role, Roster, Round, SliceSpec
 
 
 def encode_slice_map(held: Sequence[bool]) -> bytes:
@@ -44,16 +41,22 @@ def said(neuron: Neuron, now: Roster, run: bytes) -> tuple[Commitment, int] | No
     return (current.commitment, current.commitment_block or 0) if current.commitment.run == run else None
 
 
-def may_mine(neuron: Neuron, access: AccessSection) -> bool:
+def has_pages(neuron: Neuron, manifest: RunManifest) -> bool:
+    """Pages are dealt to the uids that the manifest counts. A chain that allows more may let others register."""
+    return neuron.uid < manifest.max_uids
+
+
+def is_listed(neuron: Neuron, manifest: RunManifest) -> bool:
     """Is this hotkey, or the coldkey that owns it, on the run's list? Everybody is where there is none."""
+    access = manifest.access
     if not access.hotkeys and not access.coldkeys:
         return True
     return neuron.public_key.hex() in access.hotkeys or neuron.coldkey.hex() in access.coldkeys
 
 
-def candidates(round_: Round, roster: Roster, at_commit: Roster, access: AccessSection) -> tuple[Candidate, ...]:
-    """Miners of the roster (s-B) that may mine and whose round-r work hash was written in (s, s+D], sorted by public
-    key.
+def candidates(round_: Round, roster: Roster, at_commit: Roster, manifest: RunManifest) -> tuple[Candidate, ...]:
+    """Miners of the roster (s-B) that have pages, may mine, and whose round-r work hash was written in (s, s+D], sorted
+    by public key.
 
     `at_commit` is the roster as of s+D. Identity, owner, peer key and address are those of the roster: nobody joins a
     round that has begun.
@@ -68,7 +71,9 @@ def candidates(round_: Round, roster: Roster, at_commit: Roster, access: AccessS
             continue
         if not round_.start_block < block <= round_.commit_block:
             continue
-        if commitment.peer_key != before[0].peer_key or not may_mine(neuron, access):
+        if commitment.peer_key != before[0].peer_key or not (
+            has_pages(neuron, manifest) and is_listed(neuron, manifest)
+        ):
             continue
         found.append(
             Candidate(
@@ -83,27 +88,6 @@ def candidates(round_: Round, roster: Roster, at_commit: Roster, access: AccessS
             )
         )
     return tuple(sorted(found, key=lambda c: c.public_key))
-
-
-def reducers(
-    members: Sequence[Candidate], carry: Carry, applied_rounds: int, beacon: bytes, average: AverageSection
-) -> tuple[Candidate, ...]:
-    """Eligible reducers in slice order: sorted by H(A | public key)."""
-    willing = [c for c in members if c.reduces]
-    eligible = willing
-    if applied_rounds >= RECENT_INCLUDED:
-        recent = {key for entry in carry.rounds[-RECENT_INCLUDED:] for key in entry.included}
-        failed = {key for entry in carry.rounds[-CARRY_ROUNDS:] for key in entry.failed}
-        eligible = [c for c in willing if c.public_key in recent and c.public_key not in failed]
-        if len(eligible) < average.min_counted:
-            eligible = willing
-    return tuple(sorted(eligible, key=lambda c: blake2b(beacon + c.public_key, digest_size=32).digest()))
-
-
-def slices(ordered: Sequence[Candidate], num_chunks: int, average: AverageSection) -> tuple[SliceSpec, ...]:
-    """Slice j of n = chunks [floor(jC/n), floor((j+1)C/n)), reduced by the j-th of the order."""
-    n = min(len(ordered), num_chunks, average.max_reducers)
-    return tuple(SliceSpec(j, j * num_chunks // n, (j + 1) * num_chunks // n, ordered[j].public_key) for j in range(n))
 
 
 def output_hashes(round_: Round, specs: Sequence[SliceSpec], roster: Roster, at_output: Roster) -> dict[int, bytes]:

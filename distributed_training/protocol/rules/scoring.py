@@ -1,59 +1,34 @@
 """Observations -> S, G, B, I -> weights (protocol section 8, docs/scoring.md).
 
-    S  steps      EMA of credited tokens / token cap, half-life `steps_half_life` rounds, from 0; absence enters as 0
-    G  gradient   (1 + p) / (2 + p + soft_fail_weight * f): p, f = decayed sums of q and 1 - q over the audits
+    S  steps      of credited tokens / token cap: the mean of the last `vesting_rounds` (M) rounds, as far as it has
+                  vested: each layer of speed counts (rounds with it / M)^3, of the last 2 M, in full from M on
+    G  gradient   (1 + p) / (1 + p + soft_fail_weight * f): p, f = decayed sums of q and 1 - q over the audits
     I  integrity  EMA of duty over the rounds with a commit, started at the first duty; 0 below `integrity_floor`; the
-                  duty of who cannot be given a slice is at most NO_REDUCER_DUTY
-    B  bandwidth  clip(log(1 + g/g_min) / log(1 + g_ref/g_min), 0, 1), g_ref = 4 x required, g_min = required / 4
+                  duty of who cannot be given a slice is at most duty.NO_REDUCER_DUTY
+    B  bandwidth  mean over the last `goodput_probes` probes of clip(log(1 + g/g_min) / log(1 + g_ref/g_min), 0, 1),
+                  g_ref = 4 x required, g_min = required / 4; an unanswered probe is a 0
     raw = I * G * S * ((1 - bandwidth_share) + bandwidth_share * B);  weight = raw / sum of raw
 
-S is linear, so a GPU split over k uids earns what one uid earns; the token cap is a run constant, so nobody's
-weight before normalisation depends on anybody else. A hard failure sets G to 0 for `penalty_rounds` rounds, counted
-from the failed one; then the miner is a newcomer: S = 0, no evidence, no weight before its first passed audit.
+A GPU split over k uids earns what one uid earns; the token cap is a run constant, so nobody's weight before
+normalisation depends on anybody else. Vesting is what makes cheating a loss: nothing is paid before it has been at risk
+in many audits, and a hard failure takes all of it and sets G to 0 for `penalty_rounds` rounds, counted from the failed
+one; then the miner is a newcomer: S = 0, no evidence, no weight before its first passed audit. In a new run everybody's
+work vests alike, and weights are shares: who works is paid from its first passed audit on.
 
 Folding is pure and happens once per applied round and miner, in round order; a discarded round is not folded.
 Cards are keyed by (hotkey, registration block).
-
-Left out until their source exists: signed receipts (in duty and in goodput), audit reports shared between validators,
-fraud proofs (I = 0 for 4K rounds).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import fsum, isfinite, log
 
 from distributed_training.protocol.observed import AuditResult, Observation, ScoreCard, ScoreTerms, Verdict
 from distributed_training.protocol.sections import ScoringSection
-from distributed_training.protocol.types import Candidate, Carry
 
-NO_REDUCER_DUTY = 0.8
-
-
-def credited_tokens(tokens: int, share: float, token_cap: int) -> float:
-    """Tokens that count: claimed tokens up to the cap, times the share of counted chunks that include the sender."""
-    return min(tokens, token_cap) * share
-
-
-def can_reduce(candidate: Candidate, carry: Carry) -> bool:
-    """Whether the rule of who reduces would take it: it says so, and no slice of its own has failed lately.
-
-    The second half makes an honest "I do not reduce" the better choice for a miner whose port is shut: its slices
-    would fail, and without a slice in between it would have full duty most of the time.
-    """
-    return candidate.reduces and all(candidate.public_key not in entry.failed for entry in carry.rounds)
-
-
-def duty(sender_share: float, was_reducer: bool, slice_counted: bool, can_reduce: bool) -> float:
-    """One round's duty, 0..1, of a miner that committed: half as sender, half as reducer.
-
-    `sender_share` is the share of counted chunks that include it. Whoever had no slice is judged as sender alone, and
-    up to NO_REDUCER_DUTY only if it could not have been given one (`can_reduce`).
-    """
-    if not was_reducer:
-        return sender_share if can_reduce else min(sender_share, NO_REDUCER_DUTY)
-    return 0.5 * sender_share + 0.5 * float(slice_counted)
+VESTING_POWER = 3  # how late work vests; benchmarks/adversaries.py finds what less would earn a cheat
 
 
 def fold(card: ScoreCard | None, observation: Observation, scoring: ScoringSection, token_cap: int) -> ScoreCard:
@@ -78,6 +53,22 @@ def fold(card: ScoreCard | None, observation: Observation, scoring: ScoringSecti
     return replace(card, reason=_reason(card, scoring))
 
 
+def condemn(card: ScoreCard, round: int, audit: AuditResult, scoring: ScoringSection) -> ScoreCard:
+    """A hard failure in `round`, folded before or not: nothing earned is left, nothing can be earned for K rounds."""
+    what = _describe(audit)
+    return replace(
+        card,
+        work=(),
+        steps=0.0,
+        passes=0.0,
+        fails=0.0,
+        passed_audit=False,
+        zero_until_round=max(card.zero_until_round, round + scoring.penalty_rounds),
+        reason=f"audit failed: {what}",
+        note=f"round {round}: fail, {what}",
+    )
+
+
 def fold_absent(card: ScoreCard, round: int, scoring: ScoringSection) -> ScoreCard:
     """The card after an applied round without a commit: S gets 0, audit sums decay, integrity and probes stay."""
     if round < card.zero_until_round:
@@ -88,10 +79,10 @@ def fold_absent(card: ScoreCard, round: int, scoring: ScoringSection) -> ScoreCa
 
 
 def fidelity(card: ScoreCard, round_index: int, scoring: ScoringSection) -> float:
-    """G: 0 under penalty, 0.5 without evidence, towards 1 with passed audits."""
+    """G: 0 under penalty, 1 without soft failures; how new a miner is enters S, which has to vest."""
     if round_index < card.zero_until_round:
         return 0.0
-    return (1.0 + card.passes) / (2.0 + card.passes + scoring.soft_fail_weight * card.fails)
+    return (1.0 + card.passes) / (1.0 + card.passes + scoring.soft_fail_weight * card.fails)
 
 
 def integrity(card: ScoreCard, scoring: ScoringSection) -> float:
@@ -102,17 +93,15 @@ def integrity(card: ScoreCard, scoring: ScoringSection) -> float:
 
 
 def bandwidth(card: ScoreCard, scoring: ScoringSection) -> float:
-    """B of the 60th percentile (nearest rank) of the kept probes.
+    """B: the mean over the kept probes. It rises with each of them, so nobody gains by leaving a slow one unanswered.
 
     A miner this validator never probed gets 1: the validator may have been the one that was too busy, and what
     was not measured is not held against anybody. A probe that the *miner* left unanswered is a measured 0.
     """
     if not card.goodput or scoring.goodput_required <= 0.0:
         return 1.0
-    rank = -(-6 * len(card.goodput) // 10)
-    g = sorted(card.goodput)[rank - 1]
     g_min, g_ref = scoring.goodput_required / 4.0, scoring.goodput_required * 4.0
-    return min(1.0, max(0.0, log(1.0 + g / g_min) / log(1.0 + g_ref / g_min)))
+    return fsum(min(1.0, log(1.0 + g / g_min) / log(1.0 + g_ref / g_min)) for g in card.goodput) / len(card.goodput)
 
 
 def terms(cards: Mapping[str, ScoreCard], round_index: int, scoring: ScoringSection) -> dict[str, ScoreTerms]:
@@ -132,8 +121,13 @@ def reasons(
     cards: Mapping[str, ScoreCard], scored: Mapping[str, ScoreTerms], scoring: ScoringSection
 ) -> dict[str, str]:
     """Why each weight of `terms` is zero, in one line; "" where it is not."""
-    below = f"below {100 * scoring.cutoff:g} % of the best"
-    return {key: "" if t.weight > 0.0 else cards[key].reason or below for key, t in scored.items()}
+
+    def why(card: ScoreCard) -> str:
+        vesting = len(card.work) < scoring.vesting_rounds
+        yet = f" until more has vested: round {len(card.work)} of {scoring.vesting_rounds}" if vesting else ""
+        return card.reason or f"below {100 * scoring.cutoff:g} % of the best{yet}"
+
+    return {key: "" if t.weight > 0.0 else why(cards[key]) for key, t in scored.items()}
 
 
 def _current(card: ScoreCard | None, observation: Observation) -> ScoreCard:
@@ -146,6 +140,7 @@ def _current(card: ScoreCard | None, observation: Observation) -> ScoreCard:
         hotkey=observation.hotkey,
         registered_block=observation.registered_block,
         uid=observation.uid,
+        work=(),
         steps=0.0,
         passes=0.0,
         fails=0.0,
@@ -167,20 +162,9 @@ def _valid(observation: Observation) -> bool:
 
 
 def _failed(card: ScoreCard, observation: Observation, audit: AuditResult, scoring: ScoringSection) -> ScoreCard:
-    """A hard failure: nothing earned is left, and nothing can be earned for K rounds."""
     if _valid(observation):
         card = _with_service(card, observation, scoring)
-    what = _describe(audit)
-    return replace(
-        card,
-        steps=0.0,
-        passes=0.0,
-        fails=0.0,
-        passed_audit=False,
-        zero_until_round=max(card.zero_until_round, observation.round + scoring.penalty_rounds),
-        reason=f"audit failed: {what}",
-        note=f"round {observation.round}: fail, {what}",
-    )
+    return condemn(card, observation.round, audit, scoring)
 
 
 def _with_service(card: ScoreCard, observation: Observation, scoring: ScoringSection) -> ScoreCard:
@@ -189,12 +173,29 @@ def _with_service(card: ScoreCard, observation: Observation, scoring: ScoringSec
     if observation.duty is not None:
         value = observation.duty if value is None else _ema(value, observation.duty, scoring.integrity_half_life)
     if observation.goodput_bytes_per_s is not None:
-        kept = (*kept, observation.goodput_bytes_per_s)[-max(1, scoring.goodput_probes) :]
+        kept = (*kept, observation.goodput_bytes_per_s)[-scoring.goodput_probes :]
     return replace(card, integrity=value, goodput=kept)
 
 
 def _with_steps(card: ScoreCard, sigma: float, scoring: ScoringSection) -> ScoreCard:
-    return replace(card, steps=_ema(card.steps, sigma, scoring.steps_half_life))
+    work = (*card.work, sigma)[-2 * scoring.vesting_rounds :]
+    return replace(card, work=work, steps=vested(work, scoring.vesting_rounds))
+
+
+def vested(work: Sequence[float], rounds: int) -> float:
+    """S of the work of the last 2 * `rounds` rounds, oldest first: 1 for a whole history of ones.
+
+    Layer by layer of speed, as if each were a miner of its own that worked in the rounds that reach it: its attendance
+    over the last `rounds`, times (its rounds / `rounds`)^VESTING_POWER, at most 1. So a claim that grows vests anew and
+    takes nothing from what was there, and who works in half of the rounds or more is paid in proportion.
+    """
+    parts: list[float] = []
+    below = 0.0
+    for level in sorted({sigma for sigma in work if sigma > 0.0}):
+        worked, lately = (sum(sigma >= level for sigma in part) for part in (work, work[-rounds:]))
+        parts.append((level - below) * lately / rounds * min(1.0, worked / rounds) ** VESTING_POWER)
+        below = level
+    return fsum(parts)
 
 
 def _with_audit(card: ScoreCard, audit: AuditResult | None, round: int, scoring: ScoringSection) -> ScoreCard:

@@ -58,26 +58,25 @@ def shares(raw: Sequence[float]) -> tuple[np.float32, ...]:
     return tuple(np.float32(a / total if a / total >= SMALLEST_SHARE else 0.0) for a in raw)
 
 
+def lacks_senders(num_expected: int, num_missing: int) -> bool:
+    """True: the chunk is replaced by zero, for it lost too many senders and would tilt the update.
+
+    `num_expected` senders are included by at least half of the counted chunks; `num_missing` of those are missing here.
+    """
+    return num_missing > 1 and 3 * num_missing > num_expected
+
+
 def passes_gate(
-    output_norm: float,
-    rounding_norm: float,
-    included: Sequence[tuple[float, float]],
-    num_expected: int,
-    num_missing: int,
-    average: AverageSection,
+    output_norm: float, rounding_norm: float, included: Sequence[tuple[float, float]], average: AverageSection
 ) -> bool:
     """False: the chunk is replaced by zero.
 
     included: (raw weight, declared chunk norm) of every sender in the chunk. `rounding_norm`: how far the output's
-    encoding may have moved it, from its own scales; a small share of its norm at most, so a liar gains little.
-    `num_expected` senders are included by at least half of the counted slices; `num_missing` of those are missing
-    here. An honest weighted mean obeys the triangle inequality; a chunk that lost too many senders would tilt the
-    update.
+    encoding may have moved it, from its own scales; a small share of its norm at most, so a liar gains little. An
+    honest weighted mean obeys the triangle inequality, and nobody's is zero.
     """
     if not included:
-        return False
-    if num_missing > 1 and 3 * num_missing > num_expected:
-        return False
+        return output_norm == 0.0
     total = math.fsum(a for a, _ in included)
     bound = math.fsum(a / total * norm for a, norm in included)
     return output_norm <= average.gate_factor * bound + rounding_norm

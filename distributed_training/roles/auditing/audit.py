@@ -1,32 +1,35 @@
-"""One validator's look at one miner: the train query and the integrity query of protocol section 7."""
+"""One validator's replay of one miner's steps: the train query of protocol section 7."""
 
 from __future__ import annotations
 
 import logging
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from distributed_training.averaging.codecs.base import Vector
 from distributed_training.averaging.codecs.int8 import parse_chunk
 from distributed_training.averaging.plan import RoundPlan
+from distributed_training.averaging.sizes import most_pages
 from distributed_training.data.base import PageSource
-from distributed_training.data.loader import PagesExhausted, pages_used
+from distributed_training.data.loader import PagesExhausted
 from distributed_training.data.patience import PageReads
 from distributed_training.data.tokens import Tokenizer
-from distributed_training.errors import DataUnavailable, DeviceLost, LocalFault, PeerFault, WireError
+from distributed_training.errors import DataUnavailable, DeviceLost, PeerFault, WireError, named
 from distributed_training.metrics.base import Metrics
 from distributed_training.metrics.events import Fault
 from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.observed import AuditResult, Verdict
-from distributed_training.protocol.rules.audit_plan import AuditTask
+from distributed_training.protocol.rules.assignment import page_index
+from distributed_training.protocol.rules.audit_plan import Depth
+from distributed_training.protocol.rules.fidelity import gradient_error, judge_direction
 from distributed_training.protocol.types import StepRecord, WorkRecord
 from distributed_training.protocol.wire import decode_log, encode_step
-from distributed_training.roles.auditing.probe import Probe, Prober
+from distributed_training.roles.auditing.logs import PushedLog
 from distributed_training.roles.auditing.query import Claim, Enough, Parts, train_query
 from distributed_training.roles.mining.work import assigned_batches, round_permutation
 from distributed_training.roles.parts import TrainingThread
-from distributed_training.roles.service import PushedLog
 from distributed_training.training.device import out_of_memory
 from distributed_training.training.inner import InnerLoop, InnerResult
 from distributed_training.training.replay import replay
@@ -34,6 +37,8 @@ from distributed_training.training.replay import replay
 log = logging.getLogger(__name__)
 
 Start = tuple[Vector, int]  # parameters at the start of a round, and rounds applied before it
+LEAST_VECTOR = 0.5  # of its chunks
+TOO_LONG = "more steps claimed than its pages hold"
 
 
 class Unread:
@@ -60,13 +65,25 @@ class Unread:
         self._count = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One miner's round to be looked at. `late`: turns true when nobody wants to know any more; called in threads."""
+
+    plan: RoundPlan
+    start: Start
+    depth: Depth
+    record: WorkRecord
+    pushed: PushedLog
+    late: Callable[[], bool]
+    chunks: Mapping[int, bytes]  # of the committed vector that are here, each checked: all of it or a few
+
+
 class Auditor:
     """Everything an audit needs except the round it is about."""
 
     def __init__(
         self,
         manifest: RunManifest,
-        prober: Prober,
         training: TrainingThread,
         loop: InnerLoop,
         source: PageSource,
@@ -74,48 +91,70 @@ class Auditor:
         page_timeout_s: float,
         metrics: Metrics,
     ) -> None:
-        self._manifest, self._prober, self._training, self._loop = manifest, prober, training, loop
+        self._manifest, self._training, self._loop = manifest, training, loop
         self._tokenizer, self._metrics = tokenizer, metrics
+        self._reads, self._page_timeout_s = PageReads(source), page_timeout_s
+        self._noise: tuple[int, float] | None = None  # round, n0
         self.unread = Unread(metrics)
-        self._source = PageReads(source).until(lambda: training.stopping, page_timeout_s)
 
-    async def audit(
-        self, plan: RoundPlan, start: Start, task: AuditTask, record: WorkRecord, pushed: PushedLog, beacon: bytes
-    ) -> tuple[AuditResult | None, Probe | None]:
-        """(train query, integrity query). None: our own trouble, nothing was observed."""
-        candidate = plan.candidate(task.public_key)
-        probe = await self._prober.probe(plan, candidate, record, beacon) if candidate is not None else None
-        index = plan.round.index
-        log.debug("round %d: uid %d claims %d steps, %d are replayed", index, task.uid, record.steps, task.depth.length)
+    async def audit(self, job: Job) -> AuditResult | None:
+        """None: nothing was observed, because of our own trouble (said) or because it was too late, or not asked for.
+
+        Nothing that a miner gave, and no trouble of ours but a GPU that failed, ends more than this.
+        """
+        uid, index = job.record.uid, job.plan.round.index
+        log.debug("round %d: uid %d claims %d steps, %d are replayed", index, uid, job.record.steps, job.depth.length)
         try:
-            logged = await self._training.run(lambda: self._decode(record, pushed.log))  # of many numbers
-            await self._training.run(lambda: self._check_pages(plan, record))
-            replayed = partial(self._replay, plan, start, task.uid, task.depth.length)
-            claim = Claim(logged, self._vector(plan, task, probe), start[0])
-            depth, audit = task.depth.length, self._manifest.audit
-            result = await self._training.run(lambda: train_query(claim, replayed, depth, audit))
-        except PagesExhausted:
-            return _failed(task, "more steps claimed than its pages hold"), probe
+            return await self._training.run(lambda: self._look(job))
         except PeerFault as error:
-            return _failed(task, str(error)), probe
-        except DataUnavailable as error:
-            self.unread.add(plan.round.index, task.uid, error)
-            return None, probe
+            return AuditResult(Verdict.FAIL, 0.0, job.depth.length, None, None, str(error))
         except DeviceLost:
             raise
-        except (LocalFault, MemoryError, RuntimeError) as error:  # torch says "out of memory" with a RuntimeError
+        except Exception as error:
+            if job.late():
+                return None
+            if isinstance(error, DataUnavailable):
+                self.unread.add(index, uid, error)
+                return None
             if out_of_memory(error):
                 await self._training.run(self._loop.shrink)
-            said = f"uid {task.uid} is not audited: {error or type(error).__name__}"
-            log.error("round %d: %s", plan.round.index, said)
-            self._metrics.emit(Fault(what="audit", detail=said), round=plan.round.index)
-            return None, probe
-        return result, probe
+            said = f"uid {uid} is not audited: {named(error)}"
+            log.error("round %d: %s", index, said)
+            self._metrics.emit(Fault(what="audit", detail=said), round=index)
+            return None
 
-    def _decode(self, record: WorkRecord, data: bytes) -> tuple[StepRecord, ...]:
-        """The pushed log against the record's root and claim. Raises WireError: that is the miner's fault."""
-        steps = decode_log(
+    def _look(self, job: Job) -> AuditResult | None:
+        """In the training thread. Raises PeerFault for what the miner alone is to blame for."""
+        pages, steps = self._decode(job.record, job.pushed.read())
+        self._check_pages(job, pages)
+        if job.depth.length == 0:
+            return None
+        claim = Claim(steps, self._vector(job), job.start[0], self._floor(job, pages))
+
+        made: list[InnerResult] = []
+
+        def replayed(otherwise: bool, enough: Enough) -> InnerResult:
+            made.append(self._replay(job, pages, job.depth.length, otherwise, enough))
+            return made[-1]
+
+        result = train_query(claim, replayed, job.depth.length, self._manifest.audit)
+        if result.verdict is Verdict.FAIL or job.depth.full or not job.chunks:
+            return result
+        astray = judge_direction(self._directions(job, made[-1]), depth=len(made[-1].steps), steps=job.record.steps)
+        return result if astray is None else replace(astray, noise=result.noise)
+
+    def _directions(self, job: Job, made: InnerResult) -> Iterator[tuple[Vector, Vector]]:
+        """What a replay moved, and what was committed, in the chunks that are here."""
+        layout, start = job.plan.layout, job.start[0]
+        for chunk, data in sorted(job.chunks.items()):
+            part = slice(*layout.coords(chunk))
+            yield start[part] - made.end[part], parse_chunk(data, layout, chunk).decode()
+
+    def _decode(self, record: WorkRecord, data: bytes) -> tuple[tuple[bytes, ...], tuple[StepRecord, ...]]:
+        """The pushed log against the record's roots and claim. Raises WireError: that is the miner's fault."""
+        pages, steps = decode_log(
             data,
+            max_pages=most_pages(self._manifest),
             max_steps=self._manifest.inner.max_steps,
             batch_size=self._manifest.data.batch_size,
             groups=len(self._loop.groups),
@@ -123,30 +162,59 @@ class Auditor:
         )
         if merkle_root([digest(encode_step(s)) for s in steps]) != record.log_root:
             raise WireError("log does not hash into the log root")
+        if merkle_root(pages) != record.pages_root:
+            raise WireError("page digests do not hash into the page root")
         if len(steps) != record.steps:
             raise WireError(f"log has {len(steps)} steps, {record.steps} are claimed")
-        return steps
+        return pages, steps
 
-    def _check_pages(self, plan: RoundPlan, record: WorkRecord) -> None:
-        expected = pages_used(
-            self._source,
+    def _check_pages(self, job: Job, listed: tuple[bytes, ...]) -> None:
+        """The named pages against the assigned ones, by what the page manifest says: none is read for it. A page whose
+        digest nobody has said is compared when a replay comes to it. Raises WireError."""
+        data, record, source = self._manifest.data, job.record, self._reads.source
+        if record.uid >= self._manifest.max_uids:
+            raise WireError(f"uid {record.uid} has no pages: the run is for uids below {self._manifest.max_uids}")
+        permutation = round_permutation(self._manifest, job.plan.round.index, job.plan.beacon)
+        most = 0 if data.tokenizer != "file" else None  # tokens: of each byte one at most, and one after each document
+        for number, named_digest in enumerate(listed):
+            index = page_index(permutation, self._manifest.max_uids, record.uid, number)
+            if index is None:
+                raise WireError(f"{len(listed)} pages are named, its uid has {number}")
+            facts = source.facts(index)
+            if facts.digest is not None and facts.digest != named_digest:
+                raise WireError("pages are not the assigned ones")
+            if most is not None:
+                most = most + facts.text_bytes + facts.rows if facts.text_bytes else None
+        if not listed or (most is not None and most < record.steps * self._manifest.tokens_per_step):
+            raise WireError(TOO_LONG)
+
+    def _floor(self, job: Job, pages: tuple[bytes, ...]) -> float:
+        """n0 of this round: measured once, on the first miner's first step."""
+        index = job.plan.round.index
+        if self._noise is None or self._noise[0] != index:
+            mine, other = (self._replay(job, pages, 1, otherwise, lambda record: False) for otherwise in (False, True))
+            measured = gradient_error(other.steps[0], mine.steps[0]) if mine.steps and other.steps else 0.0
+            self._noise = index, measured
+            log.debug("round %d: the noise floor between our two precisions is %.2g", index, measured)
+        return self._noise[1]
+
+    def _replay(self, job: Job, listed: tuple[bytes, ...], depth: int, otherwise: bool, enough: Enough) -> InnerResult:
+        """Raises what kept us from it, and WireError for pages that are not the named ones; where the miner has no
+        further page the replay ends, and its log is judged by that."""
+        plan, (params, applied) = job.plan, job.start
+
+        def stop() -> bool:
+            return self._training.stopping or job.late()
+
+        batches = assigned_batches(
+            self._manifest,
+            self._reads.until(stop, self._page_timeout_s),
             self._tokenizer,
-            round_permutation(self._manifest, plan.round.index, plan.beacon),
-            max_uids=self._manifest.max_uids,
-            uid=record.uid,
-            batch_size=self._manifest.data.batch_size,
-            sequence_length=self._manifest.data.sequence_length,
-            num_steps=record.steps,
+            plan.round.index,
+            plan.beacon,
+            job.record.uid,
+            num_batches=depth,
         )
-        if merkle_root(expected) != record.pages_root:
-            raise WireError("pages are not the assigned ones")
-
-    def _replay(
-        self, plan: RoundPlan, start: Start, uid: int, depth: int, otherwise: bool, enough: Enough
-    ) -> InnerResult:
-        """Raises what kept us from it; a page list that is too short is the miner's, and judged by its log."""
-        params, applied = start
-        batches = assigned_batches(self._manifest, self._source, self._tokenizer, plan.round.index, plan.beacon, uid)
         with batches:
             replayed = replay(
                 self._loop,
@@ -156,23 +224,24 @@ class Auditor:
                 sketch_seed=plan.beacon,
                 depth=depth,
                 enough=enough,
-                cancelled=lambda: self._training.stopping,
+                cancelled=stop,
                 otherwise=otherwise,
             )
             if batches.fault is not None and not isinstance(batches.fault, PagesExhausted):
                 raise batches.fault
+        taken = batches.page_digests
+        if taken != (listed if len(replayed.steps) == job.record.steps else listed[: len(taken)]):
+            raise WireError("pages are not the assigned ones")
         return replayed
 
-    def _vector(self, plan: RoundPlan, task: AuditTask, probe: Probe | None) -> Parts | None:
-        """What was committed, part by part, if all of it is to be compared and all of it came."""
-        layout = plan.layout
-        if not task.depth.full or probe is None or len(probe.chunks) < layout.num_chunks:
+    def _vector(self, job: Job) -> Parts | None:
+        """What was committed, part by part, if it is to be compared and enough of it came."""
+        layout, chunks = job.plan.layout, job.chunks
+        if not job.depth.full or not enough(job.plan, chunks):
             return None
-        chunks = probe.chunks
-        return lambda: (
-            (slice(*layout.coords(c)), parse_chunk(chunks[c], layout, c).decode()) for c in range(layout.num_chunks)
-        )
+        return lambda: ((slice(*layout.coords(c)), parse_chunk(chunks[c], layout, c).decode()) for c in sorted(chunks))
 
 
-def _failed(task: AuditTask, reason: str) -> AuditResult:
-    return AuditResult(Verdict.FAIL, 0.0, task.depth.length, None, None, reason)
+def enough(plan: RoundPlan, chunks: Mapping[int, bytes] | None) -> bool:
+    """Can a vector be judged by these chunks of it? What it was to reduce itself nobody else has."""
+    return chunks is not None and len(chunks) >= LEAST_VECTOR * plan.layout.num_chunks

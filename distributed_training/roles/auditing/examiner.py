@@ -1,102 +1,109 @@
-"""What a validator makes of a settled round: audits, observations, one fold into the score cards, weights."""
+"""What a validator makes of a settled round: looks, observations, one fold into the score cards, weights."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import NetworkFault
 from distributed_training.metrics import events
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.observed import AuditResult, Observation, ScoreCard
+from distributed_training.protocol.rules import duty as duties
 from distributed_training.protocol.rules import scoring
-from distributed_training.protocol.rules.audit_plan import AuditTask, audit_beacon
+from distributed_training.protocol.rules.audit_plan import audit_beacon, voter_share
 from distributed_training.protocol.rules.audit_plan import plan as plan_audits
-from distributed_training.protocol.types import AverageOutcome, Candidate, WorkRecord
+from distributed_training.protocol.rules.fidelity import scored
+from distributed_training.protocol.types import Candidate
+from distributed_training.roles.auditing.accusations import Accusations
 from distributed_training.roles.auditing.audit import Auditor
-from distributed_training.roles.auditing.probe import Probe
+from distributed_training.roles.auditing.looking import FinishedRound, Look, Looker
+from distributed_training.roles.auditing.probe import Prober
 from distributed_training.roles.auditing.weights import WeightSetter
 from distributed_training.roles.parts import Parts
-from distributed_training.roles.service import PushedLog
 from distributed_training.roles.trouble import attempt, tell
-from distributed_training.training.outer import Vector
 
-
-@dataclass(frozen=True, slots=True)
-class FinishedRound:
-    """What the audit of a round needs after it was settled."""
-
-    plan: RoundPlan
-    params: Vector  # that the round started from
-    applied: int  # rounds before it
-    outcome: AverageOutcome
-    works: Mapping[bytes, WorkRecord]
-    logs: Mapping[bytes, PushedLog]
-    heard_all: bool  # this process was there from s+D on: a log that it lacks was not lost with a former one
-
-    @property
-    def missed(self) -> bool:
-        """Does a log that is not here say anything about its miner? Not while none at all has reached us."""
-        return self.heard_all and bool(self.logs)
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What a validator saw of one miner before it judges."""
-
-    candidate: Candidate
-    task: AuditTask
-    pushed: bool  # its log was here in time
-    audit: AuditResult | None
-    probe: Probe | None
+log = logging.getLogger(__name__)
 
 
 class Examiner:
     """Holds the score cards; they survive a restart through the journal."""
 
-    def __init__(self, parts: Parts, auditor: Auditor) -> None:
-        self._p, self._auditor = parts, auditor
+    def __init__(self, parts: Parts, auditor: Auditor, prober: Prober) -> None:
+        self._p = parts
         last, self.cards = parts.journal.load_cards()
         self.last_scored = -1 if last is None else last
         self.weights = WeightSetter(parts)
         self.weights.offer(self.last_scored, self.cards)
+        self.accusations = Accusations(parts.manifest, parts.peers, parts.clock, parts.signer, parts.verify)
+        self._looker = Looker(parts, auditor, prober, self.accusations)
+        self._closing = asyncio.Event()
 
     async def examine(self, done: FinishedRound) -> bytes:
         """Audit every miner of a settled round after its beacon, fold what was seen, set weights; the beacon."""
         p, plan = self._p, done.plan
+        self._closing.clear()
         await p.clock.final(plan.round.audit_block)
         p.metrics.emit(events.Phase(phase="audit"), round=plan.round.index)
         beacon = audit_beacon(await p.chain.block_hash(plan.round.audit_block), plan.round.index)
         by_key = {c.public_key: self.cards[c.hotkey] for c in plan.candidates if c.hotkey in self.cards}
         works = [done.works[key] for key in sorted(done.works)]
-        looks: list[Look] = []
-        for task in plan_audits(beacon, p.signer.public_key, works, by_key, p.manifest.audit):
-            candidate = plan.candidate(task.public_key)
-            if candidate is not None:
-                looks.append(await self._look(done, task, candidate, beacon))
-        self._auditor.unread.close(plan.round.index)
+        own, cap = p.signer.public_key, p.manifest.average.token_cap
+        tasks = plan_audits(beacon, own, works, by_key, p.manifest.audit, voter_share(plan.voters, own), cap)
         observed: dict[str, Observation] = {}
-        for look in self._believed(plan.round.index, looks):
+        for look in self._believed(plan.round.index, await self._looker.look(done, tasks, beacon)):
             observation = self._observe(done, look)
             if observation is not None:
                 observed[look.candidate.hotkey] = observation
         observed |= {c.hotkey: self._observation(done, c, 0.0, None, None, "no record") for c in _silent(done)}
         self._fold(done, observed)
-        table = score_table(self.cards, plan.round.index, p.manifest)
-        p.metrics.emit(events.Scores(cards=table), round=plan.round.index)
-        self.weights.offer(plan.round.index, self.cards)
-        await self.weights.look()
+        await self._tell_scores()
         return beacon
 
-    async def _look(self, done: FinishedRound, task: AuditTask, candidate: Candidate, beacon: bytes) -> Look:
-        record, pushed = done.works[task.public_key], done.logs.get(task.public_key)
-        # One block of grace after s+X: later, and certainly once the beacon is out, a miner could fit its log to it.
-        if pushed is None or pushed.block > done.plan.round.output_block + 1:
-            return Look(candidate, task, False, None, None)
-        start = done.params, done.applied
-        return Look(candidate, task, True, *await self._auditor.audit(done.plan, start, task, record, pushed, beacon))
+    async def answer(self, done: FinishedRound) -> None:
+        """After a round was folded: look into what other validators say of it, until `close`."""
+        while not self._closing.is_set():
+            answered = await self._looker.answer(done, self._closing.is_set)
+            if answered is None:
+                await self._next_word()
+            elif answered.condemned is not None:
+                await self._condemn(done, *answered.condemned)
+
+    async def _next_word(self) -> None:
+        waits = [asyncio.create_task(wait) for wait in (self.accusations.came(), self._closing.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+
+    def close(self) -> None:
+        """The parameters of the round that is answered for are needed elsewhere."""
+        self._closing.set()
+
+    async def cancel(self) -> None:
+        await self.accusations.cancel()
+        await self.weights.cancel()
+
+    async def _condemn(self, done: FinishedRound, candidate: Candidate, audit: AuditResult) -> None:
+        """A hard fail that our own replay found after the round was folded."""
+        index, card = done.plan.round.index, self.cards.get(candidate.hotkey)
+        self._p.metrics.emit(_told(candidate.uid, audit, audit.reason, None, None), round=index)
+        if card is None or card.registered_block != candidate.registered_block:
+            return
+        condemned = scoring.condemn(card, index, audit, self._p.manifest.scoring)
+        self.cards = {**self.cards, candidate.hotkey: condemned}
+        attempt(self._p, index, "disk", lambda: self._p.journal.save_cards(self.last_scored, self.cards))
+        await self._tell_scores()
+
+    async def _tell_scores(self) -> None:
+        p, index = self._p, self.last_scored
+        p.metrics.emit(events.Scores(cards=score_table(self.cards, index, p.manifest)), round=index)
+        self.weights.offer(index, self.cards)
+        await self.weights.look()
 
     def _believed(self, round_index: int, looks: Sequence[Look]) -> list[Look]:
         """If the network failed in every probe of several peers, it is our own line: then none was measured."""
@@ -115,9 +122,9 @@ class Examiner:
         goodput = None if probe is None else probe.goodput_bytes_per_s
         share = done.outcome.credit.get(task.public_key, 0.0)
         tokens = done.works[task.public_key].tokens
-        credited = scoring.credited_tokens(tokens, share, self._p.manifest.average.token_cap)
+        credited = duties.credited_tokens(tokens, share, self._p.manifest.average.token_cap)
         reason = "" if audit is None else audit.reason
-        if task.depth.full and probe is not None and len(probe.chunks) < done.plan.layout.num_chunks:
+        if task.depth.full and probe is not None and look.lacks:
             credited, reason = 0.0, "vector not served"  # else a poisoner would skip just the audit that finds it
         return self._observation(done, candidate, credited, audit, goodput, reason)
 
@@ -131,30 +138,17 @@ class Examiner:
         reason: str,
     ) -> Observation:
         """With the duty that the counted bitmaps show; told to the metrics too."""
-        share, spec = done.outcome.credit.get(candidate.public_key, 0.0), done.plan.slice_of(candidate.public_key)
-        counted = spec is not None and _reduced(done.outcome, spec.index)
-        duty = scoring.duty(share, spec is not None, counted, scoring.can_reduce(candidate, done.plan.carry))
-        told = events.Audit(
-            target=candidate.uid,
-            verdict=None if audit is None else audit.verdict.value,
-            quality=None if audit is None else audit.quality,
-            depth=None if audit is None else audit.depth,
-            failed_step=None if audit is None else audit.failed_step,
-            error=None if audit is None else audit.error,
-            good=None if audit is None else audit.good,
-            bad=None if audit is None else audit.bad,
-            reason=reason,
-            goodput_bytes_per_s=goodput,
-            duty=duty,
-        )
-        self._p.metrics.emit(told, round=done.plan.round.index)
+        outcome, key = done.outcome, candidate.public_key
+        able = duties.can_reduce(candidate, done.plan.carry)
+        duty = duties.duty(outcome.credit.get(key, 0.0), outcome.reduced.get(key), able)
+        self._p.metrics.emit(_told(candidate.uid, audit, reason, goodput, duty), round=done.plan.round.index)
         return Observation(
             uid=candidate.uid,
             hotkey=candidate.hotkey,
             registered_block=candidate.registered_block,
             round=done.plan.round.index,
             credited_tokens=credited,
-            audit=audit,
+            audit=None if audit is None else scored(audit, self._p.manifest.audit),
             goodput_bytes_per_s=goodput,
             duty=duty,
         )
@@ -186,9 +180,21 @@ def _silent(done: FinishedRound) -> list[Candidate]:
     ]
 
 
-def _reduced(outcome: AverageOutcome, slice_index: int) -> bool:
-    """By its own reducer: a slice that the backup had to reduce does its reducer no credit."""
-    return slice_index in outcome.counted and slice_index not in outcome.backed_up
+def _told(uid: int, audit: AuditResult | None, reason: str, goodput: float | None, duty: float | None) -> events.Audit:
+    return events.Audit(
+        target=uid,
+        verdict=None if audit is None else audit.verdict.value,
+        quality=None if audit is None else audit.quality,
+        depth=None if audit is None else audit.depth,
+        failed_step=None if audit is None else audit.failed_step,
+        error=None if audit is None else audit.error,
+        good=None if audit is None else audit.good,
+        bad=None if audit is None else audit.bad,
+        noise=None if audit is None else audit.noise,
+        reason=reason,
+        goodput_bytes_per_s=goodput,
+        duty=duty,
+    )
 
 
 def _plain(observation: Observation) -> dict[str, object]:

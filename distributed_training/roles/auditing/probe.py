@@ -1,35 +1,59 @@
-"""The integrity query of protocol section 7: a timed download of the chunks that the beacon draws."""
+"""The integrity query of protocol section 7: a timed download of the chunks that the beacon draws.
+
+All probes of a round together have half a round's time, a few at once: so many that a full subnet is through in it, so
+few that what they measure is the miner's link and not ours. Who answers slowly takes its own share of that time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.scatter import cut_digests
 from distributed_training.chain.clock import BlockClock
-from distributed_training.errors import NetworkFault, PeerFault, WireError
+from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault, WireError
 from distributed_training.network.base import closing, deadline
 from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.rules.audit_plan import SAMPLE, voter_share
 from distributed_training.protocol.types import Candidate, WorkRecord
-from distributed_training.roles.service import ask_chunks, drawn_chunks, end_chunks
+from distributed_training.roles.service import KEPT_ROUNDS, ask_chunks, drawn_chunks, end_chunks
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = 3  # probes that share our downlink: each still gets what a miner is asked for of the line that a run expects
+_SHARE = 0.5  # of a round, for all probes of it
 _WARM_UP_CHUNKS = 2  # slow start is not bandwidth
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Chunks that hashed into the wire root, and how fast they came. 0 bytes/s: not answered, or wrong bytes."""
+    """Chunks that hashed into the wire root, all or SAMPLE of them, and how fast they came. 0 bytes/s: not answered, or
+    wrong bytes; what came before the time was over counts as it came."""
 
     chunks: Mapping[int, bytes]
     goodput_bytes_per_s: float
     unreached: bool = False  # the network failed, on whichever side
+
+
+class Timed:
+    """Bytes and seconds of one download, its slow start left out."""
+
+    def __init__(self, warm_up: int) -> None:
+        self._left, self.bytes, self._began = warm_up, 0, asyncio.get_running_loop().time()
+
+    def took(self, size: int) -> None:
+        if self._left > 0:
+            self._left, self._began = self._left - 1, asyncio.get_running_loop().time()
+        else:
+            self.bytes += size
+
+    def rate(self) -> float:
+        return self.bytes / max(asyncio.get_running_loop().time() - self._began, 1e-6)
 
 
 class Prober:
@@ -38,46 +62,82 @@ class Prober:
     def __init__(
         self, manifest: RunManifest, peers: PeerBook, clock: BlockClock, public_key: bytes, timeout_s: float
     ) -> None:
-        """timeout_s: for one probe."""
+        """timeout_s: the most for one probe."""
         self._manifest, self._peers, self._clock = manifest, peers, clock
         self._public_key, self._timeout_s = public_key, timeout_s
 
-    async def probe(self, plan: RoundPlan, candidate: Candidate, record: WorkRecord, beacon: bytes) -> Probe | None:
-        """None: the chain stood still for us, so perhaps for the miner, who answers by it: nothing was observed."""
+    def begin(
+        self, plan: RoundPlan, works: Sequence[tuple[WorkRecord, bool]], beacon: bytes
+    ) -> dict[bytes, asyncio.Task[Probe | None]]:
+        """A probe of each of these miners, beside whatever else goes on; by public key. The caller awaits or cancels
+        them. The flag: all its chunks are asked for, so it has the most time."""
+        places = asyncio.Semaphore(AT_ONCE)
+        all_s = _SHARE * self._manifest.timing.length * self._clock.block_s
+        share_s = min(self._timeout_s, all_s * AT_ONCE / max(1, len(works)))
+
+        async def one(record: WorkRecord, limit_s: float) -> Probe | None:
+            async with places:
+                candidate = plan.candidate(record.public_key)
+                return None if candidate is None else await self.probe(plan, candidate, record, beacon, limit_s)
+
+        return {
+            record.public_key: asyncio.create_task(one(record, self._timeout_s if whole else share_s), name="probe")
+            for record, whole in works
+        }
+
+    async def probe(
+        self, plan: RoundPlan, candidate: Candidate, record: WorkRecord, beacon: bytes, limit_s: float
+    ) -> Probe | None:
+        """None: the chain stood still for us, so perhaps for the miner, who answers by it; or it no longer has to keep
+        the bytes. Nothing was observed then."""
         steady, resumed_at = self._clock.steady, self._clock.resumed_at
-        found = await self._ask(plan, candidate, record, beacon)
-        if steady and self._clock.steady and self._clock.resumed_at == resumed_at:
+        found = await self._ask(plan, candidate, record, beacon, limit_s)
+        kept = self._clock.head < self._manifest.round(plan.round.index + KEPT_ROUNDS).start_block
+        if kept and steady and self._clock.steady and self._clock.resumed_at == resumed_at:
             return found
-        log.debug("round %d: the chain stood still, the probe of uid %d is void", plan.round.index, candidate.uid)
+        why = "the chain stood still" if kept else "its bytes need not be kept any more"
+        log.debug("round %d: %s, the probe of uid %d is void", plan.round.index, why, candidate.uid)
         return None
 
-    async def _ask(self, plan: RoundPlan, candidate: Candidate, record: WorkRecord, beacon: bytes) -> Probe:
+    async def _ask(
+        self, plan: RoundPlan, candidate: Candidate, record: WorkRecord, beacon: bytes, limit_s: float
+    ) -> Probe:
         """Timed download of the drawn chunks; each must hash into the committed wire root."""
-        wanted = drawn_chunks(beacon, self._public_key, record, self._manifest)
+        wanted = drawn_chunks(
+            beacon, self._public_key, record, self._manifest, voter_share(plan.voters, self._public_key)
+        )
         found: dict[int, bytes] = {}
+        timed = Timed(_WARM_UP_CHUNKS if len(wanted) > _WARM_UP_CHUNKS else 0)
+
+        def kept() -> dict[int, bytes]:
+            """A whole vector, or a few chunks of it: those of all probes together would fill the memory."""
+            return found if len(wanted) == plan.layout.num_chunks else dict(list(found.items())[:SAMPLE])
+
         try:
+            if self._peers.is_anothers(candidate.peer_key, candidate.public_key):
+                raise PeerFault("names another miner's peer key, who would answer for it")
             async with (
-                deadline(self._timeout_s, "probe"),
-                closing(ask_chunks(self._peers, candidate.peer_key, plan.round.index, self._timeout_s)) as stream,
+                deadline(limit_s, "probe"),
+                closing(
+                    ask_chunks(self._peers, candidate.peer_key, plan.round.index, candidate.public_key, limit_s)
+                ) as stream,
             ):
-                digests = cut_digests(
-                    await stream.read(32 * plan.layout.num_chunks, self._timeout_s), plan.layout.num_chunks
-                )
+                digests = cut_digests(await stream.read(32 * plan.layout.num_chunks, limit_s), plan.layout.num_chunks)
                 if merkle_root(digests) != record.wire_root:
                     raise WireError("probe: digests do not hash into the wire root")
-                timed, began = 0, asyncio.get_running_loop().time()
-                for number, chunk in enumerate(wanted):
-                    data = await stream.read(plan.layout.chunk_bytes(chunk), self._timeout_s)
+                timed = Timed(_WARM_UP_CHUNKS if len(wanted) > _WARM_UP_CHUNKS else 0)
+                for chunk in wanted:
+                    data = await stream.read(plan.layout.chunk_bytes(chunk), limit_s)
                     if digest(data) != digests[chunk]:
                         raise WireError(f"probe: chunk {chunk} is not the committed one")
                     found[chunk] = data
-                    if number < _WARM_UP_CHUNKS and len(wanted) > _WARM_UP_CHUNKS:
-                        began = asyncio.get_running_loop().time()
-                    else:
-                        timed += len(data)
-                seconds = max(asyncio.get_running_loop().time() - began, 1e-6)
-                await end_chunks(stream, self._timeout_s)
+                    timed.took(len(data))
+                rate = timed.rate()
+                await end_chunks(stream, limit_s)
+        except DeadlineMissed as error:
+            log.debug("probe of uid %d: %s, %d of %d chunks came", candidate.uid, error, len(found), len(wanted))
+            return Probe(kept(), timed.rate(), unreached=not found)
         except (NetworkFault, PeerFault) as error:
             log.debug("probe of uid %d failed: %s", candidate.uid, error)
-            return Probe(found, 0.0, unreached=isinstance(error, NetworkFault))
-        return Probe(found, timed / seconds)
+            return Probe(kept(), 0.0, unreached=isinstance(error, NetworkFault))
+        return Probe(kept(), rate)

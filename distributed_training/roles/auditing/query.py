@@ -22,6 +22,7 @@ class Claim:
     logged: Sequence[StepRecord]
     vector: Parts | None  # the committed pseudo-gradient, if it is to be compared
     start: Flat  # the public state
+    noise: float = 0.0  # n0 of this auditor
 
 
 class Replays(Protocol):
@@ -40,20 +41,21 @@ def train_query(claim: Claim, replayed: Replays, depth: int, audit: AuditSection
     """
 
     def fails(record: StepRecord) -> bool:
-        return record.step >= len(claim.logged) or failing(claim.logged[record.step], record, audit)
+        return record.step >= len(claim.logged) or failing(claim.logged[record.step], record, audit, claim.noise)
 
     def verdict(mine: InnerResult, other: InnerResult | None) -> AuditResult:
         """As deep as `mine` went before it ended early."""
         steps, again = mine.steps, () if other is None else other.steps
         early = ended_early(mine)
-        result = judge(claim.logged, steps, depth=len(steps) if early else depth, audit=audit, again=again)
+        deep = len(steps) if early else depth
+        result = judge(claim.logged, steps, depth=deep, audit=audit, again=again, noise=claim.noise)
         if result.verdict is not Verdict.FAIL and claim.vector is not None and not early:
             own = mine if other is None or len(again) < depth else other
             parts = (
                 (claim.start[c] - mine.end[c], theirs, claim.start[c] - own.end[c]) for c, theirs in claim.vector()
             )
             result = judge_vector(parts, audit, depth=depth) or result
-        return replace(result, depth=depth)
+        return replace(result, depth=depth, noise=claim.noise)
 
     def ended_early(mine: InnerResult) -> bool:
         """Because of a step that fails by itself; on an accelerator some steps later."""

@@ -33,6 +33,7 @@ class Sent:
     """A row that was tried, and then taken by the chain in `block`, to come up from `first` to `last`."""
 
     round: int
+    offer: int
     uid: int
     row: dict[int, int]
     former: int  # the block of our weights before it
@@ -105,7 +106,8 @@ class WeightSetter:
     def __init__(self, parts: Parts) -> None:
         self._p, self._params = parts, parts.params
         self._cards: Mapping[str, ScoreCard] = {}
-        self._round = self._sent_round = -1  # of the newest fold, and of the one that is on chain
+        self._round = -1  # of the newest fold
+        self._offers = self._sent_offers = 0  # how often cards were offered, and the one of them that is on chain
         self._last_update: int | None = None  # as the chain last said
         self._tried: Sent | None = None  # nobody said what came of it
         self._next_try, self._pause = 0, 1  # blocks
@@ -115,8 +117,9 @@ class WeightSetter:
         self._task: asyncio.Task[None] | None = None
 
     def offer(self, round_index: int, cards: Mapping[str, ScoreCard]) -> None:
-        """A newer fold: what is sent from now on."""
+        """What is sent from now on: a newer fold, or the same one with a card that has changed since."""
         self._round, self._cards, self._next_try = round_index, cards, 0
+        self._offers += round_index >= 0
 
     def begin(self) -> None:
         """Look in every block from now on. Idempotent."""
@@ -148,7 +151,7 @@ class WeightSetter:
             except Exception as error:
                 tell(self._p, self._round, "weights", ChainFault(f"weights are not compared with the chain: {error}"))
             try:
-                if self._round > self._sent_round and self._p.clock.head >= self._next_try and await self._due():
+                if self._offers > self._sent_offers and self._p.clock.head >= self._next_try and await self._due():
                     await self._send()
             except Exception as error:
                 self._next_try, self._pause = self._p.clock.head + self._pause, min(MOST_PAUSE, 2 * self._pause)
@@ -159,7 +162,7 @@ class WeightSetter:
         dropped = await self._watch.dropped()
         if dropped is not None:
             log.warning("round %d: a reorganisation took back the weights of block %d", dropped.round, dropped.block)
-            self._sent_round, self._last_update = -1, None
+            self._sent_offers, self._last_update = self._offers - 1, None
         await self._watch.compare()
 
     async def _due(self) -> bool:
@@ -185,11 +188,11 @@ class WeightSetter:
         if lacks:  # nothing will change that before the next fold or epoch
             self._next_try = self._params.next_epoch_block or p.clock.head + max(1, self._params.tempo)
             return self._tell(lacks, lacks)
-        self._tried = Sent(self._round, me.uid, row, me.last_update)
+        self._tried = Sent(self._round, self._offers, me.uid, row, me.last_update)
         return self._took(self._tried, await p.chain.set_weights(row, p.manifest.version_key))
 
     def _took(self, sent: Sent, block: int) -> None:
-        self._tried, self._sent_round, self._last_update, self._pause = None, sent.round, block, 1
+        self._tried, self._sent_offers, self._last_update, self._pause = None, sent.offer, block, 1
         self._said.clear()
         first, last = appears(block, self._params)
         self._watch.add(replace(sent, block=block, first=first, last=last))

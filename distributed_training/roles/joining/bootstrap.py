@@ -17,6 +17,7 @@ from distributed_training.checkpoints.base import CheckpointRef
 from distributed_training.errors import ConfigError, LocalFault, WireError
 from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.rules.clock import round_at
+from distributed_training.roles.auditing.logs import AUDIT_ROUNDS, LOGS_FOLDER, unscored
 from distributed_training.roles.joining.published import load_published
 from distributed_training.roles.joining.snapshots import Decided, decided_root, fetch_newest, patience_s, run_keys_word
 from distributed_training.roles.parts import Parts
@@ -105,10 +106,18 @@ async def _can_roll_forward(parts: Parts, index: int) -> bool:
 
 
 async def _own(parts: Parts) -> list[Start]:
-    found = await asyncio.to_thread(parts.store.newest_state)
+    found = await asyncio.to_thread(parts.store.newest_state, await _to_audit_again(parts))
     if found is None or len(found[1].params) == 0:
         return []
     return [Start(*found, False, "own snapshot")]
+
+
+async def _to_audit_again(parts: Parts) -> int | None:
+    """The round of a validator's audits that a former process of ours was at: they need the state of its start."""
+    index = unscored(parts.store.root / LOGS_FOLDER, parts.journal.load_cards()[0])
+    if index is None or (await parts.chain.head()).number >= parts.manifest.round(index + AUDIT_ROUNDS).start_block:
+        return None
+    return index
 
 
 async def _from_peers(parts: Parts, decided: Decided) -> Start:

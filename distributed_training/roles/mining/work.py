@@ -97,9 +97,15 @@ def round_permutation(manifest: RunManifest, round_index: int, beacon: bytes) ->
 
 
 def assigned_batches(
-    manifest: RunManifest, source: PageSource, tokenizer: Tokenizer, round_index: int, beacon: bytes, uid: int
+    manifest: RunManifest,
+    source: PageSource,
+    tokenizer: Tokenizer,
+    round_index: int,
+    beacon: bytes,
+    uid: int,
+    num_batches: int | None = None,
 ) -> BatchStream:
-    """The batches of `uid` in a round: the same for the miner and for whoever audits it."""
+    """The batches of `uid` in a round, or so many of them: the same for the miner and for whoever audits it."""
     return BatchStream(
         source,
         tokenizer,
@@ -108,4 +114,5 @@ def assigned_batches(
         uid=uid,
         batch_size=manifest.data.batch_size,
         sequence_length=manifest.data.sequence_length,
+        num_batches=num_batches,
     )

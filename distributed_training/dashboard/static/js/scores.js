@@ -13,7 +13,7 @@ const board = grid($("round-scores"), {
   columns: [
     who("Miner"), number("id", "uid", int), number("steps", "Steps", int), number("tokens", "Tokens", int),
     { ...number("loss_last", "Loss", null, "first and last of the round"), cell: losses },
-    number("credit", "Credit", (x) => percent(x, 0), "share of the slices in which its work was counted"),
+    number("credit", "Credit", (x) => percent(x, 0), "what its work of the round counted for, by the slices that include it"),
     number("S", "S", digits, "steps"), number("G", "G", digits, "fidelity"),
     number("B", "B", digits, "bandwidth"), number("I", "I", digits, "integrity"),
     number("weight", "Weight", percent), number("incentive", "Incentive", percent),
