@@ -117,4 +117,4 @@ def check_cards(before: Node, after: Node) -> None:
     last = after.all("scores")[-1]["cards"]
     for uid in first:
         assert last[uid]["S"] > first[uid]["S"]
-        assert last[uid]["G"] > first[uid]["G"]
+        assert last[uid]["G"] == first[uid]["G"] == 1.0
