@@ -104,8 +104,14 @@ def ready(run_dir: Path) -> int:
 def left_of(run_dir: Path) -> list[int]:
     """Processes that name the run directory or are helpers of its nodes."""
     named = [p.pid for p in psutil.process_iter(["cmdline"]) if str(run_dir) in " ".join(p.info["cmdline"] or [])]
-    alive = [pid for pid in helpers(run_dir) if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
-    return named + alive
+    return named + [pid for pid in helpers(run_dir) if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != "zombie"
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_ctrl_c_ends_everything_within_ten_seconds_even_a_node_that_does_not_listen(runs: Path) -> None:
