@@ -107,13 +107,6 @@ def left_of(run_dir: Path) -> list[int]:
     return named + [pid for pid in helpers(run_dir) if alive(pid)]
 
 
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != "zombie"
-    except psutil.NoSuchProcess:
-        return False
-
-
 def test_ctrl_c_ends_everything_within_ten_seconds_even_a_node_that_does_not_listen(runs: Path) -> None:
     with start_demo(runs / "deaf", {"ignores_term": ["miner-1"]}) as (process, run_dir):
         wait_for("nodes train", lambda: trained(run_dir) == NODES)
