@@ -58,6 +58,16 @@ def test_an_equal_log_passes() -> None:
     assert (result.good, result.bad) == (RULES.error_ok, RULES.error_bad), "of the step with the largest error"
 
 
+def test_a_batch_of_one_sequence_is_judged_by_it_alone() -> None:
+    one = log(sequences=1)
+    assert judge(one, one, depth=4, audit=RULES).verdict is Verdict.PASS
+    off = at(one, 1, lambda r: dataclasses.replace(r, losses=(r.losses[0] + 1.0,)))
+    assert (judge(off, one, depth=4, audit=RULES).reason, judge(off, one, depth=4, audit=RULES).failed_step) == (
+        "loss",
+        1,
+    )
+
+
 def test_only_the_asked_prefix_is_looked_at() -> None:
     broken = at(log(), 3, lambda r: scaled(r, 2.0, 0))
     assert judge(broken, log(), depth=3, audit=RULES).verdict is Verdict.PASS

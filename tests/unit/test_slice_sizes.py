@@ -47,6 +47,10 @@ def test_incentive_is_read_in_the_chain_s_own_steps() -> None:
     assert [round(x * 65535) for x in every] == list(range(65536))
     people = roster(neuron(1, incentive=1 / 65535), neuron(2, incentive=0.0), neuron(3, incentive=float(30000 / 65535)))
     assert earned(people) == {key(1): 1, key(2): 0, key(3): 30000}
+    assert earned(roster(neuron(1, incentive=1.0), neuron(2, incentive=40000 / 65535))) == {
+        key(1): 65535,
+        key(2): 40000,
+    }
 
 
 INCENTIVE = {key(1): 5, key(2): 9, key(3): 1}
