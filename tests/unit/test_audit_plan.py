@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from distributed_training.protocol.observed import ScoreCard
 from distributed_training.protocol.rules.audit_plan import (
-    SAMPLE,
     Depth,
     _below,
     _unit,
@@ -269,7 +268,3 @@ def test_draws_are_uniform_to_the_last_bit() -> None:
     assert (_unit(bytes(8)), _unit(b"\xff" * 8)) == (2.0**-53, 1.0)
     assert _below(iter([2**64 - 1, 5]), 3) == 2, "a word above the largest multiple of 3 is skipped"
     assert _below(iter([2**64 - 2]), 3) == 2
-
-
-def test_a_look_of_one_step_knows_where_a_million_coordinates_point() -> None:
-    assert SAMPLE * 2**18 == 2**20

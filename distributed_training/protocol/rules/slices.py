@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from itertools import accumulate
 
+from distributed_training.protocol.rules.weights import U16_MAX
 from distributed_training.protocol.sections import AverageSection
 from distributed_training.protocol.types import Candidate, Carry, Roster, SliceSpec
 
 FAILED_ROUNDS = 8  # a reducer whose slice failed is given none in this many applied rounds
-U16_MAX = 65535
 
 Weights = Sequence[tuple[Candidate, int]]  # reducers in slice order, each with its weight > 0
 
