@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from samples import failed
+from test_create_run_script import main
 
 from distributed_training.chain.keys import derive_keypair
 from distributed_training.engine import first_state
@@ -25,17 +24,6 @@ from distributed_training.training.outer import RunState, state_root
 SCRIPT = Path(__file__).parents[2] / "scripts" / "create_run.py"
 TINY = {"model_type": "gpt2", "vocab_size": 257, "n_positions": 256, "n_embd": 16, "n_layer": 1, "n_head": 2}
 AT = ["--set", "timing.first_block=5000"]
-
-
-def load() -> Callable[[Sequence[str]], int]:
-    spec = importlib.util.spec_from_file_location("create_run", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-main = load()
 
 
 @dataclass(frozen=True)
