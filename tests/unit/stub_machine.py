@@ -35,9 +35,12 @@ class Machine:
         path.chmod(0o755)
         return path
 
-    def python(self, name: str, version: str, verdict: str = "fits", other: str = "exit 1") -> Path:
-        """A Python that is judged so; `other` is what it does about everything else."""
-        return self.stub(name, f'case "$2" in *ensurepip*) echo "{version} {verdict} $0"; exit ;; esac\n{other}')
+    def python(self, name: str, version: str, verdict: str = "fits", other: str = "exit 1", free_gb: int = 50) -> Path:
+        """A Python that is judged so and finds so much room on any disk, whatever this machine's disk has; `other` is
+        what it does about everything else.
+        """
+        judged = f'*ensurepip*) echo "{version} {verdict} $0"; exit ;;'
+        return self.stub(name, f'case "$2" in {judged} *statvfs*) echo {free_gb}; exit ;; esac\n{other}')
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """scripts/demo.sh --help on this machine, or `arguments`."""
