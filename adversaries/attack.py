@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from distributed_training.assembly import Adapters, honest_worker
+from distributed_training.averaging.codecs.base import Codec, Layout, Vector
 from distributed_training.averaging.combine import SliceOutput, reduce_slice
+from distributed_training.averaging.feedback import Encoded, FeedbackFiles, encode_vector
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.data.loader import BatchStream, pages_used
 from distributed_training.engine import Engine
@@ -117,6 +119,10 @@ class Attack:
     def work(self, task: WorkTask, bench: Bench) -> WorkResult:
         """A round's work, and what is claimed of it. In the training thread."""
         return bench.honest(task)
+
+    def encode(self, files: FeedbackFiles, delta: Vector, layout: Layout, codec: Codec, start: bytes) -> Encoded:
+        """Its vector in bytes, and what they leave out. See `feedback.encode_vector`."""
+        return encode_vector(files, delta, layout, codec, start)
 
     def reduce(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 from attack import Attack, Bench
 from stage import run
 
-from distributed_training.averaging.codecs.int8 import parse_chunk
+from distributed_training.averaging.codecs.known import uplink_of
 from distributed_training.averaging.contribution import split_wire
 from distributed_training.averaging.plan import layout_of
 from distributed_training.averaging.sizes import most_pages
@@ -36,7 +36,8 @@ class Copycat(Attack):
         except FileNotFoundError:
             return WorkResult(np.zeros_like(task.state.params), (), (), None)
         layout = layout_of(manifest, len(task.state.params))
-        chunks = [parse_chunk(data, layout, c).decode() for c, data in enumerate(split_wire(wire, layout))]
+        uplink = uplink_of(manifest.average)
+        chunks = [uplink.parse(data, layout, c).decode() for c, data in enumerate(split_wire(wire, layout, uplink))]
         _, steps = decode_log(
             log,
             max_pages=most_pages(manifest),

@@ -15,8 +15,8 @@ from stage import run
 
 from distributed_training.errors import PeerFault
 from distributed_training.network.base import Stream, StreamHandler
+from distributed_training.roles.chunks import METHOD as CHUNKS_METHOD
 from distributed_training.roles.mining.work import WorkResult, WorkTask
-from distributed_training.roles.service import CHUNKS_METHOD
 
 CLASS = "a"
 EVIDENCE = "audit"

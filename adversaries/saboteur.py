@@ -23,15 +23,14 @@ from sabotage_chain import SaboteurChain
 from sabotage_transport import SaboteurTransport
 
 from distributed_training.assembly import Adapters, honest_worker
-from distributed_training.averaging.codecs.base import Layout, Vector
-from distributed_training.averaging.contribution import Contribution
+from distributed_training.averaging.codecs.base import Codec, Layout, Vector
+from distributed_training.averaging.feedback import Encode, Encoded, FeedbackFiles, encode_vector
 from distributed_training.chain.base import Chain
 from distributed_training.errors import ConfigError
 from distributed_training.network.base import Transport
 from distributed_training.node import main
 from distributed_training.preflight import prepare
 from distributed_training.protocol.types import Role, StepRecord
-from distributed_training.roles import miner
 from distributed_training.roles.mining.work import Worker, WorkResult, WorkTask
 from distributed_training.settings.entry import run_main
 
@@ -59,22 +58,23 @@ class SaboteurWorker:
         return result
 
 
-def declare_half_the_norms(sabotage: Sabotage) -> None:
-    """Make the miner's own code declare false norms in the fault's round: there is no seam where this could be done."""
-    honest = miner.encode_contribution
+def half_the_norms(sabotage: Sabotage) -> Encode:
+    """Declares false norms in the fault's round."""
 
-    def encode(delta: Vector, layout: Layout) -> Contribution:
-        contribution = honest(delta, layout)
+    def encode(files: FeedbackFiles, delta: Vector, layout: Layout, codec: Codec, start: bytes) -> Encoded:
+        made = encode_vector(files, delta, layout, codec, start)
         if not sabotage.reach("before-commit", sabotage.worked):
-            return contribution
-        return replace(contribution, norms=tuple(norm / 2 for norm in contribution.norms))
+            return made
+        norms = tuple(norm / 2 for norm in made.contribution.norms)
+        return replace(made, contribution=replace(made.contribution, norms=norms))
 
-    miner.encode_contribution = encode
+    return encode
 
 
-def wrapped(adapters: Adapters, sabotage: Sabotage, folder: Path) -> Adapters:
+def wrapped(adapters: Adapters, sabotage: Sabotage, folder: Path, encode: Encode) -> Adapters:
     return replace(
         adapters,
+        encode=encode,
         transport=cast(Transport, SaboteurTransport(adapters.transport, sabotage)),
         chain=cast(Chain, SaboteurChain(adapters.chain, sabotage, adapters.signer, folder)),
     )
@@ -104,13 +104,13 @@ def start() -> int:
     plan, role, rest = parse(sys.argv[1:])
     config = prepare(role, rest)
     sabotage = Sabotage(plan, durable_note(config.node_dir / "events.jsonl", role.name.lower()))
-    if (plan.fault, plan.point) == ("lie", "before-commit"):
-        declare_half_the_norms(sabotage)
+    lies = (plan.fault, plan.point) == ("lie", "before-commit")
+    encode = half_the_norms(sabotage) if lies else encode_vector
     return main(
         role,
         config,
         lambda engine, manifest: SaboteurWorker(honest_worker(engine, manifest), sabotage),
-        lambda adapters: wrapped(adapters, sabotage, config.node_dir),
+        lambda adapters: wrapped(adapters, sabotage, config.node_dir, encode),
     )
 
 

@@ -15,7 +15,7 @@ from attack import Attack, Bent
 from stage import run
 
 from distributed_training.network.base import Stream, StreamHandler
-from distributed_training.roles.service import CHUNKS_METHOD
+from distributed_training.roles.chunks import METHOD as CHUNKS_METHOD
 
 CLASS = "harm"
 EVIDENCE = "none"

@@ -52,6 +52,7 @@ class Staged:
             chain=cast(Chain, _Chain(doors, self.attack)),
             transport=cast(Transport, _Transport(doors, self.attack)),
             reduce=self.attack.reduce,
+            encode=self.attack.encode,
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from attack import Attack
 from stage import run
 
-from distributed_training.averaging.gather import METHOD
+from distributed_training.averaging.wants import METHOD
 from distributed_training.errors import PeerFault
 from distributed_training.network.base import Stream, StreamHandler
 

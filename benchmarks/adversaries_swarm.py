@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distributed_training.localnet.attacks import Adversary, AttackFile, known_attacks
+from distributed_training.localnet.attacks import Adversary, AttackFile, constants_of, known_attacks
 from distributed_training.protocol.types import Role
 from distributed_training.simulation.options import SimOptions
 from distributed_training.simulation.pay import PAID_AFTER, earned
@@ -52,10 +52,12 @@ def swarm_rows(
     """{attack, class, group, detected_after_rounds, share_of_honest, pay_per_compute, harm_to_honest,
     false_accusations, failures}; `failures` is a list of what did not hold."""
     honest = SimOptions(miners, rounds, seed=seed, validators=validators, steps=STEPS, equal=True)
-    without = simulate(honest)
+    without = dict[tuple[str, ...], SimResult]()
     for group in groups(names):
-        options = replace(honest, adversaries=(Adversary(group.attack, group.count),))
-        row = swarm_row(group, simulate(options), without)
+        cheats = (Adversary(group.attack, group.count),)
+        same = constants_of(cheats)  # the run that it is about, without it
+        without[same] = without[same] if same in without else simulate(replace(honest, constants=same))
+        row = swarm_row(group, simulate(replace(honest, adversaries=cheats)), without[same])
         progress(row)
         yield row
 

@@ -8,7 +8,9 @@ from hashlib import blake2b
 from typing import Any
 
 from distributed_training.averaging.codecs.base import Layout
+from distributed_training.averaging.codecs.known import uplink_of
 from distributed_training.averaging.plan import layout_of
+from distributed_training.averaging.sizes import uplink_bytes
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.observed import ScoreCard
 from distributed_training.protocol.rules.audit_plan import AuditTask, audit_beacon, plan
@@ -96,7 +98,10 @@ class Bench:
         zero, tokens = bytes(32), self._steps * self._manifest.tokens_per_step
         key = uid.to_bytes(32, "little")
         norms = (1.0,) * self._layout.num_chunks
-        return WorkRecord(zero, 0, uid, key, zero, self._steps, tokens, zero, zero, zero, 1, norms)
+        return WorkRecord(
+            zero, 0, uid, key, zero, self._steps, tokens, zero, zero, zero, 1,
+            zero, zero, zero, 0, norms,
+        )  # fmt: skip
 
     def row(self, case: Case) -> dict[str, Any]:
         cost, claimed = self._drawn(case), self._rounds * self._miners * self._steps
@@ -156,8 +161,8 @@ class Bench:
         return {
             "logs": self._miners * (RECORD_BYTES + 4 * self._layout.num_chunks + self._steps * step_bytes),
             "page_lists": self._miners * 32 * pages,
-            "probes": (self._miners - full) * chunks * self._layout.chunk_bytes(0),
-            "vectors": full * self._layout.wire_bytes,
+            "probes": (self._miners - full) * chunks * uplink_of(self._manifest.average).chunk_bytes(self._layout, 0),
+            "vectors": full * uplink_bytes(self._manifest, self._layout),
             "pages": 1e6 * PAGE_MB * cost.pages / self._rounds / case.validators,
         }
 
@@ -166,7 +171,11 @@ class Bench:
         m, expect = self._manifest, self._preset.expect
         flop = 6.0 * self._coords * m.tokens_per_step
         step_s, fast_s = flop / expect.tflops / 1e12, flop / expect.fastest_tflops / 1e12
-        probe_mb = min(m.audit.probe_chunks, self._layout.num_chunks) * self._layout.chunk_bytes(0) / 1e6
+        probe_mb = (
+            min(m.audit.probe_chunks, self._layout.num_chunks)
+            * uplink_of(self._manifest.average).chunk_bytes(self._layout, 0)
+            / 1e6
+        )
         share_s = min(self._round_s / 12, self._round_s / 2 * AT_ONCE / self._miners)
         return [
             f"a step: 6 x {self._coords:,} parameters x {m.tokens_per_step:,} tokens = {flop:.3g} FLOP: {step_s:.2f} s "

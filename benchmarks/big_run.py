@@ -96,6 +96,7 @@ class _Round:
             backed_up=tuple(i for i in counted if draw.random() < 0.01), missing=missing,
             num_slices=slices, reducers=reducers, credit=credit,
             tokens={}, bytes_sent=0, bytes_received=0, sent_to={}, received_from={},
+            up_bytes_per_s=None, down_bytes_per_s=None,
             steps=None, own_tokens=None, pay=None, seconds={},
         )  # fmt: skip
         given = {item.name: plain(getattr(shared, item.name)) for item in fields(shared) if item.name not in OWN}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ OVERRIDES: dict[str, Any] = {
     "audit": {"full_share": 0.02, "probe_chunks": 4},
     "timing": {
         "first_block": 8, "finality": 2, "roster_lead": 3, "commit_margin": 3, "commit": 9, "reduce_margin": 3,
-        "output": 19, "map": 27, "length": 32, "transfer": 3,
+        "output": 19, "map": 27, "length": 32, "transfer": 3, "overlap": False,
     },
     "keep": {"work_rounds": 128, "output_rounds": 128},
 }  # fmt: skip
@@ -68,13 +68,22 @@ class FaultSubnet:
 
 
 def create(
-    root: Path, saboteurs: Sequence[str], block_s: float, port_base: int, honest: Sequence[str] = HONEST
+    root: Path,
+    saboteurs: Sequence[str],
+    block_s: float,
+    port_base: int,
+    honest: Sequence[str] = HONEST,
+    overrides: Mapping[str, Any] | None = None,
 ) -> FaultSubnet:
     """A run directory and a chain at block 0, its clock not started; every saboteur has a uid of its own."""
     paths = RunPaths(root)
     write_words(root / "text", random.Random(SEED), DOCUMENTS)
     build_pages(paths.pages, root / "text", num_pages=None, page_bytes=PAGE_BYTES, heldout_bytes=4000)
-    fields = {**OVERRIDES, "public": {"run_key": bytes(derive_keypair(SEED, "owner").public_key).hex()}}
+    fields = {
+        **OVERRIDES,
+        **(overrides or {}),
+        "public": {"run_key": bytes(derive_keypair(SEED, "owner").public_key).hex()},
+    }
     manifest = make_manifest("local", MODEL, LocalPages(paths.pages), init_seed=SEED, overrides=fields)
     paths.manifest.write_bytes(manifest.canonical())
     specs = [_spec(name, uid, port_base) for uid, name in enumerate([*honest, *saboteurs])]

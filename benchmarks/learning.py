@@ -106,18 +106,18 @@ def with_references(together: Setting) -> list[Setting]:
     """What a run is compared with: its fastest miner alone, and all of its tokens in synchronous steps."""
     alone = replace(together, who=ALONE, speeds=(max(together.speeds),), outer=None, fresh=False)
     both = replace(together, who=SYNCHRONOUS, outer=None, fresh=False)
-    adamw = replace(both, optimizer="adamw", inner=_inner("adamw", together.steps * together.rounds))
+    adamw = replace(both, optimizer="adamw", inner=inner_of("adamw", together.steps * together.rounds))
     return [together, both, alone, *([adamw] if together.optimizer != "adamw" else [])]
 
 
-def _inner(optimizer: str, all_steps: int) -> dict[str, Any]:
+def inner_of(optimizer: str, all_steps: int) -> dict[str, Any]:
     """Fields of the manifest: rates that were measured, and a schedule that ends with the run."""
     rates = MUON if optimizer == "muon" else ADAMW
     return {**rates, "warmup_steps": WARMUP, "decay_steps": all_steps - WARMUP}
 
 
 def _together(speeds: tuple[int, ...], steps: int, rounds: int) -> Setting:
-    return Setting(TOGETHER, "muon", speeds, steps, rounds, OUTER, inner=_inner("muon", steps * rounds))
+    return Setting(TOGETHER, "muon", speeds, steps, rounds, OUTER, inner=inner_of("muon", steps * rounds))
 
 
 def _wanted(args: argparse.Namespace) -> tuple[list[Setting], tuple[int, ...]]:
@@ -125,7 +125,7 @@ def _wanted(args: argparse.Namespace) -> tuple[list[Setting], tuple[int, ...]]:
         return with_references(_together((1, 1, 1, 1), 25, 20)), args.seeds[:1]
     if args.speeds is None:
         return plan(), args.seeds
-    inner = _inner(args.optimizer, args.steps * args.rounds)
+    inner = inner_of(args.optimizer, args.steps * args.rounds)
     inner |= {} if args.rate is None else {"learning_rate": args.rate}
     outer = args.outer or OUTER
     own = Setting(TOGETHER, args.optimizer, args.speeds, args.steps, args.rounds, outer, inner=inner)

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.learning_runs import ALONE, SYNCHRONOUS, TOGETHER, Model, Setting
 from distributed_training.averaging.plan import layout_of
+from distributed_training.averaging.sizes import output_bytes, uplink_bytes
 from distributed_training.errors import ConfigError
 from distributed_training.recipes.build import model_size
 
@@ -143,4 +144,6 @@ def bytes_a_round(setting: Setting) -> int:
     share = (miners - 1) / miners
     if setting.who == SYNCHRONOUS:
         return round(2 * share * 4 * size * setting.own_steps[0])
-    return round(2 * share * layout_of(setting.manifest(), size).wire_bytes)
+    manifest = setting.manifest()
+    layout = layout_of(manifest, size)
+    return round(share * (uplink_bytes(manifest, layout) + output_bytes(manifest, layout)))

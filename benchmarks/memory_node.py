@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed_training.averaging.codecs.int8 import Chunk, encode_chunk, parse_chunk
+from distributed_training.averaging.codecs.base import Chunk
+from distributed_training.averaging.codecs.int8 import INT8, encode_chunk
 from distributed_training.averaging.combine import SliceOutput, check_output, combine, reduce_slice
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.gather import cut_slice
@@ -49,6 +50,7 @@ class Group:
         layout, carry = layout_of(self.manifest, asked["params"]), Carry(self.manifest.average.initial_tau, ())
         self.plan = RoundPlan(
             self.manifest.round(0), Roster(BlockRef(0, bytes(32)), ()), bytes(32), bytes(32), carry.tau, carry, layout,
+            INT8, INT8,
             (), people, slices([(c, 1) for c in people], layout.num_chunks, self.manifest.average),
         )  # fmt: skip
 
@@ -75,7 +77,9 @@ class Group:
 
     def _work(self, norms: list[float]) -> WorkRecord:
         zero, tokens = bytes(32), 100 * self.manifest.tokens_per_step
-        return WorkRecord(self.manifest.digest, 0, 0, zero, zero, 100, tokens, zero, zero, zero, 1, tuple(norms))
+        return WorkRecord(
+            self.manifest.digest, 0, 0, zero, zero, 100, tokens, zero, zero, zero, 1, zero, zero, zero, 0, tuple(norms)
+        )
 
     def works(self) -> dict[bytes, WorkRecord]:
         return {key: decode_work((self.folder / f"work-{key.hex()}").read_bytes()) for key in self.keys}
@@ -107,7 +111,7 @@ class Node:
             end, self.own = self._vector(size), None  # it is put away
             with self._phase("encode"):
                 delta = np.subtract(self.state.params, end, out=end)
-                self.own = encode_contribution(delta, self.plan.layout)
+                self.own = encode_contribution(delta, self.plan.layout, INT8)
                 self.store.put_own(index, self.own.chunks, b"log")
             del end, delta
             with self._phase("reduce"):
@@ -130,19 +134,19 @@ class Node:
         plan, spec = self.plan, self.plan.slices[0]
         received: dict[bytes, dict[int, Chunk]] = {}
         for key in self.group.keys:
-            data = cut_slice(plan.layout, spec, (self.group.folder / f"sent-{key.hex()}").read_bytes())
-            received[key] = {c: parse_chunk(part, plan.layout, c) for c, part in enumerate(data)}
+            data = cut_slice(plan.layout, INT8, spec, (self.group.folder / f"sent-{key.hex()}").read_bytes())
+            received[key] = {c: INT8.parse(part, plan.layout, c) for c, part in enumerate(data)}
             assert [chunk.norm() for chunk in received[key].values()] == list(self.works[key].chunk_norms[: len(data)])
         made = reduce_slice(plan, spec, received, self.works, self.group.manifest)
-        stored = StoredOutput(b"record", b"".join(chunk.data for chunk in made.chunks))
+        stored = StoredOutput(b"record", tuple(chunk.data for chunk in made.chunks))
         self.store.put_output(index, spec.reducer, stored)
 
     def _gathered(self, index: int, slice_index: int) -> SliceOutput:
         plan, spec, manifest = self.plan, self.plan.slices[slice_index], self.group.manifest
         record = decode_output((self.group.folder / f"record-{slice_index}").read_bytes())
         data = (self.group.folder / f"slice-{slice_index}").read_bytes()
-        made = check_output(record, cut_slice(plan.layout, spec, data), self.works, plan, manifest, spec)
-        self.store.put_output(index, spec.reducer, StoredOutput(b"record", data))
+        made = check_output(record, cut_slice(plan.layout, INT8, spec, data), self.works, plan, manifest, spec)
+        self.store.put_output(index, spec.reducer, StoredOutput(b"record", (data,)))
         return made
 
     def _apply(self, outputs: dict[int, SliceOutput]) -> None:
@@ -157,10 +161,10 @@ class Node:
         probe = [
             part
             for spec in self.plan.slices
-            for part in cut_slice(layout, spec, (self.group.folder / f"slice-{spec.index}").read_bytes())
+            for part in cut_slice(layout, INT8, spec, (self.group.folder / f"slice-{spec.index}").read_bytes())
         ]
         parts = (
-            (ours := delta[slice(*layout.coords(chunk))], parse_chunk(part, layout, chunk).decode(), ours)
+            (ours := delta[slice(*layout.coords(chunk))], INT8.parse(part, layout, chunk).decode(), ours)
             for chunk, part in enumerate(probe)
         )
         judge_vector(parts, self.group.manifest.audit, depth=1)

@@ -142,6 +142,8 @@ def a_round() -> list[events.Record]:
         bytes_received=150_000_000,
         sent_to={"miner": 140_000_000},
         received_from={"miner": 150_000_000},
+        up_bytes_per_s=5e6,
+        down_bytes_per_s=1e7,
         steps=STEPS,
         own_tokens=4_194_304,
         pay=0.01,

@@ -86,6 +86,18 @@ class Host:
             with suppress(NamespacesUnavailable):  # there was none
                 self._filter([*line, "-j", "DROP"])
 
+    def shape(self, egress: int) -> None:
+        """From now on it sends at another rate."""
+        _shape(self.netns, "eth0", egress)
+
+    def lose(self, share: float) -> None:
+        """From now on so many of the packets that it sends are lost, each by itself: a classic BPF program draws."""
+        _command("ip", "-n", self.netns, "link", "set", "eth0", "gso_max_segs", "1")  # a packet is a packet
+        _command("tc", "-n", self.netns, "qdisc", "add", "dev", "eth0", "clsact")
+        # a random u32; below the limit: drop; else as if there was no filter
+        program = f"4,32 0 0 4294963256,53 0 1 {int(share * 2**32)},6 0 0 4294967295,6 0 0 2,"
+        _command("tc", "-n", self.netns, "filter", "add", "dev", "eth0", "egress", "bpf", "da", "bytecode", program)
+
     def received(self) -> int:
         """Bytes that came in over the wire, headers included."""
         return self._statistic("rx_bytes")

@@ -17,6 +17,7 @@ from distributed_training.averaging.budget import leisure_bytes_per_s, peer_budg
 from distributed_training.averaging.butterfly import Butterfly
 from distributed_training.averaging.combine import reduce_slice
 from distributed_training.averaging.disk import check_disk
+from distributed_training.averaging.feedback import Encode, encode_vector
 from distributed_training.averaging.reducing import Reduce
 from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.base import Chain, Signer, Verify
@@ -83,6 +84,7 @@ class Adapters:
     own_checkpoints: CheckpointStore | None = None  # see Parts
     open_repo: Callable[[str], CheckpointStore] | None = None
     reduce: Reduce = reduce_slice  # how it reduces slices; only adversaries replace it
+    encode: Encode = encode_vector  # how its own vector becomes bytes; the same
 
 
 async def make_parts(
@@ -101,7 +103,8 @@ async def make_parts(
     if params.max_uids is None:
         log.info("this chain does not say how many uids it allows: those from %d on take no part", manifest.max_uids)
     peers = PeerBook(a.transport, manifest.netuid, a.signer.public_key, a.sign_as_peer, a.verify_peer)
-    store, clock = RoundStore(config.node_dir, config.disk.budget), BlockClock(a.chain, params.block_s)
+    store = RoundStore(config.node_dir, config.disk.budget)
+    clock = BlockClock(a.chain, params.block_s, act_on_head=config.act_on_head)
     if config.serve_snapshots:
         serve_snapshots(manifest, peers, store, a.chain, clock)
     store.overflow.on_trouble = lambda detail: metrics.emit(Fault(what="disk", detail=detail))
@@ -120,6 +123,7 @@ async def make_parts(
         metrics=metrics,
         checkpoints=a.checkpoints,
         training=training,
+        encode=a.encode,
         own_checkpoints=a.own_checkpoints,
         open_repo=a.open_repo,
     )
@@ -265,7 +269,7 @@ def _role(
     make_worker: MakeWorker,
     head: int,
 ) -> Miner | Validator | Owner:
-    manifest = parts.manifest
+    manifest, last_round = parts.manifest, None if config.rounds is None else config.rounds - 1
     if role is Role.MINER:
         return Miner(
             parts,
@@ -277,15 +281,11 @@ def _role(
             exact_from=head if config.exact_steps else None,
             reduces=not config.axon.outbound_only,
             train_ahead=config.train_ahead,
+            last_round=last_round,
         )
     count, length = manifest.data.heldout_sequences, manifest.data.sequence_length
-    evaluator = Evaluator(
-        manifest,
-        parts.training,
-        engine.loop,
-        lambda: heldout_sequences(engine.source, engine.tokenizer, length, count),
-        parts.metrics,
-    )
+    held_out = partial(heldout_sequences, engine.source, engine.tokenizer, length, count)
+    evaluator = Evaluator(manifest, parts.training, engine.loop, held_out, parts.metrics)
     if role is Role.OWNER:
         repo = config.checkpoints.repo_id if isinstance(config.checkpoints, HubRepo) else None
         return Owner(parts, follower, evaluator, make_exporter(config, manifest, engine, evaluator.losses, repo))
@@ -294,6 +294,5 @@ def _role(
     auditor = Auditor(manifest, parts.training, engine.loop, engine.source, engine.tokenizer, probe_s, parts.metrics)
     examiner = Examiner(parts, auditor, prober)
     logs = LogService(manifest, parts.peers, parts.clock, len(engine.loop.groups), config.node_dir / LOGS_FOLDER)
-    last_round = None if config.rounds is None else config.rounds - 1
     shared = None if parts.open_repo is None else SharedStates(parts, parts.open_repo)
     return Validator(parts, follower, examiner, logs, evaluator, last_round=last_round, shared=shared)

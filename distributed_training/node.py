@@ -15,7 +15,7 @@ import torch
 
 from distributed_training.access import connect
 from distributed_training.assembly import Adapters, MakeWorker, honest_worker, live, make_parts
-from distributed_training.averaging.needs import needs, needs_lines
+from distributed_training.averaging.needs import caps_too_low, needs, needs_lines
 from distributed_training.chain.base import Chain
 from distributed_training.chain.keys import LocalKey, verify
 from distributed_training.chain.patient import PatientChain
@@ -168,6 +168,7 @@ async def _find(
     async with AsyncExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="join-")))
         stranger = Libp2pTransport(scratch / "identity.key", port=None, hints=False)
+        stranger.traffic.line.limit(*config.network.bytes_per_s)
         stack.push_async_callback(stranger.stop)
 
         async def open_transport() -> Transport:
@@ -186,8 +187,13 @@ def _show(config: NodeConfig, role: Role, me: Neuron, block_s: float, manifest: 
         raise ConfigError(why)
     num_coords = model_size(manifest.model.config)
     speed = num_processes(config) * flop_per_s(chosen_device(config.device))
-    for line in needs_lines(manifest, needs(manifest, num_coords, block_s), speed):
-        log.info("%s", line)
+    needed, line = needs(manifest, num_coords, block_s), config.network
+    for text in needs_lines(manifest, needed, speed):
+        log.info("%s", text)
+    sends = role is Role.MINER
+    reduces = sends and not config.axon.outbound_only
+    if low := caps_too_low(needed, line.up_mbit, line.down_mbit, sends=sends, reduces=reduces):
+        log.warning("the cap on this node's line is too low: %s", low)
 
 
 def _say_who(
@@ -257,6 +263,7 @@ async def _adapters(
     identity = PeerIdentity.load_or_create(identity_path)
     port = None if config.axon.outbound_only else config.axon.port
     transport = Libp2pTransport(identity_path, config.axon.ip, port, config.announced)
+    transport.traffic.line.limit(*config.network.bytes_per_s)
     stack.push_async_callback(transport.stop)
     return Adapters(
         chain=await SoleChain.begin(chain, signer, identity.public_key, manifest.timing.length),

@@ -60,13 +60,14 @@ def parser() -> Parser:
 
 
 def targets() -> dict[str, Any]:
+    from fuzz_chunks import CHUNKS
     from fuzz_decoders import DECODERS
     from fuzz_files import FILES
     from fuzz_pages import PAGES
     from fuzz_rpc import RPCS
     from fuzz_structures import STRUCTURES
 
-    return {target.name: target for target in (*DECODERS, *FILES, *PAGES, *RPCS, *STRUCTURES)}
+    return {target.name: target for target in (*CHUNKS, *DECODERS, *FILES, *PAGES, *RPCS, *STRUCTURES)}
 
 
 def main(arguments: list[str] | None = None) -> int:

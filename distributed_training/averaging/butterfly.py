@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 
-from distributed_training.averaging import gather, scatter
+from distributed_training.averaging import scatter, wants
 from distributed_training.averaging.collect import Collector
-from distributed_training.averaging.gather import Patience, Slices
+from distributed_training.averaging.gather import Slices
 from distributed_training.averaging.inbox import Inbox
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.reducing import Publish, Reduce, Reduction, reduce_slice
@@ -20,10 +21,11 @@ from distributed_training.averaging.scatter import OwnWork as OwnWork
 from distributed_training.averaging.sent import Sent
 from distributed_training.averaging.store import RoundStore
 from distributed_training.averaging.touch import Touch
+from distributed_training.averaging.wants import Patience
 from distributed_training.averaging.works import WorkBook
 from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
-from distributed_training.errors import NetworkFault, PeerFault
+from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault
 from distributed_training.network.base import Stream
 from distributed_training.network.peers import PeerBook
 from distributed_training.ongoing import Ongoing
@@ -58,40 +60,49 @@ class Butterfly:
         self.collector = Collector(self.slices, peers, chain, clock, signer.public_key)
         self.sent = Sent(manifest, peers, store, chain, clock, patience)
         self._reduction: Reduction | None = None
+        self._tag = (-1, b"")  # its round and plan
         self._opened = asyncio.Condition()
         peers.transport.serve(scatter.METHOD, self._on_scatter)
-        peers.transport.serve(gather.METHOD, self.slices.on_slice)
+        peers.transport.serve(wants.METHOD, self.slices.giving.on_slice)
 
     # --- what we answer -----------------------------------------------------------------------------
 
     async def _on_scatter(self, stream: Stream) -> None:
         neuron, payload = await self._peers.accept(stream, CONTROL_TIMEOUT_S)
-        round_index, slice_index = scatter.parse_header(payload)
-        reduction = await self._reduction_of(round_index, stream)
+        round_index, slice_index, tag = scatter.parse_header(payload)
+        reduction = await self._reduction_of(round_index, tag, stream)
         plan, inbox = reduction.plan, reduction.inbox_for(slice_index)
         candidate = plan.candidate(neuron.public_key)
         if candidate is None or inbox is None:
             raise PeerFault(f"uid {neuron.uid} may not send slice {slice_index} of round {round_index} here")
-        await scatter.receive_slice(stream, candidate, inbox, self._works, max(1.0, self._left_s(plan)))
+        left_s = max(1.0, self._left_s(plan))
+        await scatter.receive_slice(stream, candidate, inbox, self._works, self._stall_s, left_s)
         log.debug("round %d: slice %d of uid %d is in", round_index, slice_index, candidate.uid)
         if inbox is reduction.own:
             await scatter.report_until_done(stream, inbox, self._stall_s, lambda: self._left_s(plan))
 
-    async def _reduction_of(self, round_index: int, stream: Stream) -> Reduction:
-        """The open round; a sender may be a block ahead of us, so wait a little, and say that we are there."""
+    async def _reduction_of(self, round_index: int, tag: bytes, stream: Stream) -> Reduction:
+        """The open round, divided as the sender has it. It may be ahead of us, or we of it, until s+D is final, so wait
+        a little, and say that we are there."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + CONTROL_TIMEOUT_S
-        while self._reduction is None or self._reduction.plan.round.index < round_index:
+        give_up = loop.time() + max(CONTROL_TIMEOUT_S, (self._manifest.timing.finality + 1) * self._clock.block_s)
+        while not self._is_open(round_index, tag):
             if loop.time() >= give_up:
-                raise PeerFault(f"round {round_index} is not open here")
+                raise PeerFault(f"round {round_index} is not open here, or has other candidates")
             try:
                 async with asyncio.timeout(self._stall_s / scatter.BEATS_PER_STALL), self._opened:
                     await self._opened.wait()
             except TimeoutError:
                 await scatter.beat(stream, self._stall_s)
+        assert self._reduction is not None
         if self._reduction.plan.round.index != round_index:
             raise PeerFault(f"round {round_index} is over here")
         return self._reduction
+
+    def _is_open(self, round_index: int, tag: bytes) -> bool:
+        """Is it open under that plan, or over?"""
+        plan = None if self._reduction is None else self._reduction.plan
+        return plan is not None and (plan.round.index > round_index or self._tag == (round_index, tag))
 
     # --- scatter and reduce ---------------------------------------------------------------------------
 
@@ -108,7 +119,8 @@ class Butterfly:
         spec = plan.slice_of(self._signer.public_key)
         reduction = await self._open(plan, spec, own) if spec is not None else None
         async with asyncio.TaskGroup() as tasks:
-            for target in plan.slices:
+            first = 0 if spec is None else spec.index  # everybody begins with another reducer
+            for target in (*plan.slices[first:], *plan.slices[:first]):
                 if target.reducer != self._signer.public_key:
                     tasks.create_task(self.send(plan, target, own, reduction), name=f"send slice {target.index}")
             reduced = tasks.create_task(reduction.run(publish), name="reduce") if reduction is not None else None
@@ -126,16 +138,18 @@ class Butterfly:
         ourselves = plan.candidate(self._signer.public_key)
         if ourselves is not None:
             work = self._works.take(plan, ourselves, own.signed)
-            reduction.put_own(ourselves.public_key, work, own.contribution.chunks)
+            await reduction.put_own(ourselves.public_key, work, own.contribution.chunks)
         async with self._opened:
-            self._reduction = reduction
+            self._reduction, self._tag = reduction, (plan.round.index, plan.tag)
             self._opened.notify_all()
         return reduction
 
     async def send(self, plan: RoundPlan, spec: SliceSpec, own: OwnWork, reduction: Reduction | None) -> None:
-        """Until the reducer's output is on chain, or the cut-off. Its backup gets our chunks when it seems lost."""
+        """Until the reducer's output is on chain, or the cut-off. Its backup gets our chunks when it seems lost. Who is
+        lost after it took them gets them once more: its head may have changed, and changed back (`roles/exchange.py`).
+        """
         ours = None if reduction is None else reduction.needs_us(spec.index)
-        taken = backed_up = False
+        taken = backed_up = again = False
         to_reducer = f"round {plan.round.index}: slice {spec.index} to its reducer {spec.reducer.hex()[:12]}"
         to_backup = f"round {plan.round.index}: slice {spec.index} to its backup"
         reducer_tries = Ongoing(log, to_reducer, f"{to_reducer}: taken", logging.DEBUG)
@@ -143,7 +157,8 @@ class Butterfly:
         while not (taken and backed_up) and (left_s := self._left_s(plan)) > 0:
             try:
                 if not taken:
-                    stream = await self._deliver(plan, spec, spec.reducer, own)
+                    sent = None if reduction is None else partial(reduction.touch.sent, spec.reducer)
+                    stream = await self._deliver(plan, spec, spec.reducer, own, sent)
                     taken = True
                     reducer_tries.end()
                     if reduction is not None:
@@ -156,6 +171,11 @@ class Butterfly:
                 reducer_tries.begin(error)
                 if reduction is not None and taken:
                     reduction.touch.lost(spec.reducer)
+                elif reduction is not None and (
+                    isinstance(error, scatter.NotSent) or not isinstance(error, DeadlineMissed)
+                ):  # what only is not acknowledged in time may be slow
+                    reduction.touch.failed(spec.reducer)
+                taken, again = taken and again, again or taken
             backed_up = backed_up or await self._back_up(plan, spec, own, ours, backup_tries)
             await asyncio.sleep(min(left_s, self._clock.block_s / 2))
 
@@ -177,10 +197,12 @@ class Butterfly:
         await stream.close()
         return True
 
-    async def _deliver(self, plan: RoundPlan, spec: SliceSpec, reducer: bytes, own: OwnWork) -> Stream:
+    async def _deliver(
+        self, plan: RoundPlan, spec: SliceSpec, reducer: bytes, own: OwnWork, sent: Callable[[], None] | None = None
+    ) -> Stream:
         target, left_s = plan.candidate(reducer), max(0.05, self._left_s(plan))
         assert target is not None, "reducers are candidates"
-        stream = await scatter.send_slice(self._peers, target, spec, plan, own, self._stall_s, left_s)
+        stream = await scatter.send_slice(self._peers, target, spec, plan, own, self._stall_s, left_s, sent)
         count = spec.last_chunk - spec.first_chunk
         log.debug("round %d: slice %d, %d chunks, sent to uid %d", plan.round.index, spec.index, count, target.uid)
         return stream

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 from distributed_training.averaging.combine import SliceOutput
@@ -12,7 +13,7 @@ from distributed_training.averaging.gather import Slices
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.chain.base import Chain
 from distributed_training.chain.clock import BlockClock
-from distributed_training.errors import NetworkFault, PeerFault, WireError
+from distributed_training.errors import ChainFault, NetworkFault, PeerFault, WireError
 from distributed_training.network.peers import PeerBook
 from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.rules import membership
@@ -24,7 +25,17 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Holders = Mapping[int, tuple[bytes, ...]]  # slice -> public keys of validators that said they hold it
-Early = tuple[int, Callable[[Mapping[int, SliceOutput]], Awaitable[None]]]  # a block, and who looks at it
+Show = Callable[[Mapping[int, SliceOutput]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """Who looks at what is there before the end: once all that s+X has at the head is there, or else at `block`."""
+
+    block: int
+    show: Show
+
+
 Fetched = asyncio.Task[SliceOutput | None]
 
 
@@ -41,31 +52,68 @@ class Collector:
         return membership.output_claims(plan.round, plan.slices, plan.roster, roster)
 
     async def gather(self, plan: RoundPlan, until_block: int, early: Early | None = None) -> dict[int, SliceOutput]:
-        """Fetch slices as their hashes appear on the finalised chain, until all of s+X are held or `until_block`.
-        early: if some lack at that block, what is there is shown, while the others still may come.
+        """Fetch slices as their hashes are seen, until all that final s+X has are held or `until_block`. What was
+        fetched under a claim that is not there then is dropped.
 
-        What a backup has reduced is asked for when s+X is final: until then the reducer itself may still come.
+        What a backup has reduced is asked for when s+X is seen: until then the reducer itself may still come.
+        early: is shown what is there; once more if finality decides on other claims than the head had.
         """
         tasks: dict[tuple[int, Claim], Fetched] = {}
-        wanted: dict[int, Claim] = {}
         try:
-            for block in range(plan.round.commit_block + 1, plan.round.output_block + 1):
-                last = block == plan.round.output_block
-                if not last and self._clock.finalized > block:
-                    continue  # behind: look only at the newest finalised block
-                await self._clock.final(block)
-                wanted = await self.wanted(plan, block)
-                for j, claim in wanted.items():
-                    if (j, claim) not in tasks and (last or not claim.by_backup):
-                        tasks[j, claim] = self._start(plan, j, claim, ())
+            seen = await self._fetch_seen(plan, tasks)
+            shown = False
+            if early is not None and seen:
+                shown = await self._show_seen(plan, {j: tasks[j, c] for j, c in seen.items()}, early)
+            await self._clock.final(plan.round.output_block)
+            wanted = await self.wanted(plan, plan.round.output_block)
+            self._begin(plan, wanted, tasks)
             last_ones = {j: tasks[j, c] for j, c in wanted.items()}
-            if early is not None:
-                found = await _results(last_ones, self._clock.seconds_until(early[0]))
-                if len(found) < len(last_ones):
-                    await early[1](found)
+            if early is not None and not (shown and wanted == seen):
+                found = await _results(last_ones, self._clock.seconds_until(early.block))
+                if len(found) < len(last_ones) or shown:
+                    await early.show(found)
             return await _results(last_ones, self._clock.seconds_until(until_block))
         finally:
             await _cancel(tasks.values())
+
+    async def _fetch_seen(self, plan: RoundPlan, tasks: dict[tuple[int, Claim], Fetched]) -> dict[int, Claim]:
+        """Begin what each block says, as it is seen; the claims of s+X by then, which need not be final. None if the
+        head gives no answer then."""
+        wanted: dict[int, Claim] = {}
+        for block in range(plan.round.commit_block + 1, plan.round.output_block + 1):
+            last = block == plan.round.output_block
+            if not last and self._clock.acting > block:
+                continue  # behind: look only at the newest block
+            await self._clock.seen(block)
+            try:
+                wanted = await self.wanted(plan, block)
+            except ChainFault as error:  # a head that was taken back, or a chain node behind ours: finality decides
+                if self._clock.finalized >= block:
+                    raise
+                log.debug("round %d: no early look at block %d: %s", plan.round.index, block, error)
+                wanted = {}  # what a former block said is not what s+X says
+                continue
+            self._begin(plan, {j: claim for j, claim in wanted.items() if last or not claim.by_backup}, tasks)
+        return wanted
+
+    def _begin(self, plan: RoundPlan, wanted: Mapping[int, Claim], tasks: dict[tuple[int, Claim], Fetched]) -> None:
+        for j, claim in wanted.items():
+            if (j, claim) not in tasks:
+                tasks[j, claim] = self._start(plan, j, claim, ())
+
+    async def _show_seen(self, plan: RoundPlan, seen: Mapping[int, Fetched], early: Early) -> bool:
+        """Before s+X is final, if all of it is there. True: it was shown."""
+        final = asyncio.create_task(self._clock.final(plan.round.output_block), name="final s+X")
+        every = asyncio.create_task(asyncio.wait(seen.values()), name="all of s+X")
+        try:
+            await asyncio.wait({final, every}, return_when=asyncio.FIRST_COMPLETED)
+            if not every.done():
+                return False
+        finally:
+            final.cancel()
+            every.cancel()
+        await early.show({j: output for j, task in seen.items() if (output := task.result()) is not None})
+        return True
 
     async def fetch(
         self, plan: RoundPlan, wanted: Mapping[int, Claim], holders: Holders, into: dict[int, SliceOutput]

@@ -12,13 +12,12 @@ from itertools import count
 
 import numpy as np
 
-from distributed_training.averaging.codecs.base import Layout, Vector
-from distributed_training.averaging.codecs.int8 import Chunk, Encoder, parse_chunk
+from distributed_training.averaging.codecs.base import Chunk, Codec, Layout, Vector
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import WireError
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest, merkle_root
-from distributed_training.protocol.rules import duty, weighting
+from distributed_training.protocol.rules import duty, left, weighting
 from distributed_training.protocol.rules.membership import Counted
 from distributed_training.protocol.rules.slices import FAILED_ROUNDS
 from distributed_training.protocol.sections import AverageSection
@@ -32,13 +31,16 @@ from distributed_training.protocol.types import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class SliceOutput:
     """One reduced slice: its record, its encoded chunks, and the work records of the senders it includes."""
 
     record: OutputRecord
     chunks: tuple[Chunk, ...]
     works: Mapping[bytes, WorkRecord]  # by public key; at least those of included senders
+
+
+Made = tuple[tuple[bytes, ...], Chunk]  # of whom, and what they gave
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +75,23 @@ def reduce_slice(
     received: Mapping[bytes, Mapping[int, Chunk]],
     works: Mapping[bytes, WorkRecord],
     manifest: RunManifest,
+    ready: Mapping[int, Made] | None = None,
 ) -> SliceOutput:
-    """received: public key -> chunk index -> what was already checked against the sender's root and norm.
+    """received: public key -> chunk index -> what was already checked against the sender's root and norm. ready: chunks
+    that were reduced before; made of other senders than are here now, they are reduced anew.
 
     The output is `spec.reducer`'s: the slice's own, or its backup. Senders are added in the order of their public
     keys; a sender of zero weight is never included.
     """
     raw = {key: sender_weight(work, plan, manifest.average) for key, work in works.items()}
-    keys = [c.public_key for c in plan.candidates]
-    reducer, chunks, rows = ChunkReducer(plan.layout), list[Chunk](), []
+    reducer, chunks, rows = ChunkReducer(plan.layout, plan.output), list[Chunk](), []
     for chunk in range(spec.first_chunk, spec.last_chunk):
-        row = tuple(raw.get(key, 0.0) > 0 and chunk in received.get(key, {}) for key in keys)
-        senders = [key for key, bit in zip(keys, row, strict=True) if bit]
-        parts = [(raw[key], received[key][chunk]) for key in senders]
-        chunks.append(reducer.reduce(chunk, parts))
-        rows.append(row)
+        senders = _senders(plan, chunk, received, raw)
+        former = None if ready is None else ready.get(chunk)
+        if former is None or former[0] != senders:
+            former = reduce_chunk(reducer, plan, chunk, received, raw)
+        chunks.append(former[1])
+        rows.append(tuple(c.public_key in former[0] for c in plan.candidates))
     record = OutputRecord(
         manifest=manifest.digest,
         round=plan.round.index,
@@ -101,11 +105,32 @@ def reduce_slice(
     return SliceOutput(record, tuple(chunks), dict(works))
 
 
+def reduce_chunk(
+    reducer: ChunkReducer,
+    plan: RoundPlan,
+    chunk: int,
+    received: Mapping[bytes, Mapping[int, Chunk]],
+    raw: Mapping[bytes, float],
+) -> Made:
+    """One chunk of what `reduce_slice` makes. raw: weights of the senders."""
+    senders = _senders(plan, chunk, received, raw)
+    return senders, reducer.reduce(chunk, [(raw[key], received[key][chunk]) for key in senders])
+
+
+def _senders(
+    plan: RoundPlan, chunk: int, received: Mapping[bytes, Mapping[int, Chunk]], raw: Mapping[bytes, float]
+) -> tuple[bytes, ...]:
+    """Of a chunk, in the order of their public keys."""
+    keys = (c.public_key for c in plan.candidates)
+    return tuple(key for key in keys if raw.get(key, 0.0) > 0 and chunk in received.get(key, {}))
+
+
 class ChunkReducer:
     """Reduces one chunk after the other in memory of its own."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout, self._encoder = layout, Encoder(layout)
+    def __init__(self, layout: Layout, codec: Codec) -> None:
+        """codec: of what it gives."""
+        self._layout, self._encoder = layout, codec.encoder(layout)
         self._total, self._part = np.empty((2, min(layout.chunk_coords, layout.num_coords)), np.float32)
 
     def reduce(self, chunk: int, parts: Sequence[tuple[float, Chunk]]) -> Chunk:
@@ -115,9 +140,7 @@ class ChunkReducer:
         total.fill(0)
         if parts:
             for share, (_, sent) in zip(weighting.shares([a for a, _ in parts]), parts, strict=True):
-                part = sent.decode(self._part)
-                np.multiply(part, share, out=part)
-                np.add(total, part, out=total)
+                sent.add_to(total, share, self._part)
         return self._encoder.encode(total)
 
 
@@ -129,7 +152,20 @@ def check_output(
     manifest: RunManifest,
     spec: SliceSpec,
 ) -> SliceOutput:
-    """A foreign slice against the plan; hash and signature of the record are the caller's. Raises WireError.
+    """A foreign slice against the plan; hash and signature of the record are the caller's. Raises WireError."""
+    check_record(record, plan, manifest, spec)
+    if len(chunks) != len(record.included):
+        raise WireError("output record: wrong number of chunks")
+    check_root(record, [digest(c) for c in chunks])
+    parsed = tuple(
+        plan.output.parse(data, plan.layout, spec.first_chunk + offset) for offset, data in enumerate(chunks)
+    )
+    check_members(record, works, plan, manifest)
+    return SliceOutput(record, parsed, works)
+
+
+def check_record(record: OutputRecord, plan: RoundPlan, manifest: RunManifest, spec: SliceSpec) -> None:
+    """The record alone. Raises WireError.
 
     `spec`: the slice that was asked for, `spec.reducer` whose output counts by the chain: the slice's own reducer or
     its backup. A backup's output names none.
@@ -141,15 +177,23 @@ def check_output(
         raise WireError("output record: a backup's output names another")
     if record.senders != tuple(c.record_hash for c in plan.candidates):
         raise WireError("output record: not the senders of this round")
-    if len(record.included) != spec.last_chunk - spec.first_chunk or len(chunks) != len(record.included):
+    if len(record.included) != spec.last_chunk - spec.first_chunk:
         raise WireError("output record: wrong number of chunks")
-    if merkle_root([digest(c) for c in chunks]) != record.output_root:
+
+
+def check_root(record: OutputRecord, digests: Sequence[bytes]) -> None:
+    """digests: of its chunks. Raises WireError."""
+    if merkle_root(digests) != record.output_root:
         raise WireError("output record: the chunks are others")
-    parsed = tuple(parse_chunk(data, plan.layout, spec.first_chunk + offset) for offset, data in enumerate(chunks))
+
+
+def check_members(
+    record: OutputRecord, works: Mapping[bytes, WorkRecord], plan: RoundPlan, manifest: RunManifest
+) -> None:
+    """Who is included has weight. Raises WireError."""
     for key in included_keys(record, plan):
         if key not in works or sender_weight(works[key], plan, manifest.average) <= 0:
             raise WireError("output record: includes a sender without a work record or without weight")
-    return SliceOutput(record, parsed, works)
 
 
 def included_keys(record: OutputRecord, plan: RoundPlan) -> tuple[bytes, ...]:
@@ -228,16 +272,15 @@ def next_carry(
     works: Mapping[bytes, WorkRecord],
     manifest: RunManifest,
 ) -> Carry:
-    """tau from the included norms; one more round in the history of failure.
-
-    `reduced`: counted slices that their own reducers reduced. The reducers of all others failed.
-    """
+    """tau from the included norms; one more round in the history of failure, and in that of who was included. The
+    reducers of all slices but `reduced` failed: of counted ones those that their own reducers reduced."""
     failed = sorted(spec.reducer for spec in plan.slices if spec.index not in reduced)
     norms = [weighting.vector_norm(works[key].chunk_norms) for key in included]
     tau = weighting.next_tau(norms, plan.tau, manifest.average)
     if not math.isfinite(tau):
         raise WireError("clip threshold is not finite")
-    return Carry(tau, (*plan.carry.failed, tuple(failed))[-FAILED_ROUNDS:])
+    ends = {key: works[key].feedback_end for key in included} if plan.uplink.feedback else {}
+    return Carry(tau, (*plan.carry.failed, tuple(failed))[-FAILED_ROUNDS:], left.next_left(plan.carry, ends))
 
 
 def discarded(plan: RoundPlan, reason: str) -> AverageOutcome:

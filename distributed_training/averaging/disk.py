@@ -3,6 +3,7 @@
 rounds/   what others ask for: slices and work records of `output_rounds`, our own chunks and log of `work_rounds`,
           what senders sent us of SENT_ROUNDS
 state/    two snapshots, and one that is being written or fetched
+feedback/ what our own encodings left out, where the run's uplink codec keeps it: fp32, a few rounds of it
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from distributed_training.averaging.codecs.base import Layout
+from distributed_training.averaging.codecs.known import uplink_of
 from distributed_training.averaging.plan import layout_of
-from distributed_training.averaging.sizes import log_bytes, works_bytes
+from distributed_training.averaging.sizes import log_bytes, output_bytes, uplink_bytes, works_bytes
 from distributed_training.errors import ConfigError
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.snapshots.states import StateFiles
@@ -25,6 +28,8 @@ OWN_FILES = ("wire", "log")  # of a round: our chunks as we committed them, and 
 GIB = 1 << 30
 _STATES = 3  # two kept, one on its way
 _ROUNDS_MORE = 2  # the one under way, and the one that goes next
+FOLDERS = ("rounds", "state", "feedback")
+FEEDBACK_FILES = 5  # the ends of three rounds that may be asked for, the start of the first, and a new one
 _OWN_NEEDED = 3  # rounds whose own bytes may still be asked for or are needed after a restart
 
 
@@ -32,12 +37,18 @@ def required_bytes(manifest: RunManifest, num_coords: int) -> int:
     """What the manifest makes a node keep at most, with every uid a miner."""
     layout, keep = layout_of(manifest, num_coords), manifest.keep
     inclusion = layout.num_chunks * -(-manifest.max_uids // 8) + 32 * manifest.max_uids * manifest.average.max_reducers
-    own = layout.wire_bytes + log_bytes(manifest)
-    outputs = layout.wire_bytes + works_bytes(manifest, layout) + inclusion
+    own = uplink_bytes(manifest, layout) + log_bytes(manifest)
+    outputs = output_bytes(manifest, layout) + works_bytes(manifest, layout) + inclusion
     kept = max(keep.output_rounds, keep.work_rounds) + _ROUNDS_MORE
-    sent = 2 * layout.wire_bytes  # a slice of twice the mean size, or one and another where it stands in
+    sent = 2 * uplink_bytes(manifest, layout)  # a slice of twice the mean size, or one and another where it stands in
     rounds = kept * outputs + (keep.work_rounds + _ROUNDS_MORE) * own + (SENT_ROUNDS + _ROUNDS_MORE) * sent
-    return rounds + _STATES * 8 * num_coords
+    return rounds + _STATES * 8 * num_coords + feedback_bytes(manifest, layout)
+
+
+def feedback_bytes(manifest: RunManifest, layout: Layout) -> int:
+    """Of a miner's feedback/, at most."""
+    each = 4 * layout.num_coords + 32 * layout.num_chunks
+    return FEEDBACK_FILES * each if uplink_of(manifest.average).feedback else 0
 
 
 def check_disk(manifest: RunManifest, num_coords: int, budget_gib: float | None, folder: Path) -> None:
@@ -48,7 +59,7 @@ def check_disk(manifest: RunManifest, num_coords: int, budget_gib: float | None,
             f"--disk.budget_gib {budget_gib:g} is too small for this run: it needs up to {gib(needed)} GiB "
             f"({manifest.keep.output_rounds} rounds of slices and {_STATES} states of {num_coords:,} parameters)"
         )
-    there = used_bytes((folder / "rounds", folder / "state"))
+    there = used_bytes(folder / name for name in FOLDERS)
     free = shutil.disk_usage(folder).free
     if free + there < needed:
         log.warning("this run needs up to %s GiB in %s; %s GiB are free", gib(needed - there), folder, gib(free))
@@ -72,16 +83,16 @@ def used_bytes(folders: Iterable[Path]) -> int:
 
 
 def enforce_budget(root: Path, states: StateFiles, round_index: int, budget: int) -> int:
-    """Delete until rounds/ and state/ fit into `budget` bytes; returns what they take then.
+    """Delete until rounds/, state/ and feedback/ fit into `budget` bytes; returns what they take then.
 
     First our own bytes of rounds that are over, then the slices of the oldest rounds, then the older snapshot. Never
     what this node itself needs to start again: the newest snapshot and the rounds since.
     """
-    folders = (root / "rounds", root / "state")
+    folders = tuple(root / name for name in FOLDERS)
     used = used_bytes(folders)
     if used <= budget:
         return used
-    rounds = sorted(path for path in folders[0].iterdir() if path.name.isdigit())
+    rounds = sorted(path for path in (root / "rounds").iterdir() if path.name.isdigit())
     for path in (p for p in rounds if int(p.name) < round_index - _OWN_NEEDED):
         for name in OWN_FILES:
             (path / name).unlink(missing_ok=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from distributed_training.averaging.codecs.int8 import Chunk
+from distributed_training.averaging.codecs.base import Chunk
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.protocol.types import SliceSpec, WorkRecord
 
@@ -21,19 +22,26 @@ class Inbox:
     expected: frozenset[bytes]  # public keys of the senders it waits for
     works: dict[bytes, WorkRecord] = field(default_factory=dict)
     chunks: dict[bytes, dict[int, Chunk]] = field(default_factory=dict)
-    digests: dict[bytes, Sequence[bytes]] = field(default_factory=dict)  # of all chunks of who sent, not ours
+    shown: dict[bytes, bytes] = field(default_factory=dict)  # by who sent, not ours: the digests, as they came
     closed: bool = False
     needed: bool = True  # False: we stand in, and nobody has missed the reducer yet
     spared: bool = False  # we stand in, and the reducer has done its work
     published: bool = False  # the output's hash is on chain
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # published, or given up
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _counts: Counter[int] = field(default_factory=Counter)  # of expected senders that gave a chunk
+    _whole: list[int] = field(default_factory=list)  # chunks that all of them gave, and nobody has asked for
     _heard_s: dict[bytes, float] = field(default_factory=dict)  # loop time of a sender's newest frame
 
     def put(self, key: bytes, work: WorkRecord, chunks: Mapping[int, Chunk]) -> None:
         """Checked chunks of one sender, ourselves included."""
         self.works[key] = work
-        self.chunks.setdefault(key, {}).update(chunks)
+        held = self.chunks.setdefault(key, {})
+        if key in self.expected:
+            new = chunks.keys() - held.keys()
+            self._counts.update(new)
+            self._whole += [chunk for chunk in new if self._counts[chunk] == len(self.expected)]
+        held.update(chunks)
         self.hear(key)
         self._changed.set()
 
@@ -45,6 +53,14 @@ class Inbox:
         """Are exactly these bytes in?"""
         held = self.chunks.get(key, {}).get(chunk)
         return held is not None and held.data == data
+
+    async def whole(self) -> list[int]:
+        """Chunks that every expected sender has given; each once, as soon as that is so."""
+        while not self._whole:
+            self._changed.clear()
+            await self._changed.wait()
+        found, self._whole = sorted(self._whole), []
+        return found
 
     def need(self) -> None:
         """Somebody misses the reducer that we stand in for. Of no effect for our own slice."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distributed_training.averaging.plan import layout_of
+from distributed_training.averaging.sizes import output_bytes, uplink_bytes
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Role
 from distributed_training.training.optimizers import KINDS
@@ -60,23 +61,29 @@ def memory_plan(
 
 def _host(manifest: RunManifest, num_coords: int, role: Role, senders: int) -> dict[str, int]:
     """The public state, parameters and momentum, always; the rest comes and goes."""
-    wire, vector = layout_of(manifest, num_coords).wire_bytes, 4 * num_coords
+    layout, vector = layout_of(manifest, num_coords), 4 * num_coords
+    sent, wire = uplink_bytes(manifest, layout), output_bytes(manifest, layout)
     slices = max(1, min(senders, manifest.average.max_reducers))
     state = 2 * vector + SCRATCH_BYTES
-    received = -(-wire * senders // slices)  # our slice from everybody
+    received = -(-sent * senders // slices)  # our slice from everybody
     gathered = wire + 2 * -(-wire // slices)  # every slice, and one as it came
     if role is not Role.MINER:
         looks = role is Role.VALIDATOR
-        kept = vector if looks else 0  # the parameters that the audited round started from
+        # The parameters that the audited round started from; with overlap those of the round before it too.
+        kept = (2 if manifest.timing.overlap else 1) * vector if looks else 0
         phases = {"gather": state + kept + gathered, "apply": state + kept + wire, "snapshot": state + kept + wire}
+        if looks and manifest.timing.overlap:  # where a replay begins, from a vector that is here beside the next one
+            kept += vector + 2 * sent
         return phases | ({"compare": state + kept + vector + wire} if looks else {})
+    if manifest.timing.overlap:  # its own end, until it is shifted
+        state += vector
     return {
         "train": state,
-        "encode": state + vector + wire,  # the pseudo-gradient stands where the trained parameters stood
-        "reduce": state + wire + received + 2 * -(-wire // slices),
-        "gather": state + wire + gathered,
-        "apply": state + 2 * wire,
-        "snapshot": state + 2 * wire,
+        "encode": state + vector + sent,  # the pseudo-gradient stands where the trained parameters stood
+        "reduce": state + sent + received + 2 * -(-wire // slices),
+        "gather": state + sent + gathered,
+        "apply": state + sent + wire,
+        "snapshot": state + sent + wire,
     }
 
 

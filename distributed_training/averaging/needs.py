@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from distributed_training.averaging.disk import gib, required_bytes
 from distributed_training.averaging.plan import layout_of
+from distributed_training.averaging.sizes import output_bytes, uplink_bytes
 from distributed_training.protocol.manifest import RunManifest
 
 
@@ -18,26 +19,50 @@ class Needs:
     round_s: float
     training_s: float  # of a round
     round_bytes: int  # sent in a round, and as much received: its chunks to the reducers, its slice to everybody
-    bits_per_s: float  # each way while chunks or slices travel, so that they are there in time
+    scatter_bits_per_s: float  # out while chunks travel, and in for who reduces
+    gather_bits_per_s: float  # in while slices travel, and out for who reduces
     state_bytes: int  # fetched once by who joins
     disk_bytes: int  # at most
     step_flop: float  # of one inner step: 6 for each parameter and token
 
+    @property
+    def bits_per_s(self) -> float:
+        """Each way while chunks or slices travel, so that they are there in time."""
+        return max(self.scatter_bits_per_s, self.gather_bits_per_s)
+
 
 def needs(manifest: RunManifest, num_coords: int, block_s: float) -> Needs:
     """`block_s`: seconds a block takes on the run's chain."""
-    t, wire_bytes = manifest.timing, layout_of(manifest, num_coords).wire_bytes
-    scatter, gather = t.output - t.reduce_margin - t.commit - t.finality, t.map - t.output - t.finality
+    t, layout = manifest.timing, layout_of(manifest, num_coords)
+    up, down = uplink_bytes(manifest, layout), output_bytes(manifest, layout)
+    scatter, gather = t.output - t.reduce_margin - t.commit, t.map - t.output
     return Needs(
         parameters=num_coords,
         round_s=t.length * block_s,
-        training_s=(t.commit - t.commit_margin) * block_s,
-        round_bytes=2 * wire_bytes,
-        bits_per_s=8 * wire_bytes / (min(scatter, gather) * block_s),
+        training_s=(t.length if t.overlap else t.commit - t.commit_margin) * block_s,
+        round_bytes=up + down,
+        scatter_bits_per_s=8 * up / scatter / block_s,
+        gather_bits_per_s=8 * down / gather / block_s,
         state_bytes=8 * num_coords,
         disk_bytes=required_bytes(manifest, num_coords),
         step_flop=6.0 * num_coords * manifest.tokens_per_step,
     )
+
+
+def caps_too_low(
+    needed: Needs, up_mbit: float | None, down_mbit: float | None, *, sends: bool, reduces: bool
+) -> str | None:
+    """What to say of caps on a node's line with which it cannot be in time; None: nothing. sends: a miner; reduces: one
+    that others can reach. Who does neither sends only what can wait."""
+    up = needed.bits_per_s if reduces else needed.scatter_bits_per_s if sends else 0.0
+    down = needed.bits_per_s if reduces else needed.gather_bits_per_s
+    caps = (("up", "sends", up_mbit, up), ("down", "receives", down_mbit, down))
+    low = [
+        f"--network.{way}_mbit {cap:g} is less than the {bits / 1e6:.3g} Mbit/s at which this node {verb} what is due"
+        for way, verb, cap, bits in caps
+        if cap is not None and cap * 1e6 < bits
+    ]
+    return "; ".join(low) + ": what comes too late does not count and is not paid" if low else None
 
 
 def needs_lines(manifest: RunManifest, needed: Needs, flop_per_s: float | None = None) -> tuple[str, str, str]:

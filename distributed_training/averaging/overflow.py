@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -67,6 +67,12 @@ class Overflow:
         """Nobody asks for the files of this folder, of such names, any more."""
         with self._lock:
             for path in [p for p in self._files if p.parent == folder and p.match(pattern)]:
+                del self._files[path]
+
+    def keep_only(self, folder: Path, names: Collection[str]) -> None:
+        """Of this folder nobody asks for any others."""
+        with self._lock:
+            for path in [p for p in self._files if p.parent == folder and p.name not in names]:
                 del self._files[path]
 
     def folders(self) -> set[Path]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from distributed_training.averaging.codecs.base import Layout
+from distributed_training.averaging.codecs.base import Codec, Layout
+from distributed_training.averaging.codecs.known import output_of, uplink_of
 from distributed_training.protocol.manifest import RunManifest
+from distributed_training.protocol.merkle import digest
 from distributed_training.protocol.rules import membership
 from distributed_training.protocol.rules import slices as dealt
 from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.types import Candidate, Carry, Neuron, Roster, Round, SliceSpec
 
+TAG_BYTES = 8
+
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """Known at finalised s+D; the same on every node that holds the same state."""
+    """Seen at the head's s+D, known at finalised s+D; the same on every node that holds the same state."""
 
     round: Round
     roster: Roster  # as of s-B
@@ -23,16 +28,30 @@ class RoundPlan:
     tau: float
     carry: Carry
     layout: Layout
+    uplink: Codec  # of what senders send
+    output: Codec  # of what reducers publish
     voters: tuple[Neuron, ...]  # whose stake decides, and who may ask about the round; as of s-B
     candidates: tuple[Candidate, ...]  # sorted by public key
     slices: tuple[SliceSpec, ...]
 
+    # 8 bytes that two nodes share if they divide the round alike: who is in, with what, and who reduces what.
+    tag: bytes = field(init=False, compare=False)
+    _by_key: Mapping[bytes, Candidate] = field(init=False, compare=False, repr=False)
+    _slice_by_key: Mapping[bytes, SliceSpec] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        said = [b"%b%b" % (c.public_key, c.record_hash) for c in self.candidates]
+        said += [b"%b%d,%d;" % (s.reducer, s.first_chunk, s.last_chunk) for s in self.slices]
+        object.__setattr__(self, "tag", digest(b"".join(said))[:TAG_BYTES])
+        object.__setattr__(self, "_by_key", {c.public_key: c for c in self.candidates})
+        object.__setattr__(self, "_slice_by_key", {s.reducer: s for s in self.slices})
+
     def candidate(self, public_key: bytes) -> Candidate | None:
-        return next((c for c in self.candidates if c.public_key == public_key), None)
+        return self._by_key.get(public_key)
 
     def slice_of(self, public_key: bytes) -> SliceSpec | None:
         """The slice this hotkey reduces, if any."""
-        return next((s for s in self.slices if s.reducer == public_key), None)
+        return self._slice_by_key.get(public_key)
 
 
 def layout_of(manifest: RunManifest, num_coords: int) -> Layout:
@@ -62,6 +81,8 @@ def make_plan(
         tau=carry.tau,
         carry=carry,
         layout=layout,
+        uplink=uplink_of(manifest.average),
+        output=output_of(manifest.average),
         voters=voters(manifest, roster),
         candidates=members,
         slices=dealt.slices(ordered, layout.num_chunks, manifest.average),

@@ -6,14 +6,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
-from distributed_training.averaging.codecs.int8 import parse_chunk
+from distributed_training.averaging.ahead import Ahead
+from distributed_training.averaging.codecs.base import Chunk
 from distributed_training.averaging.combine import SliceOutput, reduce_slice
 from distributed_training.averaging.gather import Slices
 from distributed_training.averaging.inbox import Inbox
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.sent import Sent
-from distributed_training.averaging.store import StoredOutput
 from distributed_training.averaging.touch import Touch
 from distributed_training.chain.base import Signer
 from distributed_training.protocol.manifest import RunManifest
@@ -54,6 +55,7 @@ class Reduction:
         everybody = frozenset(c.public_key for c in plan.candidates)
         self.own = Inbox(plan, spec, everybody)
         other = backed_by(plan.slices, spec.index)
+        self._ahead = Ahead(self.own, manifest)
         self.stand_in: Inbox | None = None
         if other is not None:
             primary = plan.slices[other.index].reducer
@@ -64,11 +66,21 @@ class Reduction:
         boxes = (self.own,) if self.stand_in is None else (self.own, self.stand_in)
         return next((box for box in boxes if box.spec.index == slice_index), None)
 
-    def put_own(self, key: bytes, work: WorkRecord, chunks: Sequence[bytes]) -> None:
+    async def put_own(self, key: bytes, work: WorkRecord, chunks: Sequence[bytes]) -> None:
         """Our own contribution; `chunks` of the whole vector."""
+        plan = self.plan
+
+        def parse(places: range) -> dict[int, Chunk]:
+            return {c: plan.uplink.parse(chunks[c], plan.layout, c) for c in places}
+
         for box in filter(None, (self.own, self.stand_in)):
             ours = range(box.spec.first_chunk, box.spec.last_chunk)
-            box.put(key, work, {c: parse_chunk(chunks[c], self.plan.layout, c) for c in ours})
+            box.put(key, work, await asyncio.to_thread(parse, ours))
+
+    @property
+    def _honest(self) -> bool:
+        """An adversary's own way to reduce sees everything at once."""
+        return self._reduce is reduce_slice
 
     def needs_us(self, slice_index: int) -> Inbox | None:
         """The inbox with which we stand in for the reducer of a slice, if we do."""
@@ -77,8 +89,10 @@ class Reduction:
 
     async def run(self, publish: Publish) -> bytes | None:
         """Reduce and publish; once more where late chunks came or we stand in for somebody. The last hash on chain."""
+        ahead = asyncio.create_task(self._ahead.run(), name="reduce ahead") if self._honest else None
+        reaching = asyncio.create_task(self._reaches_others(), name="reach other reducers")
         try:
-            said = await self._run(publish)
+            said = await self._run(publish, reaching)
             for box in filter(None, (self.own, self.stand_in)):
                 box.closed = True
                 await self._sent.keep(box)
@@ -88,13 +102,29 @@ class Reduction:
                 box.closed = True
                 box.chunks.clear()  # nobody reduces them any more
             self._made.clear()
+            beside = [reaching] if ahead is None else [reaching, ahead]
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+            await self._ahead.forget()
             if not self.own.settled.is_set():
                 self.own.settle(published=False)
 
-    async def _run(self, publish: Publish) -> bytes | None:
-        said = await self._early(publish)
+    async def _reaches_others(self) -> bool:
+        """Does what we send arrive? If not, our senders are told early enough to turn to the backup: a beat gets
+        through where a slice does not."""
+        reaching = await self.touch.proven(self._left_s())
+        if self.touch.dead:
+            log.info("slice %d: nothing that we send arrives: its senders may turn to the backup", self.own.spec.index)
+            self.own.settle(published=False)
+        return reaching
+
+    async def _run(self, publish: Publish, reaching: asyncio.Task[bool]) -> bytes | None:
+        said = await self._early(publish, reaching)
         await self.own.wait(self._left_s())
         if said is None:
+            if not await reaching:
+                await self.touch.revived(self._left_s())
             if await self._cut_off():
                 return None
             if self._left_s() > 0 or self.stand_in is None:
@@ -108,12 +138,14 @@ class Reduction:
             return await self._publish(output, said, publish) or said
         return said
 
-    async def _early(self, publish: Publish) -> bytes | None:
+    async def _early(self, publish: Publish, reaching: asyncio.Task[bool]) -> bytes | None:
         """Publish without those who are silent: the gathering need not wait for them. Not where it may be our own line
         that is. The hash that is on chain. What comes later is in the one write that the chain takes of us besides,
         at the cut-off.
         """
         if not await self.own.silence(self._left_s(), self._quiet_s):
+            return None
+        if not await reaching:
             return None
         missing = self.own.missing()
         if self.touch.missed(self.own.expected - set(missing)):
@@ -135,12 +167,13 @@ class Reduction:
         return replace(output, record=replace(output.record, backup=other))
 
     async def _cut_off(self) -> bool:
-        """At the cut-off, with nothing published: does our line seem to be cut?"""
-        missing = self.own.missing()
-        if not missing:
-            return False
-        log.info("slice %d: %d sender(s) incomplete at the cut-off", self.own.spec.index, len(missing))
-        cut = await self.touch.cut_off(self.own.expected - set(missing))
+        """At the cut-off, with nothing published, or once all is in: does our line seem to be dead?"""
+        missing, delivered = self.own.missing(), frozenset[bytes]()
+        if missing:
+            log.info("slice %d: %d sender(s) incomplete at the cut-off", self.own.spec.index, len(missing))
+        if not self.touch.dead:  # else what was delivered came before
+            delivered = self.own.expected - set(missing)
+        cut = (bool(missing) or self.touch.dead) and await self.touch.cut_off(delivered)
         if cut:
             log.warning("slice %d: our line is cut, it is left to the backup", self.own.spec.index)
         return cut
@@ -152,7 +185,10 @@ class Reduction:
             return made[1]
         log.debug("round %d: reducing slice %d of %d senders", self.plan.round.index, index, len(inbox.works))
         chunks, works = {key: dict(found) for key, found in inbox.chunks.items()}, dict(inbox.works)
-        output = await asyncio.to_thread(self._reduce, self.plan, inbox.spec, chunks, works, self._manifest)
+        reduce = self._reduce
+        if inbox is self.own and self._honest:
+            reduce = partial(reduce_slice, ready=await self._ahead.made())
+        output = await asyncio.to_thread(reduce, self.plan, inbox.spec, chunks, works, self._manifest)
         self._made[index] = held, output
         return output
 
@@ -166,6 +202,5 @@ class Reduction:
     async def _keep(self, output: SliceOutput) -> bytes:
         body = encode_output(output.record)
         signed = encode_signed(Signed(body, self._signer.sign(signing_message(body))))
-        chunks = await asyncio.to_thread(b"".join, [chunk.data for chunk in output.chunks])
-        await self._slices.keep(self.plan, output.record, record_hash(body), StoredOutput(signed, chunks))
+        await self._slices.keep(self.plan, output, record_hash(body), signed)
         return record_hash(body)

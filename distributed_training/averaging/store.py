@@ -6,6 +6,7 @@ Plain files under the node's folder, written atomically, named by content where 
     rounds/000003/output-<hash>.record, .chunks           a slice we reduced or gathered
     rounds/000003/sent-<slice>                            what senders sent us for it, as long as audits may ask
     state/                                                snapshots, see states.py
+    feedback/<root>                                       what our encodings left out, see feedback.py
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distributed_training.averaging.disk import OWN_FILES, SENT, SENT_ROUNDS, enforce_budget
+from distributed_training.averaging.feedback import FeedbackFiles
 from distributed_training.averaging.overflow import Overflow
 from distributed_training.errors import LocalFault
 from distributed_training.snapshots.states import StateFiles
@@ -26,7 +28,12 @@ from distributed_training.training.outer import RunState
 @dataclass(frozen=True, slots=True)
 class StoredOutput:
     record: bytes  # signed output record
-    chunks: bytes  # encoded chunks of the slice, concatenated
+    chunks: tuple[bytes, ...]  # encoded chunks of the slice, in order; as they were read, all in one
+
+    @property
+    def whole(self) -> bytes:
+        """The chunks, concatenated."""
+        return b"".join(self.chunks)
 
 
 class RoundStore:
@@ -40,6 +47,7 @@ class RoundStore:
         self.root, self._budget = root, budget
         self.states = StateFiles(root / "state")
         self.overflow = Overflow()
+        self.feedback = FeedbackFiles(root / "feedback", self.overflow)
         try:
             (root / "rounds").mkdir(parents=True, exist_ok=True)
             (root / "state").mkdir(parents=True, exist_ok=True)
@@ -77,13 +85,13 @@ class RoundStore:
 
     def put_output(self, round_index: int, record_hash: bytes, output: StoredOutput) -> None:
         base = self._round(round_index) / f"output-{record_hash.hex()}"
-        self._write(base.with_suffix(".chunks"), output.chunks)
+        self._write(base.with_suffix(".chunks"), *output.chunks)
         self._write(base.with_suffix(".record"), output.record)
 
     def output(self, round_index: int, record_hash: bytes) -> StoredOutput | None:
         base = self._round(round_index) / f"output-{record_hash.hex()}"
         record, chunks = self._read(base.with_suffix(".record")), self._read(base.with_suffix(".chunks"))
-        return None if record is None or chunks is None else StoredOutput(record, chunks)
+        return None if record is None or chunks is None else StoredOutput(record, (chunks,))
 
     def output_record(self, round_index: int, record_hash: bytes) -> bytes | None:
         """Only the signed record of a slice."""

@@ -1,4 +1,4 @@
-"""Is a reducer's own line cut? Then its output would be one that nobody can fetch, on a chain that it still reaches.
+"""Is a reducer's own line dead? Then its output would be one that nobody can fetch, on a chain that it still reaches.
 
 The answer decides only whether our hash goes on chain; what others make of the chain does not depend on it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 
 from distributed_training.averaging.collect import Collector
 from distributed_training.averaging.gather import Slices
@@ -31,17 +32,73 @@ class Touch:
         """decide_block: until then the others' hashes are waited for; a hash put on chain then is there by s+X."""
         self._plan, self._own, self._decide_block = plan, own, decide_block
         self._slices, self._collector, self._clock = slices, collector, clock
+        self.dead = False  # most of what we sent failed, and nobody answers
+        self._others = frozenset(spec.reducer for spec in plan.slices) - {own.reducer}
         self._heard: set[bytes] = set()
         self._silent: set[bytes] = set()
+        self._sent: set[bytes] = set()
+        self._failed: set[bytes] = set()
+        self._changed = asyncio.Event()
+
+    def sent(self, reducer: bytes) -> None:
+        """All of our slice has left for it."""
+        self._sent.add(reducer)
+        self._failed.discard(reducer)
+        self._changed.set()
 
     def took(self, reducer: bytes) -> None:
         """It acknowledged our slice."""
         self._heard.add(reducer)
+        self.sent(reducer)
+
+    def failed(self, reducer: bytes) -> None:
+        """It could not be reached, its connection broke, or took no whole frame of ours in time. We try on."""
+        self._sent.discard(reducer)
+        self._failed.add(reducer)
+        self._changed.set()
 
     def lost(self, reducer: bytes) -> None:
         """It acknowledged our slice and has fallen silent since."""
         self._heard.discard(reducer)
+        self._sent.discard(reducer)
         self._silent.add(reducer)
+        self._changed.set()
+
+    async def proven(self, timeout_s: float) -> bool:
+        """Wait until our slice has left for half of the other reducers: who can send its chunks can send its output.
+
+        Who has failed with more than half of them, and is answered by none of these and no validator, is `dead`: False.
+        False, too, when the time is over.
+        """
+        asking: asyncio.Task[frozenset[bytes]] | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._half_sent():
+                    if asking is None and 2 * len(lost := self._failed | self._silent) > len(self._others):
+                        asking = asyncio.create_task(self._who_answers(lost), name="who answers")
+                        asking.add_done_callback(lambda _: self._changed.set())
+                    if asking is not None and asking.done():
+                        self.dead = not asking.result()
+                        return not self.dead
+                    self._changed.clear()
+                    await self._changed.wait()
+                return True
+        except TimeoutError:
+            return False
+        finally:
+            if asking is not None:
+                asking.cancel()
+
+    async def revived(self, timeout_s: float) -> None:
+        """Wait until our slice has left for half of the other reducers after all, or the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not self._half_sent():
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    def _half_sent(self) -> bool:
+        return 2 * len(self._sent) >= len(self._others)
 
     def missed(self, delivered: Collection[bytes]) -> frozenset[bytes]:
         """Reducers that we are out of touch with, if they are more than the others; else none.
@@ -49,9 +106,8 @@ class Touch:
         In touch is who took our slice and beats still or has done its work; or, while it has not taken it, who
         delivered all of its own (`delivered`): then only our uplink is slow.
         """
-        others = {spec.reducer for spec in self._plan.slices} - {self._own.reducer}
-        near = {key for key in others if key in self._heard or (key not in self._silent and key in delivered)}
-        return frozenset(others - near) if 2 * len(near) < len(others) else frozenset()
+        near = {k for k in self._others if k in self._heard or (k not in self._silent and k in delivered)}
+        return self._others - near if 2 * len(near) < len(self._others) else frozenset()
 
     async def cut_off(self, delivered: Collection[bytes]) -> bool:
         """Called at the cut-off by a reducer that lacks chunks. True: its slice is better left to its backup.
@@ -78,7 +134,8 @@ class Touch:
     async def _who_answers(self, missed: Collection[bytes]) -> frozenset[bytes]:
         """Public keys of those of `missed` and of the validators that say anything within a stall time.
 
-        Ourselves where no validator can be dialled: who knows.
+        Ourselves where no validator can be dialled: who knows. Of two reducers neither is the majority: there the first
+        validator that answers decides, and the other one, that is dead, is not waited for.
         """
         own = self._own.reducer
         wanted = {n.public_key for n in self._plan.voters}.union(missed) - {own}
@@ -88,18 +145,21 @@ class Touch:
             if n.commitment is not None and n.reachable_at is not None and n.public_key in wanted
         }
         tasks = {key: asyncio.create_task(self._answers(asked[key]), name="ask") for key in asked}
+        answered, waiting = set[bytes](), set(tasks.values())
         try:
-            await asyncio.gather(*tasks.values())
+            while waiting and not (len(missed) == 1 and answered - set(missed)):
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                answered = {key for key, task in tasks.items() if task.done() and task.result()}
         finally:
             for task in tasks.values():
                 task.cancel()
         unknown = frozenset() if asked.keys() - missed else frozenset([own])
-        return unknown | {key for key, task in tasks.items() if task.result()}
+        return unknown | answered
 
     async def _answers(self, peer_key: bytes) -> bool:
-        """Waits no longer than there is time to publish afterwards."""
+        """Waits no longer than half of the time there is: who then publishes must be seen on chain by who decides."""
         try:
-            async with asyncio.timeout(self._clock.seconds_until(self._decide_block)):
+            async with asyncio.timeout(self._clock.seconds_until(self._decide_block) / 2):
                 await self._slices.ping(peer_key, self._plan)
         except (NetworkFault, PeerFault, TimeoutError):
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 
 from distributed_training.chain.base import Chain, Head
@@ -16,8 +17,9 @@ class BlockClock:
     """The chain's head as this node last saw it, on the event loop's clock. It never goes back; an outage is waited
     for."""
 
-    def __init__(self, chain: Chain, block_s: float) -> None:
-        self.block_s = block_s
+    def __init__(self, chain: Chain, block_s: float, *, act_on_head: bool = True) -> None:
+        """act_on_head: what may be taken back is begun as soon as a block is seen (`seen`), not when it is final."""
+        self.block_s, self.act_on_head = block_s, act_on_head
         self._chain = chain
         self._head = Head(0, 0)
         self._seen_at: float | None = None  # loop time; None: no block seen yet
@@ -27,12 +29,21 @@ class BlockClock:
         self.resumed_at = 0  # the head after which this node, or its way to the chain, last stood still; 0: never
 
     @property
+    def now(self) -> Head:
+        return self._head
+
+    @property
     def head(self) -> int:
         return self._head.number
 
     @property
     def finalized(self) -> int:
         return self._head.finalized
+
+    @property
+    def acting(self) -> int:
+        """The newest block that may be acted on."""
+        return self.head if self.act_on_head else self.finalized
 
     @property
     def steady(self) -> bool:
@@ -77,6 +88,15 @@ class BlockClock:
         async with self._moved:
             await self._moved.wait_for(lambda: self._head.finalized >= block)
 
+    async def seen(self, block: int) -> None:
+        """Until `block` may be acted on: what another block in its place would change must be taken back then."""
+        await (self.reached(block) if self.act_on_head else self.final(block))
+
+    async def moved(self, since: Head) -> None:
+        """Until the newest or the newest final block is another."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._head != since)
+
     def once_final(self, block: int, then: Then) -> None:
         """Do `then` beside everything else when `block` is final; it takes the place of what was to be done so."""
         self._due = (block, then)
@@ -89,6 +109,11 @@ class BlockClock:
     def _do_what_is_due(self) -> None:
         if self._due is not None and self._due[0] <= self.finalized:
             self._doing, self._due = asyncio.create_task(self._due[1]()), None
+
+    def due(self, block: int) -> float:
+        """Loop time at which the head reaches `block`, estimated. From any thread."""
+        seen_at = self._seen_at
+        return math.inf if seen_at is None else seen_at + (block - self._head.number) * self.block_s
 
     def seconds_until(self, block: int) -> float:
         """Estimated time until the head reaches `block`; 0 when it has."""

@@ -17,6 +17,7 @@ import bittensor as bt
 
 from distributed_training.chain.base import Head
 from distributed_training.chain.fields import check_fields, encode_field, parse_fields
+from distributed_training.chain.forks import Fork
 from distributed_training.chain.keys import hotkey_public_key
 from distributed_training.chain.local.calls import CALLS
 from distributed_training.chain.local.epoch import run_due_epochs
@@ -83,6 +84,8 @@ class Ledger:
         self._genesis_s: float | None = None
         self._rows = MemoryRows({}, 0)
         self._rosters: dict[int, Roster] = {}
+        self.forks: list[Fork] = []
+        self.stuck_at: int | None = None  # no block after this one becomes final, while it is set
         write_genesis(self._rows, genesis)
 
     def start_clock(self) -> None:
@@ -141,6 +144,19 @@ class Ledger:
             self._rosters[block] = _read_roster(self.rows(block), block_hash(self.params.seed, block))
         return self._rosters[block]
 
+    def final(self) -> int:
+        """The newest final block."""
+        final = max(0, self.head() - self.finality)
+        return final if self.stuck_at is None else min(final, self.stuck_at)
+
+    def roster_seen(self, hotkey: str, block: int) -> Roster:
+        """The roster of a block as one client has it."""
+        roster = self.roster(block)
+        for fork in self.forks:
+            if hotkey in fork.seen_by and block >= fork.first and self.head() < fork.until:
+                return fork.instead_of(roster, self.roster(fork.since - 1))
+        return roster
+
     @property
     def started(self) -> bool:
         return self._genesis_s is not None
@@ -171,17 +187,15 @@ class MemoryChain:
 
     async def head(self) -> Head:
         await self._line()
-        number = self._ledger.head()
-        return Head(number, max(0, number - self._ledger.finality))
+        return Head(self._ledger.head(), self._ledger.final())
 
     async def block_hash(self, number: int) -> bytes:
         await self._line()
-        self._ledger.rows(number)
-        return block_hash(self._ledger.params.seed, number)
+        return self._ledger.roster_seen(self._hotkey, number).block.hash
 
     async def roster(self, block: int) -> Roster:
         await self._line()
-        return self._ledger.roster(block)
+        return self._ledger.roster_seen(self._hotkey, block)
 
     async def params(self) -> SubnetParams:
         await self._line()

@@ -16,7 +16,7 @@ from distributed_training.protocol.wire import decode_carry
 
 STATE_FILE = "training_state.json"
 SCHEMA = 1
-MAX_STATE_BYTES = 8 << 20  # the longest carry, as hex, has half of it
+MAX_STATE_BYTES = 8 << 20  # the longest carry, as hex, has 6.4 MB of it
 MAX_FILES = 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,80}(\.[A-Za-z0-9_-]{1,20}){0,3}\.(json|safetensors|md)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

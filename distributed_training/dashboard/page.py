@@ -115,10 +115,10 @@ def _run(about: About, chain: ChainSeen | None) -> dict[str, Any]:
 
 
 def phases(manifest: RunManifest) -> list[dict[str, Any]]:
-    """Where each phase begins, in blocks of the round."""
+    """Where each phase begins, in blocks of the round; with overlap those before the next one begins."""
     t = manifest.timing
     starts = {"train": 0, "commit": t.commit - t.commit_margin, "average": t.commit, "map": t.output, "settle": t.map}
-    return [{"name": name, "block": block} for name, block in starts.items()]
+    return [{"name": name, "block": block} for name, block in starts.items() if block < t.length]
 
 
 def _now(seen: Seen) -> dict[str, Any]:

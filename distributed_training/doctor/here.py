@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from distributed_training.averaging.disk import GIB, gib, required_bytes, used_bytes
+from distributed_training.averaging.disk import FOLDERS, GIB, gib, required_bytes, used_bytes
 from distributed_training.chain.keys import coldkey_warning, wallet_command
 from distributed_training.commands import quoted
 from distributed_training.devices import no_gpu, torch_advice, torch_here, usable
@@ -81,7 +81,7 @@ async def disk(subject: Subject) -> Sequence[Finding]:
     def room() -> tuple[int, int]:
         there = next(path for path in (config.run_dir, *config.run_dir.parents) if path.is_dir())
         disk = os.statvfs(there)
-        kept = used_bytes((config.node_dir / "rounds", config.node_dir / "state"))
+        kept = used_bytes(config.node_dir / name for name in FOLDERS)
         return disk.f_bavail * disk.f_frsize, kept + used_bytes((config.run_dir / "page_cache",) if cache else ())
 
     free, there = await in_thread(room)

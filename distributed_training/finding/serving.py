@@ -66,8 +66,7 @@ class FileService:
             piece = bytes(held[start : start + PIECE_BYTES])
             if not self._peers.knows(stream.peer_key) and not self._strangers.take(len(piece)):
                 return  # others give the rest, or we do, later
-            await self._peers.uplink.turn(len(piece))
-            await stream.write(piece, PIECE_S)
+            await self._peers.uplink.give(stream, piece, PIECE_S)
 
 
 def run_files(manifest: RunManifest, pages: Path, tokenizer: Path) -> dict[bytes, memoryview]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class AttackFile:
     honest_share: float = 0.0  # of the steps, before it begins to cheat
     first_is_honest: bool = False  # of several that run it
     simulated: bool = False  # only in the simulator: the demo has no such subnet, or its node ends by itself
+    run: str = ""  # KEY=VALUE: a constant of the run that it is about
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,13 @@ def _read(path: Path) -> AttackFile | None:
         said.get("HONEST_SHARE", 0.0),
         said.get("FIRST_IS_HONEST", False),
         said.get("SIMULATED", False),
+        said.get("RUN", ""),
     )
+
+
+def constants_of(adversaries: Iterable[Adversary]) -> tuple[str, ...]:
+    """KEY=VALUE, of the runs that these attacks are about."""
+    return tuple(dict.fromkeys(a.attack.run for a in adversaries if a.attack.run))
 
 
 def in_demo(adversaries: Sequence[Adversary]) -> tuple[Adversary, ...]:
@@ -134,7 +141,7 @@ def listing(directory: Path = ADVERSARIES_DIR) -> str:
     for kind, what in CLASSES.items():
         lines.append(f"  {kind}: {what}")
         attacks = [a for a in known_attacks(directory).values() if a.kind == kind]
-        lines += [f"    {a.name:<16}{'' if a.role is Role.MINER else 'validator: '}{a.line}" for a in attacks]
+        lines += [f"    {a.name:<15} {'' if a.role is Role.MINER else 'validator: '}{a.line}" for a in attacks]
     return "\n".join(lines)
 
 

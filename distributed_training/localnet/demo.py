@@ -39,7 +39,7 @@ from distributed_training.localnet.run.room import check_left, full
 from distributed_training.localnet.run.stop import POLL_S, Interrupted, StopRequest, stop_on_signals
 from distributed_training.localnet.show.display import Display
 from distributed_training.locks import Lock
-from distributed_training.protocol.rules.clock import round_at
+from distributed_training.protocol.rules.clock import over, round_at
 from distributed_training.protocol.types import Role
 from distributed_training.recipes.reading import read_preset
 
@@ -249,8 +249,8 @@ def enough(watch: Watch, roles: list[str]) -> None:
 
 def follow(watch: Watch) -> None:
     """Until every node ended, or the last round is over for a while."""
-    last = watch.run.manifest.round(watch.rounds - 1)
-    end = (genesis_time(watch.run.paths) or time.time()) + last.end_block * watch.run.block_s
+    last = over(watch.run.manifest.timing, watch.rounds - 1)
+    end = (genesis_time(watch.run.paths) or time.time()) + last * watch.run.block_s
     tempo, epoch, until = read_preset("local").tempo, 0, float("inf")
     while (watch.killer.busy or set(watch.processes.running()) - {WATCHER}) and time.monotonic() < until:
         tick(watch)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distributed_training.averaging.plan import layout_of
+from distributed_training.averaging.sizes import uplink_bytes
 from distributed_training.errors import ChainFault
 from distributed_training.localnet.events import RunEvents, RunView
 from distributed_training.localnet.judge import offline, published, watcher
@@ -73,7 +74,7 @@ def finish(
         chain,
         rounds_wanted=options.rounds,
         num_params=num_params,
-        wire_bytes=layout_of(run.manifest, num_params).wire_bytes,
+        wire_bytes=uplink_bytes(run.manifest, layout_of(run.manifest, num_params)),
         baselines=comparison.result(),
         offline=read_json(run.paths.root / offline.RESULT) if rounds else None,
         faults=fault_rows(run, view, events.notes, max(rounds, default=-1)),

@@ -13,7 +13,7 @@ from distributed_training.errors import ConfigError
 from distributed_training.localnet.attacks import ADVERSARIES_DIR, Adversary, chosen, in_demo, listing
 from distributed_training.localnet.run.kills import PHASES, KillRequest, parse_kill
 from distributed_training.protocol.types import Role
-from distributed_training.settings.arguments import Parser, file_or_folder, folder, new_folder, real, whole
+from distributed_training.settings.arguments import Parser, constant, file_or_folder, folder, new_folder, real, whole
 
 STEPS_AT_SPEED_1 = 20
 ROUNDS = 6  # by default
@@ -78,6 +78,7 @@ class Options:
     hub: bool = False  # pages and checkpoints over a Hub of the run's own
     newcomer: bool = False  # a miner joins in the middle, from an empty directory
     open: bool = False  # a live page beside it
+    constants: tuple[str, ...] = ()  # of the run, KEY=VALUE, laid over the local preset's
 
     @property
     def steps_at_speed_1(self) -> int:
@@ -105,6 +106,7 @@ class Options:
             "hub": "auto" if self.hub else None,
             "newcomer": self.newcomer,
             "block_s": self.block_s,
+            "set": list(self.constants),
         }
 
 
@@ -136,6 +138,7 @@ def parse_options(argv: Sequence[str], *, adversaries_dir: Path = ADVERSARIES_DI
         hub=args.hub is not None,
         newcomer=_newcomer(args),
         open=args.open,
+        constants=tuple(args.set),
     )
 
 
@@ -170,6 +173,8 @@ def _parser() -> Parser:
     add("--steps", metavar="N", type=whole(1, 200, "inner steps"), help=help_)
     help_ = "all keys, the model's start and the data order follow from it; default 1"
     add("--seed", metavar="N", type=whole(0, 2**32 - 1, "a seed"), default=1, help=help_)
+    help_ = "a constant of the run, as create_run.py takes it: average.uplink=sparse; repeatable"
+    add("--set", metavar="KEY=VALUE", type=constant, action="append", default=[], help=help_)
     _add_inputs(parser)
     _add_trouble(parser)
     add = parser.group("what you see")

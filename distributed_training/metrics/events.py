@@ -60,6 +60,14 @@ class Ahead:
 
 
 @dataclass(frozen=True, slots=True)
+class Anew:
+    """The chain was reorganised: the exchange of a round, begun at its head, begins anew with others."""
+
+    candidates: Annotated[int, "miners with whom it was begun"]
+    now: Annotated[int, "miners with whom it goes on"]
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """A round is settled on this node."""
 
@@ -79,6 +87,8 @@ class Round:
     bytes_received: Annotated[int, "bytes of payload in this round"]
     sent_to: Annotated[Mapping[str, int], "bytes of them by kind of peer: miner, validator, owner, stranger"]
     received_from: Annotated[Mapping[str, int], "likewise"]
+    up_bytes_per_s: Annotated[float | None, "bytes/s at which this node's line sent while busy; null: too little moved"]
+    down_bytes_per_s: Annotated[float | None, "bytes/s at which it received, likewise"]
     steps: Annotated[int | None, "own steps; null: none"]
     own_tokens: Annotated[int | None, "own tokens; null: none"]
     seconds: Annotated[Mapping[str, float | None], "s of the phases train, average and settle; null: not measured"]
@@ -207,6 +217,6 @@ class Stopped:
 
 
 Record = (
-    Ready | Phase | Step | Train | Ahead | Round | Evaluation | Audit | Scores | Weights | Checkpoint | Shared | Sync
-    | Chain | Verdict | Standing | Fault | Stopped
+    Ready | Phase | Step | Train | Ahead | Anew | Round | Evaluation | Audit | Scores | Weights | Checkpoint | Shared
+    | Sync | Chain | Verdict | Standing | Fault | Stopped
 )  # fmt: skip

@@ -22,8 +22,8 @@ from distributed_training.protocol.types import Role
 FLAG = "--metrics.prometheus"
 AUDITS = ("pass", "soft", "fail", "none")
 FAULTS = (
-    "audit", "chain", "checkpoint", "commit", "data", "device", "disk", "evaluation", "hotkey", "map", "memory",
-    "metrics", "probe", "round", "runtime", "shared", "state", "unreachable", "weights", "worker", "other",
+    "audit", "chain", "checkpoint", "commit", "data", "device", "disk", "evaluation", "feedback", "hotkey", "map",
+    "memory", "metrics", "probe", "round", "runtime", "shared", "state", "unreachable", "weights", "worker", "other",
 )  # fmt: skip
 OUTCOMES = ("counted", "backed_up", "lost")
 PEERS = (*(role.name.lower() for role in Role), "stranger")
@@ -57,6 +57,8 @@ GAUGES: Mapping[str, tuple[Any, ...]] = {
     "dt_standing_rank": ("standing.rank", "Rank of this uid by emission, 1 is the most."),
     "dt_standing_prunable_rank": ("standing.prunable_rank", "1: replaced next, as if this uid's immunity were over."),
     "dt_standing_collateral_alpha": ("standing.collateral", "Alpha that is locked as collateral of this uid."),
+    "dt_line_up_bytes_per_second": ("round.up_bytes_per_s", "At which the line sent while busy."),
+    "dt_line_down_bytes_per_second": ("round.down_bytes_per_s", "At which the line received while busy."),
     "dt_subnet_uids": ("standing.of", "Uids on the subnet."),
     "dt_subnet_prunable_uids": ("standing.prunable", "Uids that may be replaced now."),
     "dt_subnet_free_places": ("standing.free_places", "Free places; while there are any, no uid is replaced."),

@@ -68,6 +68,9 @@ class Words:
                 self._train = record
             case events.Ahead() if record.steps_lost:
                 return f"round {index}: the chain decided otherwise, {record.steps_lost} steps ahead were for nothing"
+            case events.Anew():
+                who = f"the work of {record.now} miners, not {record.candidates}"
+                return f"round {index}: the chain decided otherwise, the exchange begins anew with {who}"
             case events.Round():
                 line, self._train, self.where = self._round(record, index), None, (index + 1, "")
                 return line
@@ -109,6 +112,9 @@ class Words:
             said.append(f"work of {uids(r.included)} ({len(r.included)} of {len(r.candidates)} miners) in {counted}")
         if r.pay is not None and self._pay:
             said.append(f"{self._pay} {100 * r.pay:.1f} %")
+        line = [f"{rate * 8 / 1e6:,.1f} Mbit/s {way}" for way, rate in _rates(r) if rate is not None]
+        if line:
+            log.debug("round %d: the line, while busy: %s", index, ", ".join(line))
         return f"round {index}: {'; '.join(said)}; state {r.state_root[:12]}"
 
     def _work(self, r: events.Round) -> str:
@@ -133,6 +139,10 @@ class Words:
             self._trouble.begin(f"{verdict.word}; {'; '.join(verdict.reasons)}")
         elif verdict.word == "all well":
             self._trouble.end()
+
+
+def _rates(r: events.Round) -> tuple[tuple[str, float | None], ...]:
+    return ("up", r.up_bytes_per_s), ("down", r.down_bytes_per_s)
 
 
 def uids(found: Sequence[int]) -> str:

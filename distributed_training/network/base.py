@@ -15,13 +15,15 @@ from typing import Protocol
 
 from distributed_training.errors import DeadlineMissed
 from distributed_training.network.budgets import Budget
+from distributed_training.network.line import Line
 
 
 class Stream(Protocol):
     """One bidirectional stream of length-prefixed frames. One reader task and one writer task at a time.
 
-    Every read and write has a deadline. The declared length is checked against `max_bytes` *before* anything is
-    buffered. After any error the stream is dead; `close` is idempotent and never raises.
+    Every read and write has a deadline, which is for the peer: what our own line's cap makes it wait is added to it.
+    The declared length is checked against `max_bytes` *before* anything is buffered. After any error the stream is
+    dead; `close` is idempotent and never raises.
     Raises DeadlineMissed (too late), WireError (frame too long), NetworkFault (connection broken or closed); on a
     stream that the peer opened also PeerFault (its budget is used up).
     """
@@ -43,12 +45,14 @@ class Stream(Protocol):
 
 @dataclass(slots=True)
 class Traffic:
-    """Payload bytes in frames by kind of peer, and frames sent, since the transport started, both directions apart."""
+    """Payload bytes in frames by kind of peer, and frames sent, since the transport started, both directions apart; and
+    the line that all of them take."""
 
     frames_sent: int = 0
     sent_to: Counter[str] = field(default_factory=Counter)
     received_from: Counter[str] = field(default_factory=Counter)
     kinds: Mapping[bytes, str] = field(default_factory=dict)  # peer key -> miner, validator, owner; others: stranger
+    line: Line = field(default_factory=Line)
 
     @property
     def sent(self) -> int:

@@ -15,6 +15,7 @@ from typing import Protocol
 from distributed_training.errors import DeadlineMissed, LocalFault, NetworkFault
 from distributed_training.network.base import StreamHandler, Traffic
 from distributed_training.network.budgets import Budget
+from distributed_training.network.connection import Connection
 from distributed_training.network.descriptors import raise_file_limit, streams_of_peers
 from distributed_training.network.frames import HEADER_BYTES, FrameStream
 from distributed_training.network.hints import DhtNode, HintBoard
@@ -168,9 +169,9 @@ class DaemonTransport:
                 reader, writer = await self._connect(peer_key)
         except TimeoutError as error:
             raise DeadlineMissed(f"no connection to {peer_key.hex()[:12]} within {timeout_s:.3g} s") from error
-        name = method.encode()
-        writer.write(len(name).to_bytes(HEADER_BYTES, "big") + name)  # fits the empty buffer: no need to wait
-        return self._serving.track(FrameStream(peer_key, reader, writer, writer.transport.abort, self._traffic))
+        name, joined = method.encode(), Connection(reader, writer)
+        joined.write(len(name).to_bytes(HEADER_BYTES, "big") + name)  # fits the empty buffer: no need to wait
+        return self._serving.track(FrameStream(peer_key, joined, joined, joined.abort, self._traffic))
 
     async def _connect(self, peer_key: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if not await self._daemon.is_connected(peer_key):
@@ -227,14 +228,16 @@ class DaemonTransport:
     async def _accept(
         self, peer_key: bytes, source: str | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        joined = Connection(reader, writer)
+
         async def method() -> str:
             # Method names are not payload: they go past the traffic counters.
-            opening = FrameStream(peer_key, reader, writer, writer.transport.abort, Traffic())
+            opening = FrameStream(peer_key, joined, joined, joined.abort, Traffic())
             name = (await opening.read(MAX_METHOD_BYTES, METHOD_TIMEOUT_S)).decode("utf-8", "replace")
             self._meet(peer_key)
             return name
 
-        stream = FrameStream(peer_key, reader, writer, writer.transport.abort, self._traffic)
+        stream = FrameStream(peer_key, joined, joined, joined.abort, self._traffic)
         stream.source = source
         await self._serving.answer(stream, method)
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from distributed_training.errors import DeadlineMissed, NetworkFault, WireError, said
 from distributed_training.network.base import Traffic
+from distributed_training.network.line import SMALL_BYTES, Lane
 
 HEADER_BYTES = 4  # big-endian length
 MAX_FRAME_BYTES = (1 << 32) - 1
@@ -54,16 +55,32 @@ class FrameStream:
 
     async def read(self, max_bytes: int, timeout_s: float) -> bytes:
         """The next frame. See `network.base.Stream` for the errors."""
-        async with self._deadline("a frame from", timeout_s):
+        async with self._deadline("a frame from", timeout_s) as limit:
             size = int.from_bytes(await self._header(), "big")
             if size > max_bytes:
                 raise WireError(f"a frame of {size} bytes was announced, at most {max_bytes} are allowed here")
             if self.meter is not None:
                 self.meter(HEADER_BYTES + size)
-            frame = await self._reader.readexactly(size)
+            lane = self._traffic.line.down
+            with lane.rate.moving(size):
+                frame = await self._body(lane, size, limit)
         self.spoken = True
         self._traffic.receiving(self._peer_key, size)
         return frame
+
+    async def _body(self, lane: Lane, size: int, limit: asyncio.Timeout) -> bytes:
+        """What is not read yet waits at the peer: buffers on the way hold about a mebibyte of a stream. What came is
+        paid for: who announces a frame and sends none of it takes nothing of our line."""
+        if not lane.part or size <= SMALL_BYTES:
+            frame = await self._reader.readexactly(size)
+            lane.pay(HEADER_BYTES + size)
+            return frame
+        parts: list[bytes] = []
+        for offset in range(0, size, lane.part):
+            part = min(lane.part, size - offset)
+            parts.append(await self._reader.readexactly(part))
+            await _turn(lane, part, limit)
+        return b"".join(parts)
 
     async def _header(self) -> bytes:
         try:
@@ -77,17 +94,21 @@ class FrameStream:
         """Send one frame. Returns when all but the last few buffers have left; the deadline covers the whole frame."""
         if len(frame) > MAX_FRAME_BYTES:
             raise ValueError(f"a frame holds at most {MAX_FRAME_BYTES} bytes, not {len(frame)}")
-        async with self._deadline("a write to", timeout_s):
+        lane, view = self._traffic.line.up, memoryview(frame)
+        async with self._deadline("a write to", timeout_s) as limit:
             if self.meter is not None:
                 self.meter(HEADER_BYTES + len(frame))
-            header = len(frame).to_bytes(HEADER_BYTES, "big")
-            first = min(CHUNK_BYTES, len(frame))
-            self._writer.write(header + frame[:first])  # one system call for a small frame
-            await self._writer.drain()
-            view = memoryview(frame)
-            for offset in range(first, len(frame), CHUNK_BYTES):
-                self._writer.write(view[offset : offset + CHUNK_BYTES])
-                await self._writer.drain()
+            with lane.rate.moving(len(frame)):
+                header = len(frame).to_bytes(HEADER_BYTES, "big")
+                step = lane.part or CHUNK_BYTES
+                for offset in range(0, max(1, len(frame)), step):
+                    part = view[offset : offset + step]
+                    if len(frame) <= SMALL_BYTES:
+                        lane.pay(HEADER_BYTES + len(part))
+                    else:
+                        await _turn(lane, len(part), limit)
+                    self._writer.write(part if offset else header + part)  # one system call for a small frame
+                    await self._writer.drain()
         self._traffic.sending(self._peer_key, len(frame))
 
     async def close(self) -> None:
@@ -110,14 +131,14 @@ class FrameStream:
             pass
 
     @asynccontextmanager
-    async def _deadline(self, what: str, timeout_s: float) -> AsyncIterator[None]:
+    async def _deadline(self, what: str, timeout_s: float) -> AsyncIterator[asyncio.Timeout]:
         # After any exception, cancellation included, the position in the byte stream is unknown: the stream is dead.
         peer = self._peer_key.hex()[:12]
         if self._closed:
             raise NetworkFault(f"the stream with {peer} is closed")
         try:
-            async with asyncio.timeout(timeout_s):
-                yield
+            async with asyncio.timeout(timeout_s) as limit:
+                yield limit
         except TimeoutError as error:
             self.abort()
             raise DeadlineMissed(f"{what} {peer} took longer than {timeout_s:.3g} s") from error
@@ -127,6 +148,15 @@ class FrameStream:
         except BaseException:
             self.abort()
             raise
+
+
+async def _turn(lane: Lane, size: int, limit: asyncio.Timeout) -> None:
+    """Under a cap of ours: what it makes a frame wait is not the peer's time."""
+    if lane.part:
+        until = limit.when()
+        limit.reschedule(None)
+        waited = await lane.turn(size)
+        limit.reschedule(None if until is None else until + waited)
 
 
 def _describe(error: Exception) -> str:

@@ -33,10 +33,12 @@ class LinkProfile:
     loss: float = 0.0  # chance that a segment has to be sent again
     breaks: float = 0.0  # chance that a segment takes its connection down
     retransmit_s: float = 0.25
+    segment_bytes: int = SEGMENT_BYTES
+    window_bytes: int = WINDOW_BYTES
 
 
 @dataclass(slots=True)
-class _Nic:
+class Nic:
     up_bytes_s: float
     down_bytes_s: float
     latency_s: float
@@ -61,7 +63,7 @@ class Links:
         self.profile = profile
         self._seed = seed
         self._random = random.Random(f"links/{seed}")
-        self._nics: dict[bytes, _Nic] = {}
+        self._nics: dict[bytes, Nic] = {}
         self._side: dict[bytes, int] = {}  # in which part of a partitioned network a peer is; not there: 0
         self._frozen: set[bytes] = set()
         self._held: list[_Item] = []
@@ -118,12 +120,12 @@ class Links:
         """Seconds one way."""
         return self.nic(one).latency_s + self.nic(other).latency_s
 
-    def nic(self, peer_key: bytes) -> _Nic:
+    def nic(self, peer_key: bytes) -> Nic:
         """The link of a peer: a function of seed and key, whoever asks first."""
         if peer_key not in self._nics:
             key = blake2b(peer_key + self._seed.to_bytes(8, "big", signed=True), digest_size=8).digest()
             draw, p = random.Random(int.from_bytes(key, "big")), self.profile
-            self._nics[peer_key] = _Nic(draw.uniform(*p.up_bytes_s), draw.uniform(*p.down_bytes_s),
+            self._nics[peer_key] = Nic(draw.uniform(*p.up_bytes_s), draw.uniform(*p.down_bytes_s),
                                         draw.uniform(*p.latency_s))  # fmt: skip
         return self._nics[peer_key]
 
@@ -190,13 +192,13 @@ class LinkPipe(Pipe):
         if self._links.breaks():
             self.lose()
             raise ConnectionResetError("the connection broke")
-        view = memoryview(data)
-        for first in range(0, len(view), SEGMENT_BYTES):
-            self._send(bytes(view[first : first + SEGMENT_BYTES]))
+        view, size = memoryview(data), self._links.profile.segment_bytes
+        for first in range(0, len(view), size):
+            self._send(bytes(view[first : first + size]))
 
     async def drain(self) -> None:
         """While more than a window of bytes is under way, or the reader has had enough."""
-        while self._under_way > WINDOW_BYTES and not self.closed:
+        while self._under_way > self._links.profile.window_bytes and not self.closed:
             self._window.clear()
             await self._window.wait()
         await super().drain()

@@ -1,4 +1,7 @@
-"""What others fetch at leisure shares our line: our own sends go first, then a part of each stream's frame in turn."""
+"""Who goes first on our line: our own chunks, then slices that a round waits for, then what others fetch at leisure.
+
+The last are held to a rate of their own, whether the line has a cap (`network.line`) or not.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from distributed_training.network.base import Stream
 from distributed_training.network.budgets import Bucket
+from distributed_training.network.line import Rank, ranked
 
 LEAST_BYTES_PER_S = 1 << 20
 BURST_BYTES = 4 << 20
@@ -32,9 +37,16 @@ class Uplink:
         """Around what we send for our own round."""
         self._ours += 1
         try:
-            yield
+            with ranked(Rank.OWN):
+                yield
         finally:
             self._ours -= 1
+
+    async def give(self, stream: Stream, frame: bytes, timeout_s: float) -> None:
+        """Write a frame at leisure. Raises as `Stream.write`, whose deadline begins when it is its turn."""
+        await self.turn(len(frame))
+        with ranked(Rank.LEISURE):
+            await stream.write(frame, timeout_s)
 
     async def turn(self, size: int) -> None:
         """Wait until a frame of so many bytes may go."""

@@ -122,13 +122,12 @@ def _relation_problems(manifest: RunManifest) -> list[str]:
     rules = [
         (manifest.protocol_version == PROTOCOL_VERSION, f"protocol_version must be {PROTOCOL_VERSION}"),
         (0 < t.commit_margin < t.commit, "timing: 0 < commit_margin < commit"),
-        (t.commit + t.finality < t.output - t.reduce_margin, "timing: commit + finality < output - reduce_margin"),
-        (t.output + t.finality + t.transfer < t.map, "timing: output + finality + transfer < map"),
-        (t.map + t.finality <= t.length - t.roster_lead, "timing: map + finality <= length - roster_lead"),
-        (
-            t.output + t.roster_lead + t.finality <= t.length,
-            "timing: the audit beacon must be final before the round ends",
-        ),
+        # The exchange begins at the head's s+D; what it makes goes on chain once s+D is final.
+        (t.commit + t.finality <= t.output - t.reduce_margin, "timing: commit + finality <= output - reduce_margin"),
+        (t.output + t.transfer < t.map, "timing: output + transfer < map"),
+        # A map that was written at the head's s+X is written again where finality decides otherwise.
+        (t.output + t.finality < t.map, "timing: output + finality < map"),
+        *(_overlap_rules(t) if t.overlap else _turn_rules(t)),
         (t.roster_lead >= t.finality, "timing: roster_lead >= finality"),
         (t.first_block >= t.roster_lead, "timing: first_block >= roster_lead"),
         (a.min_counted <= a.max_reducers, "average: min_counted <= max_reducers, or no round is ever applied"),
@@ -151,6 +150,32 @@ def _relation_problems(manifest: RunManifest) -> list[str]:
         (manifest.data.num_pages >= manifest.max_uids, "data: num_pages >= max_uids, or a uid has no page at all"),
     ]
     return [message for ok, message in rules if not ok]
+
+
+def _turn_rules(t: TimingSection) -> list[tuple[bool, str]]:
+    """One round after the other."""
+    return [
+        (t.map + t.finality <= t.length - t.roster_lead, "timing: map + finality <= length - roster_lead"),
+        (
+            t.output + t.roster_lead + t.finality <= t.length,
+            "timing: the audit beacon must be final before the round ends",
+        ),
+    ]
+
+
+def _overlap_rules(t: TimingSection) -> list[tuple[bool, str]]:
+    """A round is averaged while the next one is trained: it is settled before that training ends."""
+    return [
+        (t.commit <= t.length, "timing: commit <= length, or two rounds are trained at once"),
+        (
+            t.map + t.finality < t.length + t.commit - t.commit_margin,
+            "timing: map + finality < length + commit - commit_margin, or the next training ends without its state",
+        ),
+        (
+            t.output + t.roster_lead + t.finality <= t.length + t.commit,
+            "timing: the audit beacon must be final before the next round is averaged",
+        ),
+    ]
 
 
 def parse_manifest(data: bytes, *, source: str = "manifest") -> RunManifest:

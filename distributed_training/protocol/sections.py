@@ -67,6 +67,8 @@ class OuterSection(Section):
 
 
 class AverageSection(Section):
+    uplink: Literal["int8", "int4", "sparse"]  # codec of what miners send to reducers
+    output: Literal["int8", "int4"]  # codec of what reducers publish
     chunk_coords: int
     block_coords: int  # int8 codec: coordinates per scale
     token_cap: int  # tokens beyond this add no weight and no credit
@@ -93,6 +95,7 @@ class TimingSection(Section):
     map: int  # Y
     length: int  # L
     transfer: int  # blocks kept free for gather
+    overlap: bool  # a round is averaged while the next one is trained
 
 
 class AuditSection(Section):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 NO_BACKUP = bytes(32)
+NO_ROOT = bytes(32)
 
 
 class Role(IntEnum):
@@ -156,6 +157,12 @@ class WorkRecord:
     log_root: bytes  # Merkle root over the encoded step records
     wire_root: bytes  # Merkle root over the digests of the encoded chunks
     codec: int
+    feedback_start: bytes  # root of what former encodings left out, which this vector has in it; NO_ROOT: nothing
+    feedback_end: bytes  # root of what this encoding left out; NO_ROOT: the codec keeps nothing
+    began_at: (
+        bytes  # overlap: wire root of the former round's vector at whose end training began; NO_ROOT: at the state
+    )
+    shift_step: int  # overlap: steps done before the parameters were shifted to the state
     chunk_norms: tuple[float, ...]  # one per chunk, fp32 values
 
 
@@ -218,11 +225,26 @@ class SliceSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """What the last included vector of a sender left out: from there, or from nothing, its next one starts."""
+
+    public_key: bytes
+    root: bytes  # `feedback_end` of its last included record
+    age: int  # applied rounds since
+
+
+@dataclass(frozen=True, slots=True)
 class Carry:
-    """The small public part of the state: clip threshold, and whose slices failed in the last 8 applied rounds."""
+    """The small public part of the state: clip threshold, whose slices failed in the last 8 applied rounds, and what
+    senders were included with in them, where the uplink codec keeps what it leaves out."""
 
     tau: float
     failed: tuple[tuple[bytes, ...], ...]  # by round, oldest first: sorted public keys
+    left: tuple[Left, ...] = ()  # by public key
+
+    def left_by(self, public_key: bytes) -> bytes:
+        """The root from which its next record may start; NO_ROOT: none but nothing."""
+        return next((each.root for each in self.left if each.public_key == public_key), NO_ROOT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,17 @@ import math
 import struct
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from distributed_training.errors import WireError
 from distributed_training.protocol.types import (
+    NO_ROOT,
     Accusation,
     Carry,
+    Left,
     OutputRecord,
     Signed,
     StepRecord,
@@ -29,16 +32,20 @@ SIGNATURE_BYTES = 64
 MAX_CHUNKS = 1 << 20
 MAX_SENDERS = 4096
 MAX_CARRY_ROUNDS = 8
+LEFT_BYTES = 65  # of one sender in a carry
+MAX_LEFT = MAX_CARRY_ROUNDS * MAX_SENDERS  # if hotkeys changed in every round
 MAX_REASON = 32
 
-_WORK = struct.Struct("<4s32sIH32s32sIQ32s32s32sBI")
-_WORK_TAG = b"DTW1"
+_WORK = struct.Struct("<4s32sIH32s32sIQ32s32s32sB32s32s32sII")
+_WORK_TAG = b"DTW2"
 _OUTPUT = struct.Struct("<4s32sIH32s32s32sHI")
 _OUTPUT_TAG = b"DTO2"
 _STEP = struct.Struct("<IfHBB")
 _ACCUSATION = struct.Struct("<4s32sI32s32sIB")
 _ACCUSATION_TAG = b"DTA1"
 _REQUEST = struct.Struct("<32s64s")
+_LEFT = struct.Struct("<32s32sB")
+_HAS_LEFT = 0x80  # in the number of rounds: who left something out follows them
 _COUNT = struct.Struct("<I")
 _SMALLEST_NORMAL, _INFINITY = 0x00800000, 0x7F800000  # bit patterns of fp32
 
@@ -122,23 +129,26 @@ def encode_work(record: WorkRecord) -> bytes:
     r = record
     head = _WORK.pack(
         _WORK_TAG, r.manifest, r.round, r.uid, r.public_key, r.state_root, r.steps, r.tokens,
-        r.pages_root, r.log_root, r.wire_root, r.codec, len(r.chunk_norms),
+        r.pages_root, r.log_root, r.wire_root, r.codec, r.feedback_start, r.feedback_end, r.began_at, r.shift_step,
+        len(r.chunk_norms),
     )  # fmt: skip
     return head + np.asarray(r.chunk_norms, "<f4").tobytes()
 
 
 def decode_work(data: bytes) -> WorkRecord:
     reader = _Reader(data, "work record")
-    tag, manifest, round_index, uid, public_key, state_root, steps, tokens, pages, log, wire, codec, chunks = (
-        reader.unpack(_WORK)
-    )
+    (
+        tag, manifest, round_index, uid, public_key, state_root, steps, tokens, pages, log, wire, codec,
+        feedback_start, feedback_end, began_at, shift_step, chunks,
+    ) = reader.unpack(_WORK)  # fmt: skip
     if tag != _WORK_TAG or chunks > MAX_CHUNKS:
         raise WireError("work record: wrong tag or too many chunks")
     norms = reader.norms(chunks)
     reader.end()
     return WorkRecord(
         manifest=manifest, round=round_index, uid=uid, public_key=public_key, state_root=state_root, steps=steps,
-        tokens=tokens, pages_root=pages, log_root=log, wire_root=wire, codec=codec, chunk_norms=norms,
+        tokens=tokens, pages_root=pages, log_root=log, wire_root=wire, codec=codec, feedback_start=feedback_start,
+        feedback_end=feedback_end, began_at=began_at, shift_step=shift_step, chunk_norms=norms,
     )  # fmt: skip
 
 
@@ -245,10 +255,12 @@ def output_senders(body: bytes) -> tuple[bytes, ...]:
 
 
 def encode_carry(carry: Carry) -> bytes:
-    """Canonical bytes of the public carry; part of the state root."""
-    parts = [struct.pack("<dB", carry.tau, len(carry.failed))]
+    """Canonical bytes of the public carry; part of the state root. What nobody has left out takes none."""
+    parts = [struct.pack("<dB", carry.tau, len(carry.failed) | (_HAS_LEFT if carry.left else 0))]
     for keys in carry.failed:
         parts += [struct.pack("<H", len(keys)), *keys]
+    if carry.left:
+        parts += [struct.pack("<H", len(carry.left)), *(_LEFT.pack(x.public_key, x.root, x.age) for x in carry.left)]
     return b"".join(parts)
 
 
@@ -257,11 +269,25 @@ def decode_carry(data: bytes) -> Carry:
     tau, count = reader.unpack(struct.Struct("<dB"))
     if not sys.float_info.min <= tau <= sys.float_info.max:
         raise WireError("carry: bad clip threshold")
+    has_left, count = count & _HAS_LEFT, count & ~_HAS_LEFT
     if count > MAX_CARRY_ROUNDS:
         raise WireError(f"carry: {count} rounds, at most {MAX_CARRY_ROUNDS} expected")
     failed: list[tuple[bytes, ...]] = []
     for _ in range(count):
         (keys,) = reader.unpack(struct.Struct("<H"))
         failed.append(tuple(reader.take(32) for _ in range(keys)))
+    left = _left(reader) if has_left else ()
     reader.end()
-    return Carry(tau, tuple(failed))
+    return Carry(tau, tuple(failed), left)
+
+
+def _left(reader: _Reader) -> tuple[Left, ...]:
+    (count,) = reader.unpack(struct.Struct("<H"))
+    if not 0 < count <= MAX_LEFT:
+        raise WireError(f"carry: {count} senders that left something out, 1 to {MAX_LEFT} expected")
+    found = tuple(Left(*reader.unpack(_LEFT)) for _ in range(count))
+    if any(a.public_key >= b.public_key for a, b in pairwise(found)):
+        raise WireError("carry: senders out of order")
+    if any(x.root == NO_ROOT or x.age >= MAX_CARRY_ROUNDS for x in found):
+        raise WireError("carry: a sender that left nothing out, or was included too long ago")
+    return found

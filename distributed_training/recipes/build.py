@@ -16,7 +16,7 @@ from torch import nn
 
 from distributed_training import PROTOCOL_VERSION
 from distributed_training.averaging.plan import layout_of
-from distributed_training.averaging.sizes import step_bytes
+from distributed_training.averaging.sizes import output_bytes, step_bytes, uplink_bytes
 from distributed_training.data.base import PinnedPages
 from distributed_training.data.loader import heldout_sequences
 from distributed_training.data.pages import check_trust
@@ -123,11 +123,12 @@ def draft_manifest(
         fields["scoring"].setdefault("goodput_required", 1.0)
         return validated(fields)
 
-    optimizer = _of_optimizer(preset, overrides)
+    optimizer = merge(_of_optimizer(preset, overrides), _of_overlap(preset, overrides))
     if "length" in preset.sections["timing"] and not asked.anything:
         return filled(preset.sections, optimizer, overrides)
     others = ({k: v for k, v in layer.items() if k != "timing"} for layer in (preset.sections, overrides))
-    chosen = round_of(filled(ANY_ROUND, next(others), optimizer, next(others)), preset, asked)
+    wanted = replace(asked, overlap=asked.overlap or find(overrides, "timing.overlap") is True)
+    chosen = round_of(filled(ANY_ROUND, next(others), optimizer, next(others)), preset, wanted)
     layers = (preset.sections, chosen) if asked.anything else (chosen, preset.sections)
     return filled(*layers, optimizer, overrides)
 
@@ -138,7 +139,9 @@ def round_of(draft: RunManifest, preset: Preset, asked: Asked) -> dict[str, Any]
     least = least_length(tempo, asked.quota_bytes)
     if least is None:
         raise ConfigError(f"the chain allows {asked.quota_bytes} commitment bytes an epoch: no round fits in them")
-    work = Work(size, layout_of(draft, size).wire_bytes, draft.tokens_per_step, step_bytes(draft))
+    layout = layout_of(draft, size)
+    sizes = uplink_bytes(draft, layout), output_bytes(draft, layout)
+    work = Work(size, *sizes, draft.tokens_per_step, step_bytes(draft))
     where = Where(asked.block_s or preset.block_s, preset.finality, least)
     nominal = draft.inner.nominal_steps
     steps = asked.steps or (None if nominal == ANY_ROUND["inner"]["nominal_steps"] else nominal)
@@ -180,6 +183,12 @@ def _of_optimizer(preset: Preset, overrides: Mapping[str, Any]) -> dict[str, Any
     """What a preset says of the optimiser that was chosen; of one that it does not know, nothing."""
     name = find(overrides, "inner.optimizer") or preset.sections["inner"]["optimizer"]
     return merge({"inner": {"options": {}}}, *(table for other, table in preset.optimizers.items() if other == name))
+
+
+def _of_overlap(preset: Preset, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset says of a run whose rounds overlap."""
+    wanted = find(overrides, "timing.overlap")
+    return preset.overlap if (preset.sections["timing"].get("overlap") if wanted is None else wanted) else {}
 
 
 def _refuse_what_follows(overrides: Mapping[str, Any], preset: Preset) -> None:
@@ -235,6 +244,7 @@ def check_timing(manifest: RunManifest, tempo: int) -> None:
 def goodput(manifest: RunManifest, num_coords: int, reducers: int, block_s: float) -> float:
     """Bytes/s a miner needs: both ways of its share of the wire bytes in half of the averaging time
     (docs/scoring.md)."""
-    wire = layout_of(manifest, num_coords).wire_bytes
+    layout = layout_of(manifest, num_coords)
+    wire = uplink_bytes(manifest, layout) + output_bytes(manifest, layout)
     seconds = (manifest.timing.output - manifest.timing.commit) * block_s
-    return round(2 * wire * (reducers - 1) / reducers / (0.5 * seconds), 1)
+    return round(wire * (reducers - 1) / reducers / (0.5 * seconds), 1)

@@ -20,7 +20,13 @@ from distributed_training.settings.words import nearest
 FOLDER = files("distributed_training.recipes")
 COMMON = "common"
 SHARED = (COMMON, "mainnet")  # no presets by themselves
-PRESET_PARTS = ("chain", "expect", "model", "optimizers")  # what is in a preset and in no manifest, or not like that
+PRESET_PARTS = (
+    "chain",
+    "expect",
+    "model",
+    "optimizers",
+    "overlap",
+)  # what is in a preset and in no manifest, or not like that
 T = TypeVar("T", bound=Table)
 
 
@@ -35,6 +41,7 @@ class Preset:
     expect: Expect
     model: dict[str, Any]  # a transformers config
     optimizers: dict[str, dict[str, Any]]  # by name: fields of the manifest that go with that inner optimiser
+    overlap: dict[str, Any]  # fields of the manifest that go with `timing.overlap`
     sections: dict[str, Any]  # everything else: fields of the run manifest; `timing` may be left to timing.py
 
 
@@ -54,8 +61,8 @@ def read_preset(preset: str | Path) -> Preset:
     layers = [tomllib.loads(text) for text in _texts(preset)]
     fields = merge(*reversed(layers))
     fields.pop("like", None)
-    taken = {part: fields.pop(part, None) for part in PRESET_PARTS}
-    wrong = [part for part, value in taken.items() if not isinstance(value, dict)]
+    taken = {"overlap": {}} | {part: fields.pop(part) for part in PRESET_PARTS if part in fields}
+    wrong = [part for part in PRESET_PARTS if not isinstance(taken.get(part), dict)]
     if wrong or not isinstance(fields.get("name"), str):
         raise ConfigError(f"--preset {preset}: expected a section [{wrong[0]}]" if wrong else _unnamed(preset))
     chain, expect = _table(preset, "chain", _Chain, taken["chain"]), _table(preset, "expect", Expect, taken["expect"])
@@ -67,6 +74,7 @@ def read_preset(preset: str | Path) -> Preset:
         expect=expect,
         model=taken["model"],
         optimizers=taken["optimizers"],
+        overlap=taken["overlap"],
         sections=fields,
     )
 

@@ -2,17 +2,22 @@
 
 A round of the protocol (docs/protocol.md, section 3) is training, T blocks, and what follows it whatever is trained:
 
-    M    the last step, encoding, and the commitment's way into a block
-    f    until that is final
-    W    scatter: twice what the slowest link needs, so that a third of it, a stall time, can be lost to a dead reducer
+    M    a last step that takes longer than the one before, encoding, and the commitment's way into a block
+    W    scatter: twice what the slowest link needs, so that a third of it, a stall time, can be lost to a dead reducer.
+         At least f: an output's hash goes on chain when the plan is final
     R    reducing, and the output hash's way into a block
-    f    until that is final, and then `transfer`: gather, twice what the slowest link needs
-    V    the slice map's way into a block, and once more for slices that come late
-    f    until that is final
-    B    the outer step, and until the next roster is final
+    transfer  gather, after s+X: half more than the slowest link needs; twice, for a slice may have twice the mean size,
+         from the block before s+X on, when it has a hash unless a sender was silent. At least f: a map is written again
+         where finality decides otherwise
+    V    the slice map's way into a block: who holds all has written it before
+    f    until that is final: the outer step cannot be undone
+    B    the outer step, and until the next roster is final. Who trains ahead trains in it
 
-A round is longer than their sum where the chain takes no more commitments in an epoch, and where a slice on the slowest
-link needs longer than a bulk time, a twelfth of a round. What a round has left over is trained in.
+Where rounds overlap, all of that passes while the next round is trained, which begins as soon as this one's vector is
+encoded: then s+D is the next round's start, its roster is seen when training ends, and a round must be longer than what
+it does after training.
+
+A round is longer where the chain takes no more commitments in an epoch. What a round has left over is trained in.
 """
 
 from __future__ import annotations
@@ -27,14 +32,20 @@ from distributed_training.errors import ConfigError
 from distributed_training.protocol.rules.clock import EPOCH_MARGIN
 from distributed_training.protocol.sections import TimingSection
 
-INCLUSION = EPOCH_MARGIN  # blocks from a write to its inclusion, at most
+# A write is in one of the EPOCH_MARGIN blocks after the one in which it was sent: the first of them is what the work
+# before it is rounded up to, these are the others.
+INCLUSION = EPOCH_MARGIN - 1
 LEAST_SCATTER, LEAST_TRANSFER = 3, 2  # blocks: a stall time is a third of the first
-HEADROOM = 2.0  # of links
-BULK_SHARE = 12  # bulk times in a round (rules/clock.py)
+HEADROOM = 2.0  # of links, while vectors go to reducers
+LATE_HEADROOM = 1.5  # while slices go to everybody, after s+X: of those that were amended at the cut-off
 SLOWEST = 4.0  # the slowest device that takes part needs so many times the expected one's seconds for a step
+JITTER = 0.25  # of a step: none is begun that would end too late if it took as long as the one before
 # Seconds of one core for each parameter, about twice what docs/measurements.md has.
 ENCODE_S, REDUCE_S, OUTER_S = 2e-8, 1e-8, 6e-8
 LOG_BYTES = 64 << 20  # of a round's log, which every validator gets of every miner
+TRAINING = 2  # a round trains so many times as long as it does everything else, where nothing else is asked
+MOST_ROUND_S = 1500  # ... but not for longer than as long, if the round is longer than this then
+SHIFT_SHARE = 4  # with overlap: the average is there in the first quarter of a round, which costs nothing (learning.md)
 STEP_FLOP = 6.0  # for each parameter and token
 
 
@@ -70,7 +81,8 @@ class Work:
     """The run."""
 
     num_coords: int
-    wire_bytes: int  # of one encoded vector
+    uplink_bytes: int  # of one encoded vector, as miners send it
+    output_bytes: int  # and as reducers publish it
     tokens_per_step: int
     log_bytes: int  # of one step, at most
 
@@ -79,6 +91,7 @@ class Work:
 class Asked:
     """What a person asked of the rule; None: not asked."""
 
+    overlap: bool = False  # a round is averaged while the next one is trained
     steps: int | None = None  # of a round, of the expected device
     round_s: float | None = None
     step_s: float | None = None  # on the expected device; else by its speed
@@ -103,34 +116,59 @@ class Blocks:
     reduce: int  # R
     transfer: int
     map: int  # V
+    outer: int  # the outer step
     lead: int  # B
     least: int  # that a whole round must have
 
+    overlap: bool = False
+
+    @property
+    def exchange(self) -> int:
+        """From s+D to s+Y."""
+        scatter, transfer = max(self.scatter, self.finality), max(self.transfer, self.finality)
+        return scatter + self.reduce + transfer + self.map
+
     @property
     def total(self) -> int:
-        return self.commit + self.scatter + self.reduce + self.transfer + self.map + self.lead + 3 * self.finality
+        """Of a round, that none of its training has."""
+        return self.commit if self.overlap else self.commit + self.exchange + self.finality + self.lead
 
-    def offsets(self, training: int) -> dict[str, int]:
+    @property
+    def shortest(self) -> int:
+        """Blocks of a round, with one of training."""
+        if not self.overlap:
+            return max(self.least, self.total + 1)
+        return max(self.least, self.total + self.exchange + self.finality + self.outer + 1)
+
+    def wanted(self, most: int) -> int:
+        """Of training, where a person asked for nothing else. most: blocks of a round, if it then still trains for as
+        long as it does everything else."""
+        if self.overlap:
+            return SHIFT_SHARE * (self.exchange + self.finality + self.outer) - self.total
+        return max(self.total, min(TRAINING * self.total, most - self.total))
+
+    def offsets(self, training: int) -> dict[str, Any]:
         """The manifest's `timing`, but for its first block."""
         commit = training + self.commit
-        output = commit + self.finality + self.scatter + self.reduce
-        map_ = output + self.finality + self.transfer + self.map
+        output = commit + max(self.scatter, self.finality) + self.reduce
+        map_ = commit + self.exchange
         return {
             "finality": self.finality,
-            "roster_lead": self.lead,
+            "roster_lead": max(self.lead, self.commit) if self.overlap else self.lead,
             "commit_margin": self.commit,
             "commit": commit,
             "reduce_margin": self.reduce,
             "output": output,
             "map": map_,
-            "length": map_ + self.finality + self.lead,
+            "length": commit if self.overlap else map_ + self.finality + self.lead,
             "transfer": self.transfer,
+            "overlap": self.overlap,
         }
 
 
 # Fields that `choose` gives, of some round: for a draft of a manifest whose round is not chosen yet.
 ANY_ROUND: dict[str, Any] = {
-    "timing": {"first_block": 1 << 20} | Blocks(1, 1, 1, 1, 1, 1, 1, 1).offsets(1),
+    "timing": {"first_block": 1 << 20} | Blocks(1, 1, 1, 1, 1, 1, 1, 1, 1).offsets(1),
     "inner": {"nominal_steps": 1 << 20, "max_steps": 1 << 20},
     "average": {"token_cap": 1},
 }
@@ -139,16 +177,18 @@ ANY_ROUND: dict[str, Any] = {
 def choose(work: Work, where: Where, expect: Expect, asked: Asked) -> dict[str, Any]:
     """Sections of the manifest: offsets, nominal and most steps of a round, the cap on tokens.
 
-    Asked for neither steps nor a length, a round trains for as long as it does everything else, or longer where it must
-    be longer. Raises ConfigError, in one line with the numbers, for what does not fit.
+    Asked for neither steps nor a length, a round trains for twice as long as it does everything else, or once in long
+    rounds; with overlap so long that the average comes in its first quarter; or longer where it must be longer. Raises
+    ConfigError, in one line with the numbers, for what does not fit.
     """
     flop = STEP_FLOP * work.num_coords * work.tokens_per_step
     step_s = asked.step_s or flop / (expect.tflops * 1e12)
-    beside = overhead(work, where, expect, step_s)
+    beside = overhead(work, where, expect, step_s, overlap=asked.overlap)
     training = _training(beside, where, step_s, asked)
     nominal = asked.steps or max(1, int(training * where.block_s / step_s))
     fastest_s = min(step_s, flop / (expect.fastest_tflops * 1e12))
-    fastest = int((training + beside.lead) * where.block_s / fastest_s)  # it trains ahead
+    ahead = beside.total if asked.overlap else beside.lead
+    fastest = int((training + ahead) * where.block_s / fastest_s)  # it trains ahead
     most = max(nominal, min(fastest, LOG_BYTES // work.log_bytes), 1)
     return {
         "timing": beside.offsets(training),
@@ -157,25 +197,28 @@ def choose(work: Work, where: Where, expect: Expect, asked: Asked) -> dict[str, 
     }
 
 
-def overhead(work: Work, where: Where, expect: Expect, step_s: float) -> Blocks:
+def overhead(work: Work, where: Where, expect: Expect, step_s: float, *, overlap: bool = False) -> Blocks:
     """What a round has beside training. The slowest link is the expected one, of a reducer."""
-    bits, down, up = 8 * work.wire_bytes, expect.down_mbit * 1e6, expect.up_mbit * 1e6
+    sent, made = 8 * work.uplink_bytes, 8 * work.output_bytes
+    down, up = expect.down_mbit * 1e6, expect.up_mbit * 1e6
     others = expect.miners - 1
-    scatter_s = max(bits / up, bits * others / expect.reducers / down)
-    gather_s = max(bits / down, bits * (others + expect.validators) / expect.reducers / up)
+    scatter_s = max(sent / up, sent * others / expect.reducers / down)
+    gather_s = max(made / down, made * (others + expect.validators) / expect.reducers / up)
 
     def blocks(seconds: float) -> int:
         return math.ceil(seconds / where.block_s)
 
     return Blocks(
-        commit=INCLUSION + blocks(SLOWEST * step_s + ENCODE_S * work.num_coords),
+        commit=INCLUSION + blocks(JITTER * SLOWEST * step_s + ENCODE_S * work.num_coords),
         finality=where.finality,
         scatter=max(LEAST_SCATTER, blocks(HEADROOM * scatter_s)),
         reduce=INCLUSION + blocks(REDUCE_S * work.num_coords * expect.miners / expect.reducers),
-        transfer=max(LEAST_TRANSFER, blocks(HEADROOM * gather_s)),
-        map=INCLUSION + 2,
-        lead=max(where.finality, blocks(OUTER_S * work.num_coords)) + 1,
-        least=max(where.least_length, blocks(BULK_SHARE * max(gather_s, bits / up))),
+        transfer=max(LEAST_TRANSFER, blocks(LATE_HEADROOM * gather_s), blocks(HEADROOM * gather_s) - 1),
+        map=INCLUSION,
+        outer=blocks(OUTER_S * work.num_coords),
+        lead=max(where.finality, blocks(OUTER_S * work.num_coords)),
+        least=where.least_length,
+        overlap=overlap,
     )
 
 
@@ -188,10 +231,10 @@ def _training(beside: Blocks, where: Where, step_s: float, asked: Asked) -> int:
     """Blocks of training. Raises ConfigError."""
     needed = 1 if asked.steps is None else max(1, math.ceil(asked.steps * step_s / where.block_s))
     if asked.round_s is None:
-        wanted = beside.total if asked.steps is None else needed
-        return max(wanted, beside.least - beside.total)
+        wanted = beside.wanted(int(MOST_ROUND_S / where.block_s)) if asked.steps is None else needed
+        return max(wanted, beside.shortest - beside.total)
     length = int(asked.round_s / where.block_s + 1e-9)
-    least = max(beside.least, beside.total + needed)
+    least = max(beside.shortest, beside.total + needed)
     if length < least:
         raise ConfigError(_too_short(beside, where, step_s, asked, least))
     return length - beside.total
@@ -201,16 +244,18 @@ def _too_short(beside: Blocks, where: Where, step_s: float, asked: Asked, least:
     minutes = math.ceil(least * where.block_s / 6) / 10
     b = beside
     parts = (
-        f"commit {b.commit}, scatter {b.scatter}, reduce {b.reduce}, gather {b.transfer}, map {b.map}, "
-        f"roster {b.lead}, finality 3 x {b.finality}"
+        f"commit {b.commit}, scatter {max(b.scatter, b.finality)}, reduce {b.reduce}, gather "
+        f"{max(b.transfer, b.finality)}, map {b.map}, finality {b.finality}, "
+        + (f"outer step {b.outer}" if b.overlap else f"roster {b.lead}")
     )
-    why = f"{b.total} blocks of {where.block_s:g} s beside training ({parts})"
-    if least == b.least > b.total + 1:
-        why += f", and {b.least} in all for the chain's quota and for a slice on the slowest link"
+    after = b.commit + b.exchange + b.finality + (b.outer if b.overlap else b.lead)
+    why = f"{after} blocks of {where.block_s:g} s {'after' if b.overlap else 'beside'} training ({parts})"
+    if least == b.least > after + 1:
+        why += f", and {b.least} in all for the chain's quota"
     left = int(asked.round_s / where.block_s) - b.total if asked.round_s else 0
     steps = f", and {asked.steps} steps of {step_s:.3g} s" if asked.steps is not None else ""
     fewer = int(left * where.block_s / step_s)
-    hint = f", or at most --steps {fewer}" if asked.steps is not None and fewer >= 1 and least > b.least else ""
+    hint = f", or at most --steps {fewer}" if asked.steps is not None and fewer >= 1 and least > b.shortest else ""
     return (
         f"--round-minutes {(asked.round_s or 0) / 60:g} is too short: a round takes {why}{steps}; expected at least "
         f"{minutes:g} minutes{hint}, or faster links (--link)"
@@ -220,13 +265,14 @@ def _too_short(beside: Blocks, where: Where, step_s: float, asked: Asked, least:
 def utilisation(timing: TimingSection) -> str:
     """How much of a round is trained in, for a person."""
     t, training = timing, timing.commit - timing.commit_margin
-    ahead = training + t.roster_lead
+    ahead = min(t.length, training + t.roster_lead)
+    beside = "; the next round is trained meanwhile" if t.overlap else ""
     return (
         f"training takes {training} of a round's {t.length} blocks ({100 * training / t.length:.0f} %), {ahead} "
         f"({100 * ahead / t.length:.0f} %) of a miner that trains ahead; scatter {scatter_blocks(t)}, gather "
-        f"{t.transfer}"
+        f"{t.transfer}{beside}"
     )
 
 
 def scatter_blocks(timing: TimingSection) -> int:
-    return timing.output - timing.reduce_margin - timing.commit - timing.finality
+    return timing.output - timing.reduce_margin - timing.commit

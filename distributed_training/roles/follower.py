@@ -15,7 +15,7 @@ from distributed_training.errors import LocalFault, SlicesMissing, StateDiverged
 from distributed_training.protocol.rules import lost as lost_rule
 from distributed_training.protocol.rules import membership
 from distributed_training.protocol.rules.assignment import assignment_beacon
-from distributed_training.protocol.rules.clock import round_at
+from distributed_training.protocol.rules.clock import averaged_at
 from distributed_training.protocol.rules.lost import Later, Settling
 from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.types import AverageOutcome, Roster, Round, WorkRecord
@@ -79,13 +79,16 @@ class Follower:
 
     async def plan(self, start: RoundStart) -> RoundPlan:
         """Wait for finalised s+D; candidates and slices follow."""
+        await self._parts.clock.final(start.round.commit_block)
+        return self.plan_as_of(start, await self._parts.chain.roster(start.round.commit_block))
+
+    def plan_as_of(self, start: RoundStart, at_commit: Roster) -> RoundPlan:
         p = self._parts
-        await p.clock.final(start.round.commit_block)
         plan = make_plan(
             p.manifest,
             start.round,
             roster=start.roster,
-            at_commit=await p.chain.roster(start.round.commit_block),
+            at_commit=at_commit,
             beacon=start.beacon,
             state_root=self.root,
             carry=self.state.carry,
@@ -226,7 +229,7 @@ class Follower:
                     lacks, rounds = sorted(missing.keys() - have.keys()), p.manifest.keep.max_missing_rounds
                     text = f"slices {lacks} count but nobody gave them to us within {rounds} rounds"
                     raise SlicesMissing(f"round {plan.round.index}: {text}")
-                now = p.manifest.round(round_at(p.manifest.timing, p.clock.head) or 0)
+                now = p.manifest.round(averaged_at(p.manifest.timing, p.clock.head) or 0)
                 await asyncio.wait({fetching}, timeout=2 * p.clock.block_s)
                 open_ = now.index > told and now.output_block <= p.clock.head < now.map_block
                 if lacking is not None and lost is None and open_ and not fetching.done():

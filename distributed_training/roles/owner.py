@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from distributed_training.averaging.combine import SliceOutput
+from distributed_training.averaging.plan import RoundPlan
 from distributed_training.checkpoints.base import CheckpointRef
 from distributed_training.protocol.commitments import encode_commitment, place_of
 from distributed_training.protocol.types import Commitment, Role
 from distributed_training.roles.auditing.evaluation import Evaluator
+from distributed_training.roles.exchange import exchange
 from distributed_training.roles.exporting import Exporter
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.parts import Parts
@@ -30,9 +35,12 @@ class Owner:
         report = RoundReport(self._p, start.round)
         await self._p.clock.reached(start.round.start_block)
         report.phase("train")
-        plan = await self._follower.plan(start)
-        report.phase("average")
-        held = await self._p.butterfly.collector.gather(plan, plan.round.map_block)
+
+        async def gather(plan: RoundPlan, _final: asyncio.Event) -> dict[int, SliceOutput]:
+            report.phase("average")
+            return await self._p.butterfly.collector.gather(plan, plan.round.map_block)
+
+        plan, held = await exchange(self._p, self._follower, start, gather)
         report.averaged()
         report.phase("settle")
         settled = await self._follower.settle(plan, held)

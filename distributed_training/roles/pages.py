@@ -59,8 +59,7 @@ class PageService:
                 self._repeats.take(neuron.public_key, index)
             await stream.write(_LENGTH.pack(len(chunk)), CONTROL_TIMEOUT_S)
             for start in range(0, len(chunk), PIECE_BYTES):
-                await self._peers.uplink.turn(PIECE_BYTES)
-                await stream.write(chunk[start : start + PIECE_BYTES], PAGE_TIMEOUT_S)
+                await self._peers.uplink.give(stream, chunk[start : start + PIECE_BYTES], PAGE_TIMEOUT_S)
 
 
 class PeerPages:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from distributed_training.averaging.butterfly import Butterfly
+from distributed_training.averaging.feedback import Encode, encode_vector
 from distributed_training.averaging.store import RoundStore
 from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
@@ -53,5 +54,6 @@ class Parts:
     metrics: Metrics
     checkpoints: CheckpointStore
     training: TrainingThread
+    encode: Encode = encode_vector  # how its vector becomes bytes; only adversaries replace it
     own_checkpoints: CheckpointStore | None = None  # a miner's own repository
     open_repo: Callable[[str], CheckpointStore] | None = None  # any repository of the Hub, to look into

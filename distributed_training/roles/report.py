@@ -18,12 +18,16 @@ class RoundReport:
 
     def __init__(self, parts: Parts, round_: Round) -> None:
         self._p, self._round = parts, round_
-        traffic = parts.peers.transport.traffic
-        self._sent, self._received = traffic.sent_to.copy(), traffic.received_from.copy()
-        self._began = self._mark = asyncio.get_running_loop().time()
+        self.begin()
         self._seconds: dict[str, float | None] = {"train": None, "average": None, "settle": None}
         self._steps: int | None = None
         self._tokens: int | None = None
+
+    def begin(self) -> None:
+        """Bytes count from here on: the former round is settled."""
+        traffic = self._p.peers.transport.traffic
+        self._sent, self._received = traffic.sent_to.copy(), traffic.received_from.copy()
+        self._began = self._mark = asyncio.get_running_loop().time()
 
     def phase(self, name: str) -> None:
         self._mark = asyncio.get_running_loop().time()
@@ -32,9 +36,12 @@ class RoundReport:
     def step(self, step: int, loss: float, tokens_per_s: float) -> None:
         self._tell(events.Step(step=step, loss=loss, tokens_per_s=tokens_per_s))
 
+    def training_took(self, seconds: float) -> None:
+        """From the first step's beginning to the last one's end, whatever else happened meanwhile."""
+        self._seconds["train"] = seconds
+
     def trained(self, steps: Sequence[StepRecord], tokens: int, stall_s: float | None = None) -> None:
         self._steps, self._tokens = len(steps), tokens
-        self._seconds["train"] = asyncio.get_running_loop().time() - self._mark
         losses = [sum(s.losses) / len(s.losses) for s in steps]
         self._tell(
             events.Train(
@@ -74,6 +81,8 @@ class RoundReport:
             bytes_received=received.total(),
             sent_to=dict(sent),
             received_from=dict(received),
+            up_bytes_per_s=traffic.line.up.rate.bytes_per_s,
+            down_bytes_per_s=traffic.line.down.rate.bytes_per_s,
             steps=self._steps,
             own_tokens=self._tokens,
             seconds=dict(self._seconds),

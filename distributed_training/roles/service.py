@@ -10,10 +10,12 @@ import asyncio
 import logging
 import struct
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distributed_training.averaging.butterfly import CONTROL_TIMEOUT_S, OwnWork
+from distributed_training.averaging.codecs.base import Layout
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.sizes import most_pages
 from distributed_training.averaging.store import RoundStore
@@ -24,20 +26,18 @@ from distributed_training.network.base import Stream, closing, deadline
 from distributed_training.network.peers import PeerBook
 from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.protocol.rules.audit_plan import audit_beacon, audit_depth, probe_chunks, voter_share
+from distributed_training.protocol.rules.audit_plan import audit_beacon, voter_share
 from distributed_training.protocol.rules.clock import bulk_timeout_s
-from distributed_training.protocol.types import WorkRecord
+from distributed_training.protocol.types import Neuron, WorkRecord
 from distributed_training.protocol.wire import decode_signed, decode_work, record_hash
+from distributed_training.roles import chunks
 from distributed_training.roles.auditing.logs import KeptLogs, PushedLog
 
 log = logging.getLogger(__name__)
 
 LOG_METHOD = "log"
-CHUNKS_METHOD = "chunks"
 _ROUND = struct.Struct("<I")
-_CHUNKS = struct.Struct("<I32s")  # round, and whose chunks: public key of its hotkey
 _ACK = b"ok"
-KEPT_ROUNDS = 3  # whose bytes a miner has to give: its own newest among them
 MAX_PROBES = 3  # a validator restarts, or its line breaks; more would be free amplification
 AHEAD_BLOCKS = 2  # so far the asker's clock may be ahead of ours
 
@@ -61,9 +61,10 @@ class MinerService:
         self._held: dict[int, HeldWork] = {}
         self._voters: dict[int, dict[bytes, float]] = {}  # round -> public key -> share of the voters' stake
         self._beacons: dict[int, bytes] = {}
-        self._answered: Counter[tuple[int, int]] = Counter()  # (round, uid of the validator)
-        self._served: set[tuple[int, bytes]] = set()  # (round, public key of a validator that took all it may ask for)
-        peers.transport.serve(CHUNKS_METHOD, self._on_chunks)
+        self._layouts: dict[int, Layout] = {}
+        self._answered: Counter[tuple[str, int, int]] = Counter()  # (method, round, uid of the validator)
+        self._served: set[tuple[str, int, bytes]] = set()  # (method, round, public key of who took all it may ask for)
+        peers.transport.serve(chunks.METHOD, self._on_chunks)
 
     def put_away(self) -> None:
         """The rounds we hold are over: their chunks are read from our disk from now on, if it took them."""
@@ -76,12 +77,12 @@ class MinerService:
     def hold(self, work: HeldWork) -> None:
         self._held[work.record.round] = work
         self._chunk_bytes[work.record.round] = len(work.own.contribution.chunks[0])
-        for old in sorted(self._held)[:-KEPT_ROUNDS]:
-            for kept in (self._held, self._voters, self._beacons, self._chunk_bytes):
+        for old in sorted(self._held)[: -chunks.KEPT_ROUNDS]:
+            for kept in (self._held, self._voters, self._beacons, self._chunk_bytes, self._layouts):
                 kept.pop(old, None)
-        for key in [k for k in self._answered if k[0] not in self._held]:
+        for key in [k for k in self._answered if k[1] not in self._held]:
             del self._answered[key]
-        self._served = {served for served in self._served if served[0] in self._held}
+        self._served = {served for served in self._served if served[1] in self._held}
 
     def held(self, round_index: int) -> HeldWork | None:
         return self._held.get(round_index)
@@ -110,11 +111,16 @@ class MinerService:
         is final, so that nobody who asks waits for the chain. Cancelled or failed, it is fetched for who asks."""
         if plan.round.index not in self._held:
             return
-        self._voters[plan.round.index] = {n.public_key: voter_share(plan.voters, n.public_key) for n in plan.voters}
+        self.recall(plan.round.index, plan.voters, plan.layout)
         try:
             await self._beacon(plan.round.index)
         except ChainFault as error:
             log.debug("round %d: no audit beacon yet: %s", plan.round.index, error)
+
+    def recall(self, round_index: int, voters: Sequence[Neuron], layout: Layout) -> None:
+        """These may ask about a round that we hold."""
+        self._layouts[round_index] = layout
+        self._voters[round_index] = {n.public_key: voter_share(voters, n.public_key) for n in voters}
 
     async def _beacon(self, round_index: int) -> bytes:
         if round_index not in self._beacons:
@@ -125,57 +131,67 @@ class MinerService:
 
     async def _on_chunks(self, stream: Stream) -> None:
         neuron, payload = await self._peers.accept(stream, CONTROL_TIMEOUT_S)
-        if len(payload) != _CHUNKS.size:
+        if len(payload) != chunks.REQUEST.size:
             raise WireError("request: malformed round and miner")
-        index, asked = _CHUNKS.unpack(payload)
+        index, asked = chunks.REQUEST.unpack(payload)
         held = self._held.get(index)
         if held is not None and asked != held.record.public_key:  # before it counts: who named our peer key as its own
             raise PeerFault("chunks of another miner")
         if held is None:
             raise PeerFault("chunks of a round we do not hold")
-        share = self._voters.get(index, {}).get(neuron.public_key)
+        beacon, share = await self.admit(chunks.METHOD, index, neuron)
+        # Who asks gives up after the bulk time: a reader that lets every frame take its longest is not waited for.
+        async with deadline(2 * bulk_timeout_s(self._manifest.timing, self._clock.block_s), "chunks"):
+            whose = beacon, neuron.public_key, held.record, self._manifest, share
+            drawn = chunks.drawn_chunks(*whose)
+            await stream.write(held.own.contribution.show(drawn), CONTROL_TIMEOUT_S)
+            for chunk in drawn:
+                await stream.write(await self.chunk(held, chunk), CONTROL_TIMEOUT_S)
+            said = await stream.read(len(_ACK), CONTROL_TIMEOUT_S)
+            if said in (chunks.GLANCE, chunks.LOOK):
+                shown = chunks.drawn_feedback(*whose)[: 1 if said == chunks.GLANCE else None]
+                buffers = self._store.feedback, held.record, self._layouts[index]
+                await chunks.give_feedback(stream, self._peers.uplink, buffers, shown, CONTROL_TIMEOUT_S)
+                await stream.read(len(_ACK), CONTROL_TIMEOUT_S)
+        self.gave(chunks.METHOD, index, neuron.public_key)
+
+    async def admit(self, method: str, index: int, neuron: Neuron) -> tuple[bytes, float]:
+        """The audit beacon of a round, and the asker's share of its voters' stake. Raises PeerFault for who is none of
+        them, has asked too often, or asks before the beacon."""
+        share, asks = self._voters.get(index, {}).get(neuron.public_key), (method, index, neuron.uid)
         if share is None:
             raise PeerFault(f"uid {neuron.uid} is no validator of round {index}")
-        self._answered[index, neuron.uid] += 1
-        if self._answered[index, neuron.uid] > MAX_PROBES:
+        self._answered[asks] += 1
+        if self._answered[asks] > MAX_PROBES:
             raise PeerFault(f"uid {neuron.uid} has had its chunks of round {index}")
         try:
             async with asyncio.timeout(AHEAD_BLOCKS * self._clock.block_s):
-                beacon = await self._beacon(index)
+                return await self._beacon(index), share
         except TimeoutError:
             raise PeerFault("chunks asked for before the audit beacon") from None
-        # Who asks gives up after the bulk time: a reader that lets every frame take its longest is not waited for.
-        async with deadline(2 * bulk_timeout_s(self._manifest.timing, self._clock.block_s), "chunks"):
-            await stream.write(b"".join(held.own.contribution.digests), CONTROL_TIMEOUT_S)
-            size = self._chunk_bytes[index]
-            for chunk in drawn_chunks(beacon, neuron.public_key, held.record, self._manifest, share):
-                await stream.write(await self._chunk(held, chunk, size), CONTROL_TIMEOUT_S)
-            await stream.read(len(_ACK), CONTROL_TIMEOUT_S)
-        self._served.add((index, neuron.public_key))
 
-    async def _chunk(self, held: HeldWork, chunk: int, size: int) -> bytes:
-        """size: of all chunks but the last."""
+    async def chunk(self, held: HeldWork, chunk: int) -> bytes:
+        """Of work that we hold. Raises PeerFault, LocalFault for what our disk has lost."""
         if held.own.contribution.chunks:
             return held.own.contribution.chunks[chunk]
+        size = self._chunk_bytes[held.record.round]  # of all chunks but the last
         data = await asyncio.to_thread(self._store.own_piece, held.record.round, chunk * size, size)
         if not data:
             raise PeerFault("chunks that our disk has lost")
         return data
 
+    def gave(self, method: str, round_index: int, voter: bytes) -> None:
+        """It took all that it may ask for by this method."""
+        self._served.add((method, round_index, voter))
+
     def answered(self, round_index: int) -> bool:
-        """Has every voter of the round, if we have work in it, had its chunks?"""
-        return all((round_index, key) in self._served for key in self._voters.get(round_index, ()))
-
-
-def drawn_chunks(
-    beacon: bytes, validator: bytes, record: WorkRecord, manifest: RunManifest, share: float
-) -> tuple[int, ...]:
-    """The chunks this validator, with `share` of the voters' stake, may ask this miner for: the probe, or all of them
-    for a full audit."""
-    count = len(record.chunk_norms)
-    if audit_depth(beacon, validator, record.public_key, record.steps, manifest.audit, share).full:
-        return tuple(range(count))
-    return probe_chunks(beacon, validator, record.public_key, count, manifest.audit.probe_chunks)
+        """Has every voter of the round, if we have work in it, had what it may ask for?"""
+        held, beacon = self._held.get(round_index), self._beacons.get(round_index)
+        voters = self._voters.get(round_index, {})
+        if held is None or beacon is None:
+            return not voters
+        asked = ((chunks.asked(beacon, key, held.record, self._manifest, voters[key]), key) for key in voters)
+        return all((method, round_index, key) in self._served for methods, key in asked for method in methods)
 
 
 class LogService:
@@ -199,7 +215,7 @@ class LogService:
     async def open_round(self, plan: RoundPlan) -> None:
         """From now on logs of this round are taken, and no others.
 
-        A round that is opened again keeps what has come, of a former process too: nobody sends a log twice.
+        A round that is opened again keeps what its candidates sent, to a former process too: nobody sends a log twice.
         """
         index, found = plan.round.index, dict[bytes, PushedLog]()
         if self._kept is not None:
@@ -208,6 +224,8 @@ class LogService:
         async with self._opened:
             if self._plan is None or self._plan.round.index != index:
                 self._logs = found
+            works = {c.public_key: c.record_hash for c in plan.candidates}
+            self._logs = {key: log for key, log in self._logs.items() if log.work_hash == works.get(key)}
             self._plan = plan
             self._opened.notify_all()
 
@@ -217,7 +235,9 @@ class LogService:
 
     async def _on_log(self, stream: Stream) -> None:
         neuron, payload = await self._peers.accept(stream, CONTROL_TIMEOUT_S)
-        plan = await self._plan_of(parse_round(payload))
+        if len(payload) != _ROUND.size:
+            raise WireError("request: malformed round")
+        plan = await self._plan_of(*_ROUND.unpack(payload))
         candidate = plan.candidate(neuron.public_key)
         if candidate is None:
             raise PeerFault(f"uid {neuron.uid} is no candidate of round {plan.round.index}")
@@ -272,27 +292,9 @@ async def push_log(
     peers: PeerBook, peer_key: bytes, round_index: int, signed_record: bytes, log: bytes, timeout_s: float
 ) -> None:
     """Give a validator our record and log. Raises NetworkFault, DeadlineMissed."""
-    async with (
-        deadline(timeout_s, "push log"),
-        closing(peers.open(peer_key, LOG_METHOD, _ROUND.pack(round_index), timeout_s)) as stream,
-    ):
+    opened = peers.open(peer_key, LOG_METHOD, _ROUND.pack(round_index), timeout_s)
+    async with deadline(timeout_s, "push log"), closing(opened) as stream:
         await stream.write(signed_record, timeout_s)
         await stream.write(log, timeout_s)
         if await stream.read(len(_ACK), timeout_s) != _ACK:
             raise NetworkFault("the validator did not acknowledge the log")
-
-
-def parse_round(payload: bytes) -> int:
-    if len(payload) != _ROUND.size:
-        raise WireError("request: malformed round")
-    return _ROUND.unpack(payload)[0]
-
-
-async def ask_chunks(peers: PeerBook, peer_key: bytes, round_index: int, public_key: bytes, timeout_s: float) -> Stream:
-    """Open a probe of the miner with this hotkey; the caller reads digests, then the drawn chunks, then calls
-    `end_chunks`."""
-    return await peers.open(peer_key, CHUNKS_METHOD, _CHUNKS.pack(round_index, public_key), timeout_s)
-
-
-async def end_chunks(stream: Stream, timeout_s: float) -> None:
-    await stream.write(_ACK, timeout_s)

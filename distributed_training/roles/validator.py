@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 
+from distributed_training.averaging.collect import Early
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.contribution import check_work
 from distributed_training.averaging.plan import RoundPlan
@@ -19,13 +20,15 @@ from distributed_training.roles.auditing.examiner import Examiner
 from distributed_training.roles.auditing.logs import PushedLog
 from distributed_training.roles.auditing.looking import FinishedRound
 from distributed_training.roles.auditing.permit import PermitWatch
+from distributed_training.roles.auditing.starts import Former
+from distributed_training.roles.exchange import exchange
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.parts import Parts
 from distributed_training.roles.report import RoundReport
 from distributed_training.roles.service import LogService
 from distributed_training.roles.sharing import SharedStates
 from distributed_training.roles.trouble import commit_by, tell
-from distributed_training.training.outer import RunState
+from distributed_training.training.outer import RunState, Vector
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class Validator:
         self._permit = PermitWatch(parts.manifest)
         self._audits: asyncio.Task[None] | None = None
         self._answering: asyncio.Task[None] | None = None  # the same, once it only answers other validators
+        self._former: Former | None = None  # overlap: the round before the one that is followed
         self._began: int | None = None  # the head when this process began with its first round
 
     async def run_round(self) -> None:
@@ -60,16 +64,18 @@ class Validator:
         report = RoundReport(self._p, start.round)
         await self._p.clock.reached(start.round.start_block)
         report.phase("train")
-        plan = await self._follower.plan(start)
-        listened = self._p.clock.head <= plan.round.output_block
-        await self._logs.open_round(plan)
-        self._examiner.accusations.open_round(plan)
-        listened = listened or bool(self._logs.logs())  # by a former process of ours
-        report.phase("average")
-        early = plan.round.output_block + self._p.manifest.timing.finality + self._p.manifest.timing.transfer
-        held = await self._p.butterfly.collector.gather(
-            plan, plan.round.map_block - 2, (early, partial(self._first_map, plan))
-        )
+        listened = False
+
+        async def gather(plan: RoundPlan, final: asyncio.Event) -> dict[int, SliceOutput]:
+            nonlocal listened
+            listened = self._p.clock.head <= plan.round.output_block
+            await self._logs.open_round(plan)
+            self._examiner.accusations.open_round(plan)
+            listened = listened or bool(self._logs.logs())  # by a former process of ours
+            report.phase("average")
+            return await self._gather(plan, final)
+
+        plan, held = await exchange(self._p, self._follower, start, gather)
         report.averaged()
         report.phase("map")
         if await self._may_speak(plan, held):
@@ -82,13 +88,21 @@ class Validator:
         settled = await self._follower.settle(plan, held, keep_params=True, lacking=partial(self._lacking, plan))
         works = {**settled.works, **self._pushed_works(plan, logs)}
         report.settled(plan, settled.outcome, self._follower.root, _tokens(plan, works))
+        former = self._then(plan, params, applied, works)
         if not await self._free(plan):
             log.warning("round %d is not audited: the former round's audits are still under way", plan.round.index)
             return
         due = plan.round.index > self._examiner.last_scored and plan.round.index != self._last_round
-        finished = FinishedRound(plan, params, applied, settled.outcome, works, logs, self._was_there(plan))
+        there = self._was_there(plan)
+        finished = FinishedRound(plan, params, applied, settled.outcome, works, logs, there, former)
         audited = finished if settled.outcome.applied and listened and due else None
         self._audits = asyncio.create_task(self._look_back(plan, self._follower.state, audited), name="audits")
+
+    def _then(self, plan: RoundPlan, params: Vector, applied: int, works: Mapping[bytes, WorkRecord]) -> Former | None:
+        """The round before this one, if we followed it; from now on this one is the former, audited or not."""
+        former = self._former
+        self._former = Former(plan, params, applied, works) if self._p.manifest.timing.overlap else None
+        return former if former is not None and former.plan.round.index + 1 == plan.round.index else None
 
     async def _free(self, plan: RoundPlan) -> bool:
         """True when the former audits have ended. Waits no longer than the next round's averaging can bear."""
@@ -118,7 +132,7 @@ class Validator:
                     self._shared.begin(plan, beacon)
                 self._answering = asyncio.current_task()
                 await self._examiner.answer(audited)
-                self._follower.give_back(audited.params)
+                self._give_back(audited)
         except DeviceLost as error:
             tell(self._p, plan.round.index, "device", error)
             raise
@@ -126,6 +140,13 @@ class Validator:
             tell(self._p, plan.round.index, "audit", error)
         finally:
             self._answering = None
+
+    def _give_back(self, audited: FinishedRound) -> None:
+        """The parameters that no later audit needs: with overlap those of the round before."""
+        if not self._p.manifest.timing.overlap:
+            self._follower.give_back(audited.params)
+        elif audited.former is not None and audited.former.params is not audited.params:
+            self._follower.give_back(audited.former.params)
 
     async def finish(self) -> None:
         """Wait for the audits under way, and a while for the look at what a miner publishes."""
@@ -164,10 +185,21 @@ class Validator:
         tell(self._p, plan.round.index, "map", LocalFault(detail))
         return False
 
-    async def _first_map(self, plan: RoundPlan, held: Mapping[int, SliceOutput]) -> None:
-        """One that stands if the later one is not included in time: a slice that is withheld must not silence us."""
-        if held and self._was_there(plan):
-            await self._commit_map(plan, held, plan.round.map_block)
+    async def _gather(self, plan: RoundPlan, final: asyncio.Event) -> dict[int, SliceOutput]:
+        """Slices until two blocks before s+Y, and maps of them: at once when all that the head has of s+X are here;
+        again if finality decides otherwise, or first at s+X+transfer if some lack. With the last one three at most.
+
+        The one at s+X+transfer stands if the last is not included in time: who withholds a slice must not silence us.
+        """
+        t = self._p.manifest.timing
+
+        async def show(held: Mapping[int, SliceOutput]) -> None:
+            await final.wait()
+            if held and self._was_there(plan):
+                await self._commit_map(plan, held, plan.round.map_block)
+
+        early = Early(plan.round.output_block + max(t.transfer, t.finality), show)
+        return await self._p.butterfly.collector.gather(plan, plan.round.map_block - 2, early)
 
     async def _lacking(self, plan: RoundPlan, held: Mapping[int, SliceOutput], now: Round) -> None:
         """A counted slice does not come: if it comes to nobody, the others must learn that we lack it too."""

@@ -144,6 +144,12 @@ def assignment(text: str) -> dict[str, Any]:
     return parsed
 
 
+def constant(text: str) -> str:
+    """An argument's type: an `assignment` that is kept as it was typed."""
+    assignment(text)
+    return text
+
+
 def _said(convert: Callable[[str], T]) -> Callable[[str], T]:
     """An argument's type of a function that raises ConfigError: its line is argparse's, which adds the flag."""
 

@@ -29,6 +29,7 @@ from distributed_training.settings.sections import (
     HubSection,
     LoggingSection,
     MetricsSection,
+    NetworkSection,
     SubtensorSection,
     WalletSection,
 )
@@ -103,6 +104,11 @@ class NodeConfig(BaseSettings):
         default=True,
         description="begin a round's work as soon as its pages can be known, before the round starts (default: yes)",
     )
+    act_on_head: bool = Field(
+        default=True,
+        description="begin the exchange when commitments and hashes are seen, and drop what finality decides otherwise "
+        "(default: yes); else they are waited for until they are final: the same states, later",
+    )
     serve_snapshots: bool = Field(default=True, description="give the run's state to nodes that join (default: yes)")
     page_dir: Typed | None = Field(
         default=None, description="write the run's public page into this folder, new or its own, with each checkpoint"
@@ -112,6 +118,7 @@ class NodeConfig(BaseSettings):
     subtensor: SubtensorSection = SubtensorSection()
     wallet: WalletSection = WalletSection()
     axon: AxonSection = AxonSection()
+    network: NetworkSection = NetworkSection()
     data: DataSection = DataSection()
     hub: HubSection = HubSection()
     disk: DiskSection = DiskSection()

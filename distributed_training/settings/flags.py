@@ -1,7 +1,7 @@
 """Command-line flags, made from the fields of the config model: parsing, help, and errors that name the nearest key.
 
 A key is a dotted path in the config (`axon.port`). Its flag is `--axon.port`, its variable `DT_AXON_PORT`; at the top
-level underscores become dashes (`run_dir` is `--run-dir`).
+level underscores become dashes (`run_dir` is `--run-dir`). After a dot both are understood (`--network.up-mbit`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROLE_ONLY = {
     "hub.keep": Role.OWNER,
     "page_dir": Role.OWNER,
 }
-BOTH_WAYS = ("train_ahead", "serve_snapshots", "hub.look")  # switches with a --no- form
+BOTH_WAYS = ("train_ahead", "act_on_head", "serve_snapshots", "hub.look")  # switches with a --no- form
 # By the last word of a key.
 METAVARS = {
     "run": "DIGITS",
@@ -40,6 +40,7 @@ METAVARS = {
     "endpoint": "URL",
     "repo": "ORG/NAME",
     "mirrors": "PLACE,...",
+    "mbit": "MBIT",
     "precision": "auto|fp32|bf16",
     "prometheus": "[IP:]PORT",
     "wandb": "online|offline",
@@ -131,7 +132,7 @@ def parse(role: Role, known: Sequence[Option], argv: Sequence[str], preset: Mapp
     """The flags that were given, as nested dicts of strings and True. Raises ConfigError; `--help` exits 0."""
     mine = [option for option in known if ROLE_ONLY.get(option.key, role) == role]
     parser = _build_parser(role, mine, preset)
-    namespace, unknown = parser.parse_known_args(argv)
+    namespace, unknown = parser.parse_known_args([_spelled(word) for word in argv])
     if unknown:
         raise ConfigError(_unknown_argument(unknown[0], mine, known))
     values: dict[str, Any] = {}
@@ -140,6 +141,13 @@ def parse(role: Role, known: Sequence[Option], argv: Sequence[str], preset: Mapp
         said = ",".join(value) if isinstance(value, list) else value
         (values.setdefault(section, {}) if section else values)[leaf] = said
     return values
+
+
+def _spelled(word: str) -> str:
+    """A flag as it is written here; everything else as it is."""
+    flag, equals, value = word.partition("=")
+    section, dot, leaf = flag.partition(".")
+    return f"{section}.{leaf.replace('-', '_')}{equals}{value}" if word.startswith("--") and dot else word
 
 
 def without_effect(role: Role, merged: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
         "axon.outbound_only",
         "axon.ip",
     ),
+    "what it may take of a shared line": ("network.up_mbit", "network.down_mbit"),
     "what it computes with": (
         "device",
         "gpus",
@@ -58,6 +59,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
         "steps_per_round",
         "exact_steps",
         "train_ahead",
+        "act_on_head",
         "serve_snapshots",
     ),
 }

@@ -13,6 +13,7 @@ from distributed_training.settings.kinds import (
     Endpoints,
     KeyName,
     Listen,
+    Mbit,
     Names,
     Port,
     Positive,
@@ -59,6 +60,23 @@ class AxonSection(_Section):
         description="no port can be opened to the outside (home router, NAT): listen nowhere, keep connections to the "
         "validators, reduce nothing; costs up to a fifth of a miner's pay",
     )
+
+
+class NetworkSection(_Section):
+    """What this node may take of a line that it shares with others."""
+
+    up_mbit: Mbit | None = Field(
+        default=None,
+        description="send at most this many Mbit/s, all streams together; the first lines of the log say what the run "
+        "needs (default: no cap)",
+    )
+    down_mbit: Mbit | None = Field(default=None, description="receive at most this many Mbit/s, likewise")
+
+    @property
+    def bytes_per_s(self) -> tuple[float | None, float | None]:
+        """Up and down; None: no cap."""
+        up, down = (None if mbit is None else mbit * 1e6 / 8 for mbit in (self.up_mbit, self.down_mbit))
+        return up, down
 
 
 class MetricsSection(_Section):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.attacks import chosen
 from distributed_training.protocol.types import Role
-from distributed_training.settings.arguments import Parser, new_file, whole
+from distributed_training.settings.arguments import Parser, constant, new_file, whole
 from distributed_training.settings.entry import run_main
 from distributed_training.simulation.kinds import FAULTS
 
@@ -42,6 +42,9 @@ faults:
   crash      a tenth of the nodes dies at one moment of the exchange, and is
              back ten seconds later
   freeze     nodes stand still with their connections open
+  chain      the block of the commitments, or that of the hashes, is another one
+             for some nodes until it is final; some learn of blocks late; or
+             none becomes final for a while
   all        another one of these in every round, over lossy links
 
 checked in every round: nodes that settled it have one state root and one outcome; a node that nothing happened to has
@@ -74,11 +77,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of the model (default 16)",
     )
+    help_ = "all nodes wait until commitments and hashes are final, as without it: the same states, later"
+    add("--no-act-on-head", dest="act_on_head", action="store_false", help=help_)
     help_ = (
         "the last COUNT miners (default 1), or validators, run that program of adversaries/; repeatable. All nodes are "
         "then equally fast, and what each was paid for what it computed is shown"
     )
     add("--adversary", metavar="NAME[:COUNT]", action="append", default=[], help=help_)
+    help_ = "a constant of the run, as create_run.py takes it: average.uplink=sparse; repeatable"
+    add("--set", metavar="KEY=VALUE", type=constant, action="append", default=[], help=help_)
     add = made.group("what is written")
     add("--json", type=new_file, metavar="FILE", help="write the result as one JSON object")
     add("--events", type=new_file, metavar="FILE", help="write every event: [virtual time, node, event]")
@@ -113,7 +120,7 @@ def show(result: SimResult, console: Console) -> None:
     print(f"incidents: {shown}; trained tokens that are in no state: {lost}")
     show_pay(result)
     print(f"{result.virtual_s:.0f} virtual seconds in {result.real_s:.0f} s; {result.events} events")
-    print(f"digest {result.digest}")
+    print(f"state root {result.root[:16]}, digest {result.digest}")
 
 
 def show_pay(result: SimResult) -> None:
@@ -196,7 +203,9 @@ def main(argv: Sequence[str]) -> int:
         validators=args.validators,
         width=args.width,
         steps=args.steps,
+        act_on_head=args.act_on_head,
         adversaries=chosen(args.adversary, {Role.MINER: args.miners, Role.VALIDATOR: args.validators}),
+        constants=tuple(args.set),
     )
     with contextlib.ExitStack() as stack:
         events, target = _opened(args.events, stack), _opened(args.json, stack)

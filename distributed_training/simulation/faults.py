@@ -17,7 +17,9 @@ class Incident:
     """`kind` happens to `nodes` at `begin_s` and is over at `end_s`, in virtual seconds since block 0.
 
     kill: dead, then started again. add: a newcomer registers and starts. freeze: nothing moves. cut: the nodes see each
-    other and nobody else. outage: nobody reaches the chain.
+    other and nobody else. outage: nobody reaches the chain. fork: as long as it is not final the nodes see another
+    block, without some miners' commitments. lag: every word from the chain takes them seconds. unfinal: no block
+    becomes final.
     """
 
     kind: str
@@ -49,7 +51,7 @@ def incidents(options: SimOptions, manifest: RunManifest, block_s: float) -> tup
     draw = random.Random(f"faults/{options.seed}/{options.faults}")
     times, drawn = _Times(manifest, block_s), list[Incident]()
     kinds: Sequence[FaultKind] = (
-        ("churn", "partition", "crash", "freeze") if options.faults == "all" else (options.faults,)
+        ("churn", "partition", "crash", "freeze", "chain") if options.faults == "all" else (options.faults,)
     )
     for round_index in range(options.rounds - QUIET_ROUNDS):
         kind = draw.choice(list(kinds))
@@ -102,7 +104,28 @@ def _partition(options: SimOptions, times: _Times, round_index: int, draw: rando
     return found
 
 
-_MAKERS: dict[str, Maker] = {"churn": _churn, "crash": _crash, "freeze": _freeze, "partition": _partition}
+def _chain(options: SimOptions, times: _Times, round_index: int, draw: random.Random) -> list[Incident]:
+    """Most rounds have a fork at s+D or s+X that half of the nodes see; else some lag, or finality stands still."""
+    manifest, kind = times.manifest, draw.choice(["fork", "fork", "lag", "unfinal"])
+    if kind == "fork":
+        round_ = manifest.round(round_index)
+        begin = draw.choice([round_.commit_block, round_.output_block]) * times.block_s
+        end = begin + manifest.timing.finality * times.block_s
+        return [Incident("fork", begin, end, tuple(_victims(options, draw, share=0.5)))]
+    if kind == "lag":
+        begin = times.within(round_index, draw)
+        return [Incident("lag", begin, begin + draw.uniform(5, 40), tuple(_victims(options, draw, share=0.2)))]
+    begin = times.averaging(round_index, draw)
+    return [Incident("unfinal", begin, begin + draw.uniform(2, 20), ())]
+
+
+_MAKERS: dict[str, Maker] = {
+    "churn": _churn,
+    "crash": _crash,
+    "freeze": _freeze,
+    "partition": _partition,
+    "chain": _chain,
+}
 
 
 def _victims(options: SimOptions, draw: random.Random, share: float) -> list[str]:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Literal, cast, get_args
 
-FaultKind = Literal["none", "churn", "loss", "partition", "crash", "freeze", "all"]
+FaultKind = Literal["none", "churn", "loss", "partition", "crash", "freeze", "chain", "all"]
 FAULTS = cast(tuple[FaultKind, ...], get_args(FaultKind))

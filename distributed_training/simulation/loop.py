@@ -1,8 +1,8 @@
 """An asyncio event loop whose time is virtual: when nothing is ready it jumps to the next timer.
 
 One thread, no selector, no sockets. A job for an executor runs inline and finishes after the virtual seconds that it
-asked for with `spend`. What a run does is a function of its inputs: tasks have serial numbers as hashes, so that sets
-of tasks are walked in the same order in every process.
+asked for with `spend`, or goes on after them (`Later`). What a run does is a function of its inputs: tasks have serial
+numbers as hashes, so that sets of tasks are walked in the same order in every process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,6 +23,14 @@ _SHOWN_TASKS = 8
 
 class Deadlock(RuntimeError):
     """Nothing is ready and no timer is set: the tasks named wait for each other for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """What a job returns that is not done: `then` is run in its place after so many virtual seconds."""
+
+    seconds: float
+    then: Callable[[], Any]
 
 
 class SerialTask(asyncio.Task[Any]):
@@ -96,7 +105,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         default one (None) all at once, as its threads would."""
         future: asyncio.Future[T] = self.create_future()
         if executor is None:
-            self.call_soon(self._run_job, future, partial(func, *args))
+            self.call_soon(self._run_job, future, partial(func, *args), lambda: None)
         else:
             queue = self._queues.setdefault(executor, deque())
             queue.append((future, partial(func, *args)))
@@ -104,21 +113,25 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 self.call_soon(self._run_next, executor)
         return future
 
-    def _run_job(self, future: asyncio.Future[T], func: Callable[[], T]) -> float:
-        """Returns the virtual seconds after which the future will be done."""
+    def _run_job(self, future: asyncio.Future[Any], func: Callable[[], Any], ended: Callable[[], None]) -> None:
+        """`ended` is called when it is over, after the future is done."""
         if future.cancelled():
-            return 0.0
+            self.call_later(0.0, ended)
+            return
         self._spent, error, result = 0.0, None, None
         try:
             result = func()
         except Exception as raised:  # it belongs to whoever awaits the future
             error = raised
         spent, self._spent = self._spent, None
+        if isinstance(result, Later):
+            self.call_later(spent + result.seconds, self._run_job, future, result.then, ended)
+            return
         self.call_later(spent, _deliver, future, result, error)
-        return spent
+        self.call_later(spent, ended)
 
     def _run_next(self, executor: Executor) -> None:
-        self.call_later(self._run_job(*self._queues[executor][0]), self._ran, executor)
+        self._run_job(*self._queues[executor][0], partial(self._ran, executor))
 
     def _ran(self, executor: Executor) -> None:
         queue = self._queues[executor]

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from distributed_training.assembly import Adapters, honest_worker, live, make_parts
 from distributed_training.averaging.store import RoundStore, StoredOutput
@@ -24,11 +24,13 @@ from distributed_training.network.identity import verify_peer
 from distributed_training.network.memory import MemoryTransport
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Neuron, StepRecord
+from distributed_training.roles.mining.onward import Onward
 from distributed_training.roles.mining.work import Worker, WorkResult, WorkTask
 from distributed_training.roles.parts import Parts, TrainingThread
-from distributed_training.simulation.loop import VirtualLoop
+from distributed_training.simulation.loop import Later, VirtualLoop
 from distributed_training.simulation.records import NodeSink
 from distributed_training.simulation.world import INCLUSION_S, World, role_of
+from distributed_training.training.outer import Vector
 
 CURRENT: ContextVar[str] = ContextVar("simulated node", default="-")  # whose code runs, for the log
 
@@ -40,6 +42,7 @@ class SimNode:
         self.world, self.name, self.role = world, name, role_of(name)
         self.key, self.identity, self.speed = world.key(name), world.identity(name), world.speed(name)
         self.traffic = Traffic()  # of the present life
+        self.chain_lag_s = 0.0  # more than its line to the chain has always
         self.task: asyncio.Task[None] | None = None
         self._thawed = asyncio.Event()
         self._thawed.set()
@@ -132,7 +135,7 @@ class SimNode:
 
     async def _line(self) -> None:
         """The way to the chain."""
-        await asyncio.sleep(self.speed.chain_latency_s)
+        await asyncio.sleep(self.speed.chain_latency_s + self.chain_lag_s)
         await self._thawed.wait()
         if self.world.outage():
             raise ChainUnreachable("the chain is out")
@@ -140,6 +143,9 @@ class SimNode:
     def _worker(self, engine: Engine, manifest: RunManifest, parts: Parts) -> Worker:
         cheat = self.world.cheats.get(self.name)
         worker = honest_worker(engine, manifest) if cheat is None else cheat.worker(engine, manifest)
+        setting = self.world.options.setting
+        if setting is not None:
+            return setting.timed(self.name, worker, parts)
         return TimedTrainer(worker, parts, self.speed.step_s)
 
     def _watch(self, store: RoundStore) -> None:
@@ -161,7 +167,9 @@ class TimedTrainer:
 
     def work(self, task: WorkTask) -> WorkResult:
         loop = cast(VirtualLoop, asyncio.get_running_loop())
-        done, left_s = 0, self._p.clock.seconds_until(self._p.manifest.round(task.round).train_end_block)
+        if task.onward is not None:
+            return cast(WorkResult, self._tick(task, task.onward, 0, None))
+        done, left_s = 0, self._left_s(task)
 
         def on_step(record: StepRecord, seconds: float) -> None:
             nonlocal done
@@ -174,3 +182,36 @@ class TimedTrainer:
         result = self._trainer.work(replace(task, should_stop=should_stop, on_step=on_step))
         loop.spend(done * self._step_s)
         return replace(result, stall_s=None)  # of real time, which is not what passes here
+
+    def _left_s(self, task: WorkTask) -> float:
+        return self._p.clock.seconds_until(self._p.manifest.round(task.round).train_end_block)
+
+    def _tick(self, task: WorkTask, onward: Onward, done: int, shift_at: int | None) -> WorkResult | Later:
+        """`done` steps are over. What they give is computed when the last one is: then it is known where the state
+        came in between."""
+        over = done == task.max_steps or task.should_stop() or self._step_s > self._left_s(task)
+        if not over:
+            if shift_at is None and onward.state is not None:
+                shift_at = done
+            return Later(self._step_s, lambda: self._tick(task, onward, done + 1, shift_at))
+        timed = replace(
+            task,
+            max_steps=done,
+            should_stop=lambda: False,
+            on_step=lambda record, seconds: task.on_step(record, self._step_s),
+            onward=cast(Onward, _ShiftedAt(onward, shift_at)),
+        )
+        return replace(self._trainer.work(timed), stall_s=None)
+
+
+class _ShiftedAt:
+    """An Onward that is shifted before that step, or not while it is trained."""
+
+    def __init__(self, onward: Onward, step: int | None) -> None:
+        self._onward, self._step = onward, step
+
+    def shift(self, step: int) -> Vector | None:
+        return self._onward.shift(step) if step == self._step else None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._onward, name)

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distributed_training.localnet.run.kills import RECOVERY_ROUNDS
+from distributed_training.protocol.rules.clock import over
+from distributed_training.protocol.sections import TimingSection
 from distributed_training.protocol.types import Round
 from distributed_training.simulation.faults import Incident
 from distributed_training.simulation.records import Recorder, Settlement
 
-BOUND_S = 10.0  # after s+L: by then every node that nothing happened to has settled the round
+EVERYBODYS = ("cut", "outage", "unfinal")
+BOUND_S = 10.0  # after s+L, with overlap after s+Y+f: by then every node that nothing happened to has settled the round
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +41,15 @@ class RoundRow:
 
 
 class Troubles:
-    """When which node was in trouble. A partition and an outage trouble everybody."""
+    """When which node was in trouble. A partition, an outage and a chain that makes nothing final trouble everybody; a
+    fork nobody: it may cost time, but no round."""
 
     def __init__(self, incidents: Sequence[Incident]) -> None:
-        self._incidents = tuple(incidents)
+        self._incidents = tuple(i for i in incidents if i.kind != "fork")
 
     def disturbed(self, name: str, since_s: float, until_s: float) -> bool:
         return any(
-            i.begin_s < until_s and i.end_s > since_s and (name in i.nodes or i.kind in ("cut", "outage"))
+            i.begin_s < until_s and i.end_s > since_s and (name in i.nodes or i.kind in EVERYBODYS)
             for i in self._incidents
         )
 
@@ -57,15 +61,15 @@ def check_round(
     since: Mapping[str, float],
     troubles: Troubles,
     block_s: float,
-    length: int,
+    timing: TimingSection,
 ) -> list[Violation]:
-    """At s+L plus the bound. `since`: when each running node was first started, in virtual seconds.
+    """When the round is over, plus the bound. `since`: when each running node was first started, in virtual seconds.
 
     Obliged to have settled is who runs and had no trouble since the start of the round before the former one.
     """  # fmt: skip
     words = recorder.settled.get(round_.index, {})
-    from_s = (round_.start_block - RECOVERY_ROUNDS * length) * block_s
-    until_s = round_.end_block * block_s + BOUND_S
+    from_s = (round_.start_block - RECOVERY_ROUNDS * timing.length) * block_s
+    until_s = over(timing, round_.index) * block_s + BOUND_S
     late = [
         name
         for name in names

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from distributed_training.chain.keys import derive_keypair
+from distributed_training.commands import quoted
 from distributed_training.data.local import LocalPages, build_pages
 from distributed_training.data.words import write_words
 from distributed_training.errors import ConfigError
-from distributed_training.localnet.attacks import Adversary, AttackFile
+from distributed_training.localnet.attacks import Adversary, AttackFile, constants_of
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Role
 from distributed_training.recipes.build import make_manifest
+from distributed_training.settings.arguments import assignment
+from distributed_training.settings.flags import merge
 from distributed_training.simulation.kinds import FAULTS, FaultKind
+from distributed_training.simulation.setting import Setting
 from distributed_training.training.model import model_size
 
 MAX_UIDS = 1024
@@ -39,7 +43,10 @@ class SimOptions:
     steps: int = 3  # inner steps a round, of miners fast enough
     min_slices: int = 0  # at least so many chunks, whatever the number of miners
     adversaries: tuple[Adversary, ...] = ()  # the last miners, or validators, in this order
+    act_on_head: bool = True  # of all nodes
+    setting: Setting | None = None  # None: local rounds over drawn links
     equal: bool = False  # all nodes are equally fast; with adversaries they always are
+    constants: tuple[str, ...] = ()  # of the run, KEY=VALUE
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""
@@ -87,7 +94,9 @@ class SimOptions:
             ("validators", self.validators, 2), ("width", self.width, 16), ("steps", self.steps, 3),
         ):  # fmt: skip
             shown += "" if value == default else f" --{name} {value}"
+        shown += "" if self.act_on_head else " --no-act-on-head"
         shown += "".join(f" --adversary {adversary}" for adversary in self.adversaries)
+        shown += "".join(f" --set {quoted(constant)}" for constant in self.constants)
         return shown
 
 
@@ -110,7 +119,7 @@ def chunk_coords(num_coords: int, slices: int) -> int:
 def overrides(options: SimOptions) -> Mapping[str, Any]:
     """Sections of the manifest that differ from the local ones; its timing is the local preset's."""
     chunk = chunk_coords(model_size(model_config(options.width)), max(options.miners, options.min_slices))
-    return {
+    made = {
         "name": "simulation",
         "max_uids": options.names_count + options.spare - options.outside,
         "public": {"run_key": bytes(derive_keypair(options.seed, "owner").public_key).hex()},
@@ -122,6 +131,9 @@ def overrides(options: SimOptions) -> Mapping[str, Any]:
         "audit": {"full_share": 0.1, "probe_chunks": 4},
         "keep": {"snapshot_every": 4, "checkpoint_every": 4},
     }  # fmt: skip
+    if options.setting is not None:
+        made = merge(made, options.setting.sections)
+    return merge(made, *map(assignment, (*constants_of(options.adversaries), *options.constants)))
 
 
 def make_run(options: SimOptions, root: Path) -> RunManifest:

@@ -52,6 +52,12 @@ class Recorder:
     def digest(self) -> str:
         return self._hash.hexdigest()
 
+    def last_root(self) -> str:
+        """State root after the newest round that anybody settled, as most have it; "": none is settled."""
+        words = self.settled[max(self.settled)].values() if self.settled else ()
+        roots = sorted(word.root for word in words)
+        return max(roots, key=roots.count, default="")
+
     def note(self, node: str, event: str, **fields: Any) -> None:
         """Something that happens to a node, not told by it."""
         self.write(node, {"event": event, **fields})

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -14,6 +14,9 @@ from typing import TextIO
 import torch
 
 from distributed_training.averaging.plan import layout_of
+from distributed_training.averaging.sizes import uplink_bytes
+from distributed_training.chain.forks import Fork
+from distributed_training.protocol.rules.clock import over, round_at
 from distributed_training.protocol.types import Role
 from distributed_training.simulation import observer
 from distributed_training.simulation.faults import Incident, incidents
@@ -25,6 +28,7 @@ from distributed_training.simulation.records import FailedAudit
 from distributed_training.simulation.world import World, make_world
 from distributed_training.training.flat import num_parameters
 
+LAG_S = 2.5  # that every word from the chain takes who lags
 FIRST_START_S = 0.2  # nodes of the genesis start within this time, in uid order
 Progress = Callable[[RoundRow], None]
 
@@ -35,6 +39,7 @@ class SimResult:
     rows: tuple[RoundRow, ...]
     violations: tuple[Violation, ...]
     incidents: tuple[Incident, ...]
+    root: str  # of the state after the last round, hex; "": nobody settled it
     digest: str  # over every event of every node: equal for equal options
     events: int
     virtual_s: float
@@ -76,7 +81,7 @@ class Swarm:
             await asyncio.sleep(FIRST_START_S / len(names))
         script = [asyncio.create_task(self._happen(i), name=f"incident {i.kind}") for i in self.planned]
         for index in range(w.options.rounds):
-            await self._until(w.block_time(w.manifest.round(index).end_block) + observer.BOUND_S)
+            await self._until(w.block_time(over(w.manifest.timing, index)) + observer.BOUND_S)
             self._watch(index)
             progress(self.rows[-1])
         await asyncio.gather(*script)
@@ -119,6 +124,13 @@ class Swarm:
             w.links.partition([node.peer_key for node in nodes])
         elif incident.kind == "outage":
             self._outages += 1
+        elif incident.kind == "fork":
+            self._fork(incident, nodes)
+        elif incident.kind == "unfinal":
+            w.ledger.stuck_at = w.ledger.final()
+        elif incident.kind == "lag":
+            for node in nodes:
+                node.chain_lag_s = LAG_S
         elif incident.kind == "add":
             for name in incident.nodes:
                 w.register(name)
@@ -136,6 +148,20 @@ class Swarm:
             self.world.links.heal()
         elif incident.kind == "outage":
             self._outages -= 1
+        elif incident.kind == "unfinal":
+            self.world.ledger.stuck_at = None
+        elif incident.kind == "lag":
+            for node in nodes:
+                node.chain_lag_s = 0.0
+
+    def _fork(self, incident: Incident, nodes: Sequence[SimNode]) -> None:
+        """The block that begins now has no commitment of this round for every second miner, as `nodes` see it."""
+        ledger = self.world.ledger
+        first, hotkeys = ledger.head(), [node.key.hotkey for node in nodes]
+        miners = [node.key.hotkey for node in self.nodes.values() if node.role is Role.MINER]
+        since = self.world.manifest.round(round_at(self.world.manifest.timing, first) or 0).start_block
+        until = first + ledger.finality
+        ledger.forks.append(Fork(first, until, frozenset(hotkeys), frozenset(miners[::2]), since))
 
     # --- what the observer sees -------------------------------------------------------------------------
 
@@ -145,7 +171,7 @@ class Swarm:
         running = [name for name, node in self.nodes.items() if node.running]
         self.rows.append(observer.round_row(w.recorder, round_, block_s, self._traffic()))
         self.violations += observer.check_round(
-            w.recorder, round_, running, self.since, observer.Troubles(self.planned), block_s, w.manifest.timing.length
+            w.recorder, round_, running, self.since, observer.Troubles(self.planned), block_s, w.manifest.timing
         )
         roster = w.ledger.roster(w.ledger.head())
         self.pay.append({n.uid: n.incentive for n in roster.neurons})
@@ -193,15 +219,20 @@ def simulate(
     *,
     root: Path | None = None,
     events: TextIO | None = None,
+    planned: Sequence[Incident] | None = None,
 ) -> SimResult:
-    """One simulation from block 0. Its files lie in memory, or below `root`, where they stay. Raises ConfigError."""
+    """One simulation from block 0. Its files lie in memory, or below `root`, where they stay. Raises ConfigError.
+
+    planned: what goes wrong, instead of what is drawn.
+    """
     torch.set_num_threads(1)
     began, shm = time.perf_counter(), Path("/dev/shm")
     folder = root or Path(tempfile.mkdtemp(prefix="dt-simulation-", dir=shm if shm.is_dir() else None))
     try:
         world = make_world(options, folder, events)
-        planned = incidents(options, world.manifest, world.ledger.params.block_s)
-        swarm, loop_end = Swarm(world, planned), 0.0
+        drawn = incidents(options, world.manifest, world.ledger.params.block_s)
+        happening = drawn if planned is None else tuple(planned)
+        swarm, loop_end = Swarm(world, happening), 0.0
 
         async def main() -> float:
             await swarm.run(progress)
@@ -215,7 +246,8 @@ def simulate(
             options=options,
             rows=tuple(swarm.rows),
             violations=tuple(swarm.violations),
-            incidents=planned,
+            incidents=happening,
+            root=world.recorder.last_root(),
             digest=world.recorder.digest(),
             events=world.recorder.events,
             virtual_s=loop_end,
@@ -242,4 +274,4 @@ def _computed(world: World) -> dict[int, dict[int, float]]:
 
 
 def _wire_bytes(world: World) -> int:
-    return layout_of(world.manifest, num_parameters(world.engine.model)).wire_bytes
+    return uplink_bytes(world.manifest, layout_of(world.manifest, num_parameters(world.engine.model)))

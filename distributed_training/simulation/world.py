@@ -104,6 +104,7 @@ def node_config(root: Path, manifest: RunManifest, name: str, uid: int, options:
         axon={"ip": "127.0.0.2", "port": 20_000 + uid},
         rounds=options.rounds,
         steps_per_round=options.steps,
+        act_on_head=options.act_on_head,
     )  # type: ignore[call-arg]
 
 
@@ -111,7 +112,8 @@ def make_world(options: SimOptions, root: Path, out: TextIO | None = None) -> Wo
     """Everything at block 0, the clock not started. `out` takes every event of every node, a JSON line each."""
     manifest = make_run(options, root)
     config = node_config(root, manifest, "owner", 0, options)
-    links = Links(options.seed, LOSSY if options.faults in ("loss", "all") else CALM)
+    profile = LOSSY if options.faults in ("loss", "all") else CALM
+    links = Links(options.seed, profile if options.setting is None else options.setting.links)
     return World(
         options=options,
         root=root,
@@ -138,7 +140,7 @@ def _genesis(options: SimOptions, manifest: RunManifest) -> Ledger:
     hotkeys = {name: LocalKey(derive_keypair(options.seed, name)).hotkey for name in options.genesis_names()}
     params = ChainParams(
         seed=options.seed,
-        block_s=read_preset("local").block_s,
+        block_s=read_preset("local").block_s if options.setting is None else options.setting.block_s,
         netuid=manifest.netuid,
         tempo=manifest.timing.length,
         weights_rate_limit=2,

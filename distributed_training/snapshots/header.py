@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from distributed_training.errors import WireError
 from distributed_training.protocol.merkle import DIGEST_BYTES, digest, merkle_root
-from distributed_training.protocol.wire import MAX_CARRY_ROUNDS, decode_carry, encode_carry
+from distributed_training.protocol.wire import LEFT_BYTES, MAX_CARRY_ROUNDS, decode_carry, encode_carry
 from distributed_training.training.outer import RunState, state_leaves
 
 METHOD = "snapshot"
@@ -64,8 +64,9 @@ class Shape:
             raise WireError(f"snapshot: chunks {first}..{last} were asked for, of {self.num_chunks}")
 
     def max_header_bytes(self, max_uids: int) -> int:
-        """No header of this shape is longer: 8 rounds of carry name every uid once at most."""
-        carry = 9 + MAX_CARRY_ROUNDS * (2 + DIGEST_BYTES * max_uids)
+        """No header of this shape is longer: 8 rounds of carry name every uid twice at most, as a reducer that failed
+        and as a sender that was included."""
+        carry = 9 + 2 + MAX_CARRY_ROUNDS * (2 + (DIGEST_BYTES + LEFT_BYTES) * max_uids)
         return len(HELD) + _HEAD.size + carry + DIGEST_BYTES * self.num_chunks
 
 

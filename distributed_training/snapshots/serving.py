@@ -81,8 +81,7 @@ class SnapshotService:
         if len(self._given) > MAX_REMEMBERED:
             self._given.clear()
         self._given[whose] += len(data)
-        await self._peers.uplink.turn(len(data))
-        await stream.write(data, PIECE_TIMEOUT_S)
+        await self._peers.uplink.give(stream, data, PIECE_TIMEOUT_S)
 
 
 def _parse_range(frame: bytes) -> tuple[int, int]:

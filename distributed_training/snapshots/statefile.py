@@ -16,8 +16,8 @@ from distributed_training.protocol.types import Carry
 from distributed_training.protocol.wire import decode_carry, encode_carry
 from distributed_training.training.outer import RunState, Vector
 
-# A JSON parser needs a bound before it starts. The carry as hex: 8 rounds, 4096 keys included, 4096 failed at most.
-MAX_HEADER_BYTES = 8 * 2 * 4096 * 64 + 4096
+# A JSON parser needs a bound before it starts. The carry as hex: 8 rounds, in each 4096 that failed and 4096 included.
+MAX_HEADER_BYTES = 8 * 2 * 4096 * (32 + 65) + 4096
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,12 +52,24 @@ def to_flat(model: nn.Module) -> Flat:
 
 def load_flat(model: nn.Module, flat: Flat) -> None:
     """Overwrite all trained parameters with `flat`, float32 [d]. Raises ValueError for another length or dtype."""
-    if flat.shape != (num_parameters(model),) or flat.dtype != np.float32:
-        raise ValueError(f"expected float32 [{num_parameters(model)}], got {flat.dtype} {list(flat.shape)}")
-    source = torch.from_numpy(np.require(flat, requirements=["C", "W"]))
+    source = _source(model, flat)
     with torch.no_grad():
         for parameter, start, stop in _ranges(model):
             parameter.copy_(source[start:stop].view_as(parameter))
+
+
+def add_flat(model: nn.Module, flat: Flat) -> None:
+    """Add `flat` to all trained parameters, with the bits of numpy's float32 sum. Raises as `load_flat`."""
+    source = _source(model, flat)
+    with torch.no_grad():
+        for parameter, start, stop in _ranges(model):
+            parameter.add_(source[start:stop].view_as(parameter).to(parameter.device))
+
+
+def _source(model: nn.Module, flat: Flat) -> torch.Tensor:
+    if flat.shape != (num_parameters(model),) or flat.dtype != np.float32:
+        raise ValueError(f"expected float32 [{num_parameters(model)}], got {flat.dtype} {list(flat.shape)}")
+    return torch.from_numpy(np.require(flat, requirements=["C", "W"]))
 
 
 def bind_flat_gradient(model: nn.Module) -> torch.Tensor:

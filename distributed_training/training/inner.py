@@ -24,6 +24,7 @@ from distributed_training.training.device import Precision, chosen_precision, de
 from distributed_training.training.device_sketch import DeviceSketcher
 from distributed_training.training.flat import (
     Flat,
+    add_flat,
     bind_flat_gradient,
     groups,
     load_flat,
@@ -44,6 +45,7 @@ class InnerResult:
 
     end: Flat
     steps: tuple[StepRecord, ...]
+    shifted_at: int | None = None  # steps done before the parameters were shifted; None: they were not
 
 
 class InnerLoop:
@@ -100,14 +102,17 @@ class InnerLoop:
         should_stop: Callable[[], bool],
         on_step: Callable[[StepRecord, float], None] | None = None,
         fresh_moments: bool = True,
+        shift: Callable[[int], Flat | None] = lambda step: None,
     ) -> InnerResult:
         """Train from `start` (float32 [d]; None: from rank 0's) on int64 batches [BS, T] for at most `max_steps` steps.
 
         Ends early when `should_stop()` is true before a step or the batches run out. `on_step` receives each record
         and the seconds its step took, on an accelerator up to half a second of steps later. Without a `sketch_seed`
         nothing is sketched and records are no log. `fresh_moments=False` keeps the optimiser's moments of the former
-        run: for baselines, the protocol never does. Raises LocalFault when the loss or the gradient is no longer
-        finite, DeviceLost when the accelerator fails; what `batches` raises goes through.
+        run: for baselines, the protocol never does. `shift` is asked before each step, with its number, until it gives
+        float32 [d] to add to the parameters there; the optimiser's moments stay as they are. Raises LocalFault when
+        the loss or the gradient is no longer finite, DeviceLost when the accelerator fails; what `batches` raises goes
+        through.
         """
         with device_faults(self.device.type):
             if start is not None:
@@ -116,14 +121,21 @@ class InnerLoop:
                 self._optimizer.reset()
             log = StepLog(self._sketcher(sketch_seed), on_step, in_bursts=self.device.type != "cpu")
             head = Head(applied_rounds, fresh_moments, self.micro_batch, self.compiled, self.precision == "bf16")
+            shifted_at: int | None = None
             with self.team.round(head, self._parameters, batches) as shares:
                 for step in range(max_steps):
-                    if should_stop() or (batch := next(shares, None)) is None:
+                    if should_stop():
+                        break
+                    if shifted_at is None and (moved := shift(step)) is not None:
+                        add_flat(self.model, moved)
+                        self.team.shifted(self._parameters)
+                        shifted_at = step
+                    if (batch := next(shares, None)) is None:
                         break
                     rate = inner_learning_rate(self._inner, applied_rounds, step, fresh_moments=fresh_moments)
                     self._step(batch, step, rate, log)
                 log.flush()
-            return InnerResult(to_flat(self.model), tuple(log.records))
+            return InnerResult(to_flat(self.model), tuple(log.records), shifted_at)
 
     def shrink(self) -> bool:
         """After running out of memory: let go of what the last run held and halve the micro-batch.

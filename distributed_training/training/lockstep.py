@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 300.0  # a rank is never behind the others by more than part of a step, or the load of a model
 _AS_LONG_AS_IT_LIVES = timedelta(days=365)
 _TEXT_BYTES = 400
-_END, _STEP = range(2)
+_END, _STEP, _SHIFTED = range(3)
 _FINE, _MEMORY, _DEVICE, _OTHER = range(4)
 
 
@@ -201,6 +201,10 @@ class Leader(_Ranks):
             if not self._lost:
                 self._broadcast(np.full(1 + math.prod(self._shape), _END))
 
+    def shifted(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._broadcast(np.full(1 + math.prod(self._shape), _SHIFTED))
+        self._spread(parameters, [0] * len(parameters))
+
     def _shares(self, batches: Iterator[Tokens]) -> Iterator[Tokens]:
         for batch in batches:
             self._broadcast(np.concatenate([[_STEP], batch.reshape(-1)]))
@@ -231,7 +235,7 @@ class Follower(_Ranks):
     ) -> Iterator[Iterator[Tokens]]:
         """Leaves the round, also one that failed here, when rank 0 does."""
         self._spread(parameters, [0] * len(parameters))
-        shares = self._shares()
+        shares = self._shares(parameters)
         try:
             yield shares
         except RankLost:
@@ -241,8 +245,14 @@ class Follower(_Ranks):
                 self._hear(error)
             raise
 
-    def _shares(self) -> Iterator[Tokens]:
-        while (told := self._broadcast(np.zeros(1 + math.prod(self._shape), np.int64)))[0] == _STEP:
+    def shifted(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Rank 0's come with its next word."""
+
+    def _shares(self, parameters: Sequence[nn.Parameter]) -> Iterator[Tokens]:
+        while (told := self._broadcast(np.zeros(1 + math.prod(self._shape), np.int64)))[0] != _END:
+            if told[0] == _SHIFTED:
+                self._spread(parameters, [0] * len(parameters))
+                continue
             yield told[1:].reshape(self._shape)[self._share(self._shape[0])]
 
     def _receive(self) -> bytes:

@@ -22,11 +22,13 @@ def replay(
     enough: Callable[[StepRecord], bool] = lambda record: False,
     cancelled: Callable[[], bool] = lambda: False,
     otherwise: bool = False,
+    shift: Callable[[int], Flat | None] = lambda step: None,
 ) -> InnerResult:
     """The first `depth` steps on the miner's batches from `start`, float32 [d], as the miner should have run them.
 
     Ends early after a step for which `enough` is true (the audit has failed already) or when the batches run out
-    (that miner has no more data). `otherwise`: rounded as the device rounds in its other precision, if it has one.
+    (that miner has no more data). `shift`: as in InnerLoop.run. `otherwise`: rounded as the device rounds in its other
+    precision, if it has one.
     Raises LocalFault when `cancelled()` turns true: such a replay judges nobody.
     """
     done = False
@@ -51,6 +53,7 @@ def replay(
             max_steps=depth,
             should_stop=stop,
             on_step=look,
+            shift=shift,
         )
     finally:
         loop.precision = usual

@@ -66,6 +66,10 @@ class Team(Protocol):
         """Gives all the parameters of rank 0, in place; then its own share of each of rank 0's batches, in lockstep."""
         ...
 
+    def shifted(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Between two steps: rank 0 has moved its parameters, and gives them to all."""
+        ...
+
     def attempt(self) -> AbstractContextManager[None]:
         """Leaves without an error if the others' attempts succeeded too; else raises this rank's error, or what the
         first other one said of its own as MemoryError, DeviceLost or LocalFault."""
@@ -93,6 +97,9 @@ class Alone:
         self, head: Head, parameters: Sequence[nn.Parameter], batches: Iterator[Tokens]
     ) -> AbstractContextManager[Iterator[Tokens]]:
         return nullcontext(batches)
+
+    def shifted(self, parameters: Sequence[nn.Parameter]) -> None:
+        """They are here."""
 
     def attempt(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -18,6 +18,7 @@ from benchmarks.adversaries_swarm import Group, failures, swarm_row
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.attacks import Adversary, known_attacks
 from distributed_training.protocol.types import Role
+from distributed_training.roles.auditing.buffers import NOT_LEFT
 from distributed_training.simulation.options import SimOptions
 from distributed_training.simulation.pay import PAID_AFTER, earned
 from distributed_training.simulation.swarm import SimResult, simulate
@@ -25,6 +26,7 @@ from distributed_training.simulation.swarm import SimResult, simulate
 ROUNDS, STEPS = 5, 8
 WORK = ("copycat", "free-rider", "frozen-layers", "half-batch", "other-data", "replayer", "short-sequences", "zeros")
 OTHERS = ("omitter", "picky", "silent", "skipper", "withholder")
+FEEDBACK = ("coast-on-feedback", "hider", "hoarder")
 HARM = ("key-squatter", "resigner", "slow-prober", "snapshot-hog")
 
 
@@ -63,6 +65,23 @@ def test_work_that_is_not_done_is_found_at_its_first_audit_and_earns_nothing(att
 
 def test_honest_miners_among_them_are_paid_for_their_work_alone() -> None:
     untouched(swarm(WORK, honest=4))
+
+
+@pytest.mark.parametrize("attack", FEEDBACK)
+def test_a_feedback_buffer_holds_back_nothing_and_passes_for_no_work(attack: str) -> None:
+    result = swarm(FEEDBACK, honest=4)
+    found = earned(result, [uid(result, attack)])
+    assert found.share_of_honest == 0.0
+    reasons = {a.reason for a in result.failed if a.target == uid(result, attack)}
+    if attack == "hider":
+        assert reasons <= {"direction"}
+    else:
+        assert found.detected_after_rounds == (2 if attack == "coast-on-feedback" else 1)
+        assert reasons <= ({"direction", "vector", "vector norm"} if attack == "coast-on-feedback" else {NOT_LEFT})
+
+
+def test_honest_miners_with_feedback_are_paid_for_their_work_alone() -> None:
+    untouched(swarm(FEEDBACK, honest=4))
 
 
 @pytest.mark.parametrize("attack", OTHERS)

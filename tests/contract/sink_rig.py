@@ -116,6 +116,8 @@ ROUND = events.Round(
     bytes_received=1_320_869,
     sent_to={"miner": 1_900_000, "validator": 72_161},
     received_from={"miner": 1_320_869},
+    up_bytes_per_s=2.5e6,
+    down_bytes_per_s=None,
     steps=5,
     own_tokens=10240,
     seconds={"train": 3.7, "average": 4.8, "settle": None},
@@ -129,6 +131,7 @@ EACH: tuple[events.Record, ...] = (
     events.Step(step=0, loss=5.4, tokens_per_s=float("nan")),
     events.Train(steps=5, tokens=10240, loss_first=5.4, loss_last=4.4, seconds=3.7, stall_s=None),
     events.Ahead(steps_lost=2),
+    events.Anew(candidates=4, now=3),
     ROUND,
     events.Evaluation(heldout_loss=5.3),
     events.Audit(

@@ -164,6 +164,7 @@ async def test_an_address_that_never_answers_costs_a_bounded_time(tmp_path: Path
             assert a.address is not None and await a.answers(a.address, WAIT_S)
 
 
+@pytest.mark.alone  # it measures seconds
 async def test_false_addresses_beside_the_true_one_delay_nobody(tmp_path: Path) -> None:
     """Where nothing is said, and where nobody answers: all of them stand first."""
     a, b = (Libp2pTransport(tmp_path / name, hints=False) for name in ("a", "b"))

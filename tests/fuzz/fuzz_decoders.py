@@ -15,7 +15,7 @@ from fuzz_pack import cut_frames, cut_object, pack_frames, pack_object
 from tiny_training import GPT2
 from tiny_training import manifest as tiny_manifest
 
-from distributed_training.averaging.codecs.int8 import encode_chunk, parse_chunk
+from distributed_training.averaging.codecs.int8 import INT8
 from distributed_training.averaging.contribution import split_wire
 from distributed_training.chain.fields import encode_field, parse_address, parse_fields
 from distributed_training.errors import ConfigError, WireError
@@ -137,19 +137,8 @@ def check_slice_map(data: bytes) -> str:
     return ACCEPTED if again == data[1:33] else "bits beyond the slices are ignored"
 
 
-def check_chunk(data: bytes) -> str:
-    """The first byte chooses the chunk: whole ones and the short last one."""
-    chunk, body = (data[0] if data else 0) % LAYOUT.num_chunks, data[1:]
-    parsed = parse_chunk(body, LAYOUT, chunk)
-    vector, norm = parsed.decode(), parsed.norm()
-    assert np.isfinite(vector).all() and math.isfinite(norm) and norm >= 0
-    assert not ((vector != 0) & (np.abs(vector) < 2.0**-126)).any(), "a subnormal number was accepted"
-    assert encode_chunk(vector, LAYOUT).data == body, "two encodings of one chunk were accepted"
-    return ACCEPTED
-
-
 def check_wire(data: bytes) -> str:
-    assert b"".join(split_wire(data, LAYOUT)) == data
+    assert b"".join(split_wire(data, LAYOUT, INT8)) == data
     return ACCEPTED
 
 
@@ -217,14 +206,9 @@ ADDRESSES = (
     b"a:b",
 )
 MAPS = tuple(bytes([n - 1]) + encode_slice_map([j % 3 == 0 for j in range(n)]) for n in (1, 3, 64, 256))
-CHUNKS = (
-    *(bytes([c]) + made.chunks[c] for made in SENDERS.made.values() for c in (0, LAYOUT.num_chunks - 1)),
-    b"\0" + encode_chunk(np.zeros(64, np.float32), LAYOUT).data,
-    b"\0" + encode_chunk(np.full(64, 3e38, np.float32), LAYOUT).data,
-)
 SIGNED = b"\1" * 64 + encode_work(samples.WORK)
 REQUEST = encode_request(samples.key(1), bytes(64), b"\3\0\0\0")
-CARRIES = (encode_carry(samples.CARRY), encode_carry(Carry(1e-300, ())))
+CARRIES = (encode_carry(samples.CARRY), encode_carry(samples.LEFT), encode_carry(Carry(1e-300, ())))
 MANIFESTS = (RUN_JSON, json.dumps(json.loads(RUN_JSON), indent=1).encode(), b'{"model":' + b"[" * 400)
 EMPTY_LOG = encode_log((), ())
 HINT = encode_hint(IDENTITY, ("10.0.0.1", 9000), int(NOW) + 3600)
@@ -244,7 +228,6 @@ DECODERS = (
     Target("chain_fields", tuple(pack_object(o) for o in FIELD_OBJECTS), check_chain_fields, (), 400),
     Target("address", ADDRESSES, check_address),
     Target("slice_map", MAPS, check_slice_map),
-    Target("chunk", CHUNKS, check_chunk, (WireError,), 100),
     Target("wire", (b"".join(SENDERS.made[samples.key(0)].chunks),), check_wire, (WireError,), 8),
     Target("hint", (b"\0" + HINT, b"\1" + HINT), check_hint, (WireError,)),
     Target("state", (encode_state(7, STATE), encode_state(0, SMALL_STATE)),

@@ -21,14 +21,14 @@ from fuzz_world import HOSTILE, MANIFEST, NUMBER, PLAN, ROSTER, SENDERS, SIGNATU
 
 from distributed_training.averaging import scatter
 from distributed_training.averaging.butterfly import OwnWork
-from distributed_training.averaging.codecs.int8 import parse_chunk
+from distributed_training.averaging.codecs.int8 import INT8, parse_chunk
 from distributed_training.averaging.combine import reduce_slice
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import StoredOutput
 from distributed_training.errors import WireError
 from distributed_training.network.base import Traffic
 from distributed_training.network.frames import FrameStream
-from distributed_training.protocol.merkle import digest, merkle_root
+from distributed_training.protocol.merkle import Tree, digest, merkle_root
 from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.wire import (
     decode_output,
@@ -41,7 +41,8 @@ from distributed_training.protocol.wire import (
     record_hash,
 )
 from distributed_training.roles.auditing.probe import Prober
-from distributed_training.roles.service import HeldWork, LogService, MinerService, drawn_chunks, push_log
+from distributed_training.roles.chunks import drawn_chunks
+from distributed_training.roles.service import HeldWork, LogService, MinerService, push_log
 
 # Flags: its hash is on chain; digests, roots and norms fit the chunks; it says who it is; its record is signed.
 SEALED, FITTING, KNOWN, SIGNED = 1, 2, 4, 8
@@ -87,19 +88,19 @@ SCATTER = said_by(lambda peers: scatter.send_slice(peers, HOSTILE, SPEC, PLAN, O
 
 def fitted(frames: list[bytes]) -> list[bytes]:
     """Digests of the chunks that are sent, their root in the record, and their norms where they have one."""
-    chunks = frames[3 : 3 + SPEC.last_chunk - SPEC.first_chunk]
-    digests = [frames[2][i : i + 32] for i in range(0, len(frames[2]), 32)]
-    record = decode_work(frames[1][64:])
+    places = range(SPEC.first_chunk, SPEC.last_chunk)
+    record, digests = decode_work(frames[1][64:]), list(OWN.contribution.digests)
     norms = list(record.chunk_norms)
-    for c, data in enumerate(chunks, SPEC.first_chunk):
-        if c < min(len(digests), len(norms)):
-            digests[c] = digest(data)
+    for c, data in zip(places, frames[3:], strict=False):
+        digests[c] = digest(data)
+        if c < len(norms):
             try:
                 norms[c] = parse_chunk(data, LAYOUT, c).norm()
             except WireError:
                 pass
-    record = replace(record, wire_root=merkle_root(digests), chunk_norms=tuple(norms))
-    return [frames[0], frames[1][:64] + encode_work(record), b"".join(digests), *frames[3:]]
+    tree = Tree(digests)
+    record = replace(record, wire_root=tree.root, chunk_norms=tuple(norms))
+    return [frames[0], frames[1][:64] + encode_work(record), tree.show(places), *frames[3:]]
 
 
 REDUCER = Node()
@@ -140,7 +141,7 @@ def _slices() -> Any:
 
 OUTPUT = _slices()[0]
 BODY = encode_output(OUTPUT.record)
-STORED = StoredOutput(SIGNATURE + BODY, b"".join(chunk.data for chunk in OUTPUT.chunks))
+STORED = StoredOutput(SIGNATURE + BODY, tuple(chunk.data for chunk in OUTPUT.chunks))
 OUTPUT_HASH = record_hash(BODY)
 
 
@@ -193,8 +194,8 @@ def _fitting_output(frames: list[bytes]) -> list[bytes]:
     pieces = b"".join(frames[1 + len(PLAN.candidates) :])
     chunks, at = [], 0
     for c in range(SPEC.first_chunk, SPEC.last_chunk):
-        chunks.append(pieces[at : at + LAYOUT.chunk_bytes(c)])
-        at += LAYOUT.chunk_bytes(c)
+        chunks.append(pieces[at : at + INT8.chunk_bytes(LAYOUT, c)])
+        at += INT8.chunk_bytes(LAYOUT, c)
     record = replace(record, output_root=merkle_root([digest(c) for c in chunks]))
     return [frames[0][:64] + encode_output(record), *frames[1:]]
 
@@ -276,7 +277,7 @@ def check_probe(data: bytes) -> str:
     node = ASKER.forget()
     node.door.next = Script(HOSTILE.peer_key, frames)
     prober = Prober(MANIFEST, node.peers, node.clock, US, 5.0)
-    probe = world.run(prober._ask(PLAN, HOSTILE, SENDERS.works[HOSTILE.public_key], bytes(32), 5.0))
+    probe = world.run(prober._ask(PLAN, HOSTILE, SENDERS.works[HOSTILE.public_key], bytes(32), 5.0, looked=False))
     made = SENDERS.made[HOSTILE.public_key].chunks
     assert all(made[c] == chunk for c, chunk in probe.chunks.items())
     assert math.isfinite(probe.goodput_bytes_per_s) and probe.goodput_bytes_per_s >= 0
@@ -284,10 +285,10 @@ def check_probe(data: bytes) -> str:
 
 
 def _probed() -> list[bytes]:
-    """The digests, then the chunks that the beacon draws for us."""
+    """The digests of the chunks that the beacon draws for us, then those."""
     made, record = SENDERS.made[HOSTILE.public_key], SENDERS.works[HOSTILE.public_key]
     drawn = drawn_chunks(bytes(32), US, record, MANIFEST, 1.0)
-    return [b"".join(made.digests), *(made.chunks[c] for c in drawn)]
+    return [made.show(drawn), *(made.chunks[c] for c in drawn)]
 
 
 # --- frames --------------------------------------------------------------------------------------

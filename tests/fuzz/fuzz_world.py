@@ -125,8 +125,8 @@ class MemoryStore(RoundStore):
     def _read(self, path: Path) -> bytes | None:
         return self.files.get(path)
 
-    def _write(self, path: Path, data: bytes) -> None:
-        self.files[path] = data
+    def _write(self, path: Path, *parts: bytes) -> None:
+        self.files[path] = b"".join(parts)
 
 
 class Past:
@@ -179,7 +179,8 @@ class Node:
         self.peers._proven.clear()
         self.butterfly._works._rounds.clear()
         self.butterfly.slices._hashes.clear()
-        self.butterfly.slices._serving.clear()
+        self.butterfly.slices.giving._serving.clear()
+        self.butterfly.slices.giving._held.clear()
         if isinstance(self.store, MemoryStore):
             self.store.files.clear()
         reduction: Any = self.butterfly._reduction

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fuzz_chunks import CHUNKS
 from fuzz_decoders import DECODERS
 from fuzz_engine import ACCEPTED, CORPUS, Finding, Run, Target, measured, outcome, random_inputs, saved_inputs, warm_up
 from fuzz_files import FILES
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 SEED = 1
 RUNS = 1000
-TARGETS = (*DECODERS, *FILES, *PAGES, *RPCS, *STRUCTURES)
+TARGETS = (*CHUNKS, *DECODERS, *FILES, *PAGES, *RPCS, *STRUCTURES)
 
 # Structured inputs are large and slow to draw, and the fixture that silences logs may stay for all examples.
 UNHEALTHY = (

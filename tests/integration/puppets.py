@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from subnet import Node, Subnet, build_node
 
-from distributed_training.averaging.codecs.int8 import INT8_CODEC
+from distributed_training.averaging.codecs.int8 import INT8
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, layout_of
 from distributed_training.errors import NetworkFault, PeerFault
@@ -21,7 +21,7 @@ from distributed_training.network.base import Transport
 from distributed_training.protocol.commitments import encode_commitment
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest, merkle_root
-from distributed_training.protocol.types import Commitment, Role, Signed, WorkRecord
+from distributed_training.protocol.types import NO_ROOT, Commitment, Role, Signed, WorkRecord
 from distributed_training.protocol.wire import encode_signed, encode_work, record_hash, signing_message
 from distributed_training.roles.follower import Follower
 from distributed_training.training.flat import num_parameters, to_flat
@@ -97,11 +97,11 @@ def poisoned(node: Node, slice_starts: tuple[int, int, int]) -> Contribution:
     than declared, at the third holds a scale that is no number. Its digests are those of the bytes."""
     layout = layout_of(node.parts.manifest, num_parameters(node.engine.model))
     values = np.random.default_rng(1).normal(0, 1e-3, layout.num_coords).astype(np.float32)
-    made = encode_contribution(values, layout)
+    made = encode_contribution(values, layout, INT8)
     chunks, norms = list(made.chunks), list(made.norms)
     _, lied, broken = slice_starts
     norms[lied] *= 2.0
-    chunks[broken] = struct.pack("<f", math.nan) + chunks[broken][4:]
+    chunks[broken] = chunks[broken][:4] + struct.pack("<f", math.nan) + chunks[broken][8:]
     return Contribution(tuple(chunks), tuple(digest(c) for c in chunks), tuple(norms))
 
 
@@ -124,7 +124,11 @@ async def commit_work(
         pages_root=merkle_root([digest(b"page")]),
         log_root=merkle_root([digest(log_bytes)]),
         wire_root=contribution.wire_root,
-        codec=INT8_CODEC,
+        codec=INT8.id,
+        feedback_start=NO_ROOT,
+        feedback_end=NO_ROOT,
+        began_at=NO_ROOT,
+        shift_step=0,
         chunk_norms=contribution.norms,
     )
     body = encode_work(record)

@@ -23,7 +23,7 @@ import numpy as np
 from subnet import EventList
 from tiny_training import GPT2, manifest
 
-from distributed_training.averaging import gather
+from distributed_training.averaging import wants
 from distributed_training.averaging.butterfly import Butterfly
 from distributed_training.averaging.combine import SliceOutput
 from distributed_training.averaging.plan import RoundPlan
@@ -39,7 +39,7 @@ from distributed_training.journal import Journal
 from distributed_training.metrics.base import Metrics
 from distributed_training.network.base import Stream, StreamHandler
 from distributed_training.network.identity import PeerIdentity, verify_peer
-from distributed_training.network.links import LinkProfile, Links
+from distributed_training.network.links import LinkProfile, Links, Nic
 from distributed_training.network.memory import MemorySwitch, MemoryTransport
 from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.commitments import encode_commitment
@@ -114,7 +114,7 @@ class Withholding(MemoryTransport):
         async def refuse(stream: Stream) -> None:
             raise PeerFault("not to you")
 
-        super().serve(method, refuse if method == gather.METHOD else handler)
+        super().serve(method, refuse if method == wants.METHOD else handler)
 
 
 class Voter:
@@ -290,8 +290,11 @@ class Ring:
         self.links.partition([self.nodes[name].identity.public_key for name in names])
 
     def slow(self, name: str, bytes_per_s: float) -> None:
-        nic = self.links.nic(self.nodes[name].identity.public_key)
+        nic = self.nic(name)
         nic.up_bytes_s = nic.down_bytes_s = bytes_per_s
+
+    def nic(self, name: str) -> Nic:
+        return self.links.nic(self.nodes[name].identity.public_key)
 
     # --- time ---------------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ OVERRIDES: dict[str, Any] = {
     "audit": {"full_share": 0.5, "probe_chunks": 4},
     "timing": {
         "first_block": 4, "finality": 2, "roster_lead": 2, "commit_margin": 2, "commit": 5, "reduce_margin": 2,
-        "output": 13, "map": 20, "length": 24, "transfer": 2,
+        "output": 13, "map": 20, "length": 24, "transfer": 2, "overlap": False,
     },
 }  # fmt: skip
 

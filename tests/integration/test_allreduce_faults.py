@@ -1,6 +1,6 @@
 """The all-reduce under faults, on a virtual clock (ring.py): nothing hangs, nothing diverges, who fails pays.
 
-Timing of the rounds, in blocks of a second after their start: work hashes by 26, known at 28; senders may send until
+Timing of the rounds, in blocks of a second after their start: work hashes by 26, then chunks; senders may send until
 32; outputs on chain by 36; slice maps by 44; the next round begins at 54.
 """
 
@@ -40,35 +40,35 @@ def same(ring: Ring, round_index: int, *without: str) -> RingNode:
 
 
 async def kill_before(ring: Ring, name: str) -> None:
-    await ring.at(27)
+    await ring.at(25.5)
     await ring.kill(name)
 
 
 async def freeze_before(ring: Ring, name: str) -> None:
-    await ring.at(27)
+    await ring.at(25.5)
     ring.freeze(name)
 
 
 async def kill_during(ring: Ring, name: str) -> None:
-    await ring.at(28.6)  # the links of this test carry a slice in about a second
+    await ring.at(26.6)  # the links of this test carry a slice in about a second
     await ring.kill(name)
 
 
 async def freeze_during(ring: Ring, name: str) -> None:
-    await ring.at(28.6)
+    await ring.at(26.6)
     ring.freeze(name)
 
 
 async def kill_after(ring: Ring, name: str) -> None:
     """It has every chunk, has said so, and goes on beating; its hash is not on chain when it dies."""
-    await ring.at(27)
+    await ring.at(25.5)
     ring.nodes[name].may_commit.clear()
     await ring.at(30.5)
     await ring.kill(name)
 
 
 async def freeze_after(ring: Ring, name: str) -> None:
-    await ring.at(27)
+    await ring.at(25.5)
     ring.nodes[name].may_commit.clear()
     await ring.at(30)
     ring.freeze(name)
@@ -167,7 +167,7 @@ def test_a_reducer_and_its_backup_die_and_the_slice_is_zero_for_everybody(tmp_pa
 
 def test_a_reducer_dies_with_its_hash_on_chain_and_the_slice_is_zero_for_everybody(tmp_path: Path) -> None:
     async def story(ring: Ring) -> None:
-        await ring.at(29.5)
+        await ring.at(28.9)
         await ring.kill(ring.order[1])
         await ring.settled(0, *(n for n in ring.nodes if n != ring.order[1]))
 
@@ -182,7 +182,7 @@ def test_a_slow_peer_costs_only_its_own_part(tmp_path: Path, rate: float) -> Non
     """At one byte a second nothing of it arrives; at 400 some chunks do, and they stay in."""
 
     async def story(ring: Ring) -> None:
-        await ring.at(27)
+        await ring.at(25.5)
         ring.slow(ring.order[1], rate)
         await ring.settled(0, *(n for n in ring.nodes if n != ring.order[1]))
 

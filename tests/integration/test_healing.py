@@ -72,7 +72,7 @@ def test_who_lacks_slices_for_too_long_goes_on_from_a_later_state(tmp_path: Path
     """Its line is dead from the exchange of round 0 until it has given the slices up."""
 
     async def story(ring: Ring) -> None:
-        await ring.at(29.6)
+        await ring.at(28.9)
         ring.cut("miner-0")
         await ring.at(50, round_index=1)
         ring.links.heal()
@@ -91,7 +91,7 @@ def test_who_finds_no_other_state_says_so_and_ends(tmp_path: Path) -> None:
     seen: list[BaseException | None] = []
 
     async def story(ring: Ring) -> None:
-        await ring.at(29.6)
+        await ring.at(28.9)
         ring.cut("miner-0")
         await ring.settled(2, "miner-1")
         task = ring.nodes["miner-0"].task

@@ -35,13 +35,14 @@ from distributed_training.network.base import Transport
 from distributed_training.network.identity import PeerIdentity
 from distributed_training.network.memory import MemoryTransport
 from distributed_training.network.peers import MAX_REQUEST_BYTES
+from distributed_training.protocol.merkle import shown_bytes
 from distributed_training.protocol.wire import encode_request
 from distributed_training.roles.service import push_log
 
 pytestmark = pytest.mark.alone
 
 PUPPETS = ("miner-3", "miner-4", "validator-1")
-HEADER = struct.Struct("<IH")
+HEADER = struct.Struct("<IH8s")
 ROUND_0 = struct.pack("<I", 0)
 # More time between s+D and the reducers' cut-off: the lies need it, and they must not be refused for being late.
 TIMING = {"output": 17, "map": 24, "length": 28}
@@ -139,7 +140,7 @@ async def lie_in_averaging(subnet: Subnet, refused: Refused, plan: RoundPlan, wo
     """Lies of a candidate to reducers and validators, and a validator that does not wait for the beacon."""
     liar, early, validator = (subnet.nodes[name] for name in ("miner-3", "validator-1", "validator-0"))
     assert len(plan.slices) == 3 and tuple(s.first_chunk for s in plan.slices) == FIRST_CHUNKS
-    first, header, unsigned = reducer(subnet, plan, 0), HEADER.pack(0, 0), bytes(64) + work.signed[64:]
+    first, header, unsigned = reducer(subnet, plan, 0), HEADER.pack(0, 0, plan.tag), bytes(64) + work.signed[64:]
     await refused(first, "work record: bad signature", asked(liar, first, "scatter", header, unsigned))
     await asyncio.gather(
         refused(reducer(subnet, plan, 0), "chunk 0 is not the committed one", send(liar, plan, 0, swapped(work))),
@@ -148,12 +149,15 @@ async def lie_in_averaging(subnet: Subnet, refused: Refused, plan: RoundPlan, wo
         refused(subnet.nodes["miner-0"], "chunks asked for before the audit beacon", ask_chunks(early, subnet)),
         refused(validator, f"uid {early.uid} is no candidate of round 0", push(early, validator, work.signed, b"")),
     )
-    wrong_slice = HEADER.pack(0, (plan.slices[0].index + 1) % 3)
+    wrong_slice = HEADER.pack(0, (plan.slices[0].index + 1) % 3, plan.tag)
     await refused(first, f"uid {liar.uid} may not send slice", asked(liar, first, "scatter", wrong_slice))
     foreign = bytes(64) + b"another record"
     await refused(first, "not the one whose hash is on chain", asked(liar, first, "scatter", header, foreign))
-    other = bytes(32 * plan.layout.num_chunks)
-    await refused(first, "do not hash into the wire root", asked(liar, first, "scatter", header, work.signed, other))
+    spec = plan.slices[0]
+    other = bytes(shown_bytes(plan.layout.num_chunks, range(spec.first_chunk, spec.last_chunk)))
+    await refused(
+        first, "do not hash into the committed root", asked(liar, first, "scatter", header, work.signed, other)
+    )
     await refused(validator, "another work record than the one on chain", push(liar, validator, foreign, b""))
     huge = bytes(1 << 16)
     await refused(validator, f"a frame of {len(huge)} bytes was announced", push(liar, validator, work.signed, huge))

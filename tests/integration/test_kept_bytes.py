@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +17,12 @@ from puppets import first_state, follower_of
 from subnet import Node, Subnet
 
 from distributed_training.assembly import make_exporter
-from distributed_training.averaging import gather
+from distributed_training.averaging import wants
 from distributed_training.averaging.combine import SliceOutput
-from distributed_training.averaging.gather import Patience, Slices
+from distributed_training.averaging.gather import Slices
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import RoundStore
+from distributed_training.averaging.wants import Patience
 from distributed_training.averaging.works import WorkBook
 from distributed_training.chain.base import Chain
 from distributed_training.checkpoints.description import run_name
@@ -53,9 +55,11 @@ class Answer:
     record: bytes
     works: tuple[bytes, ...]
     chunks: bytes
+    ends: tuple[int, ...]  # of all chunks but the last
 
     def frames(self) -> list[bytes]:
-        return [self.record, *self.works, self.chunks]
+        cuts = pairwise((0, *self.ends, len(self.chunks)))
+        return [self.record, *self.works, *(self.chunks[a:b] for a, b in cuts)]
 
 
 Lie = Callable[[Answer], list[bytes]]
@@ -96,12 +100,17 @@ async def asker_of(subnet: Subnet) -> Asker:
     return Asker(subnet, node, plan, await node.parts.butterfly.collector.wanted(plan, plan.round.output_block))
 
 
-def honest_answer(node: Node, output_hash: bytes) -> Answer:
+def honest_answer(asker: Asker) -> Answer:
+    """Slice 0."""
+    node, output_hash, plan = asker.node, asker.wanted[0].record_hash, asker.plan
     stored = node.parts.store.output(0, output_hash)
     assert stored is not None
     senders = decode_output(decode_signed(stored.record).body).senders
     works = [node.parts.store.work(0, sender) for sender in senders]
-    return Answer(stored.record, tuple(work for work in works if work is not None), stored.chunks)
+    spec = plan.slices[0]
+    sizes = (plan.output.chunk_bytes(plan.layout, c) for c in range(spec.first_chunk, spec.last_chunk))
+    ends = tuple(accumulate(sizes))[:-1]
+    return Answer(stored.record, tuple(work for work in works if work is not None), stored.whole, ends)
 
 
 async def fetch(asker: Asker, frames: list[bytes], timeout_s: float = TIMEOUT_S) -> SliceOutput:
@@ -116,7 +125,7 @@ async def fetch(asker: Asker, frames: list[bytes], timeout_s: float = TIMEOUT_S)
                 await stream.read(1 << 16, TIMEOUT_S)
         await stream.read(1, TIMEOUT_S)
 
-    liar.serve(gather.METHOD, answer)
+    liar.serve(wants.METHOD, answer)
     await liar.start()
     p, empty = asker.node.parts, RoundStore(asker.subnet.root / "empty")
     works = WorkBook(p.manifest, p.verify, empty)
@@ -132,7 +141,7 @@ async def fetch(asker: Asker, frames: list[bytes], timeout_s: float = TIMEOUT_S)
 @shared
 async def test_only_what_hashes_into_the_chain_is_taken(finished_subnet: Subnet) -> None:
     asker = await asker_of(finished_subnet)
-    honest = honest_answer(asker.node, asker.wanted[0].record_hash)
+    honest = honest_answer(asker)
     assert len(honest.works) == 4
     output = await fetch(asker, honest.frames())
     assert b"".join(chunk.data for chunk in output.chunks) == honest.chunks
@@ -144,7 +153,7 @@ async def test_only_what_hashes_into_the_chain_is_taken(finished_subnet: Subnet)
 @shared
 async def test_a_silent_holder_costs_its_deadline(finished_subnet: Subnet) -> None:
     asker = await asker_of(finished_subnet)
-    everything = honest_answer(asker.node, asker.wanted[0].record_hash).frames()
+    everything = honest_answer(asker).frames()
     for frames in ([], everything[:-1]):
         with pytest.raises(DeadlineMissed):
             await fetch(asker, frames, timeout_s=0.1)

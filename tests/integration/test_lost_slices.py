@@ -19,7 +19,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 async def nobody_gives_slice_1(ring: Ring) -> str:
     """Its reducer dies with its hash on chain: no byte of the slice exists any more."""
-    await ring.at(29.5)
+    await ring.at(28.9)
     await ring.kill(ring.order[1])
     return ring.order[1]
 

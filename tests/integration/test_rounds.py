@@ -13,6 +13,8 @@ from broken_sinks import Gone, Stuck, on_a_full_disk
 from subnet import FINISHED_ROUNDS, Node, Subnet, connect, finished, make_subnet, running
 from transformers import AutoModelForCausalLM
 
+from distributed_training.averaging.codecs.base import wire_bytes
+from distributed_training.averaging.codecs.int8 import INT8
 from distributed_training.averaging.plan import layout_of
 from distributed_training.chain.base import Chain
 from distributed_training.checkpoints.local import LocalCheckpoints
@@ -48,7 +50,7 @@ async def test_every_node_has_the_same_state_after_every_round(finished_subnet: 
 @shared
 async def test_a_miner_sends_what_the_others_need_of_it(finished_subnet: Subnet) -> None:
     subnet, miners = finished_subnet, finished_subnet.miners()
-    wire = layout_of(subnet.manifest, len(to_flat(miners[0].engine.model))).wire_bytes
+    wire = wire_bytes(INT8, layout_of(subnet.manifest, len(to_flat(miners[0].engine.model))))
     for miner in miners:
         for event in miner.rounds().values():
             assert event["bytes_sent"] >= wire * (len(miners) - 1) / len(miners)

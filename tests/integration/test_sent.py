@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ring import Ring, RingNode, play
 
+from distributed_training.averaging.codecs.int8 import INT8
 from distributed_training.averaging.plan import RoundPlan, make_plan
 from distributed_training.averaging.sent import MAX_ASKS
 from distributed_training.protocol.rules.assignment import assignment_beacon
@@ -45,7 +46,7 @@ async def fetched(ring: Ring, who: str, sender: str) -> dict[int, bytes]:
 
 def own_wire(ring: Ring, name: str) -> dict[int, bytes]:
     layout, wire = plan_of(ring).layout, (ring.root / name / "rounds" / "000000" / "wire").read_bytes()
-    sizes = [layout.chunk_bytes(c) for c in range(layout.num_chunks)]
+    sizes = [INT8.chunk_bytes(layout, c) for c in range(layout.num_chunks)]
     return {c: wire[sum(sizes[:c]) : sum(sizes[: c + 1])] for c in range(layout.num_chunks)}
 
 

@@ -33,6 +33,8 @@ class Silent(SimNode):
             if self.late_s is not None:
                 await asyncio.sleep(self.late_s)
                 await honest(plan, spec, own, reduction)
+            elif reduction is not None:  # it does not wait for others to take what it never sends
+                reduction.touch.took(spec.reducer)
 
         parts.butterfly.send = send  # type: ignore[method-assign]
         return super()._worker(engine, manifest, parts)

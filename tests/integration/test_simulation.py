@@ -44,12 +44,12 @@ def test_the_same_seed_gives_the_same_digest_and_another_seed_another_one() -> N
 
 
 def test_incidents_follow_from_the_seed_and_leave_the_last_rounds_alone(tmp_path: Path) -> None:
-    options = SimOptions(miners=20, rounds=12, faults="all", seed=3)
+    options = SimOptions(miners=20, rounds=18, faults="all", seed=3)
     manifest = make_run(options, tmp_path)
     drawn = incidents(options, manifest, 1.0)
     assert drawn == incidents(options, manifest, 1.0)
     assert {i.kind for i in drawn} >= {"kill", "cut"}
-    assert max(i.begin_s for i in drawn) <= manifest.round(9).end_block
+    assert max(i.begin_s for i in drawn) <= manifest.round(15).end_block
     for one in drawn:
         for other in drawn:
             shared = set(one.nodes) & set(other.nodes)
@@ -66,13 +66,14 @@ def recorder(roots: dict[str, str]) -> Recorder:
 
 def test_the_observer_finds_who_differs_who_is_late_and_who_changed_its_mind(tmp_path: Path) -> None:
     options = SimOptions(miners=3, rounds=2)
-    round_ = make_run(options, tmp_path).round(0)
+    manifest = make_run(options, tmp_path)
+    round_ = manifest.round(0)
     names = ("miner-0", "miner-1", "miner-2", "miner-3")
     seen = recorder({"miner-0": "aa", "miner-1": "bb", "miner-2": "aa"})
 
     def check(*troubles: Incident) -> list[observer.Violation]:
         since: dict[str, float] = dict.fromkeys(list[str](names), 0.0)
-        return observer.check_round(seen, round_, names, since, observer.Troubles(troubles), 1.0, 54)
+        return observer.check_round(seen, round_, names, since, observer.Troubles(troubles), 1.0, manifest.timing)
 
     assert [(v.nodes, v.what) for v in check()] == [
         (("miner-3",), "not settled 10 s after the round's end"),

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import numpy as np
-from samples import ACCUSATION, CARRY, OUTPUT, RUN, STEPS, WORK, commitment, key
+from samples import ACCUSATION, CARRY, LEFT, OUTPUT, RUN, STEPS, WORK, commitment, key
 
 from distributed_training.averaging.codecs.base import Layout
-from distributed_training.averaging.codecs.int8 import encode_chunk
+from distributed_training.averaging.codecs.known import CODECS
 from distributed_training.protocol import commitments, wire
 from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.rules.membership import encode_slice_map
@@ -35,6 +35,14 @@ def fields(role: Role) -> bytes:
     return b"".join(f.kind.encode() + b":" + f.data for f in said)
 
 
+def chunks() -> dict[str, bytes]:
+    """Of every codec: a short chunk, and the digest of one of several blocks and a short last one."""
+    few, many = known_vector(200, 37), known_vector(9001, 101)
+    many *= np.float32(1) + known_vector(9001, 3) / np.float32(1024)
+    made = {f"chunk {c.name}": c.encoder(Layout(200, 200, 16)).encode(few).data for c in CODECS}
+    return made | {f"long chunk {c.name}": digest(c.encoder(Layout(9001, 9001, 512)).encode(many).data) for c in CODECS}
+
+
 def vectors() -> dict[str, bytes]:
     leaves = [digest(bytes([i])) for i in range(5)]
     bare = commitment(5, first=None, first_round=None, second=None, second_round=None)
@@ -58,11 +66,12 @@ def vectors() -> dict[str, bytes]:
         "binding message": wire.binding_message(259, key(9), 0x01020304),
         "request": wire.encode_request(key(9), bytes(range(64)), b"payload"),
         "carry": wire.encode_carry(CARRY),
+        "carry with feedback": wire.encode_carry(LEFT),
         "slice map": encode_slice_map([j in (0, 9, 255) for j in range(256)]),
         "digest": digest(b"distributed-training"),
         "merkle root": merkle_root(leaves),
         "merkle root of nothing": merkle_root([]),
-        "chunk": encode_chunk(known_vector(20, 37), Layout(20, 20, 16)).data,
+        **chunks(),
         "state root": state_root(state, 64),
         "state root after three outer steps": state_root(three_steps(), 256),
         "manifest": RUN.digest,

@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 from tiny_training import GPT2, manifest, stated
 
-from distributed_training.averaging.codecs.base import Layout, Vector
-from distributed_training.averaging.codecs.int8 import INT8_CODEC, Chunk, parse_chunk
+from distributed_training.averaging.codecs.base import Chunk, Layout, Vector
+from distributed_training.averaging.codecs.int8 import INT8, parse_chunk
 from distributed_training.averaging.combine import Combined, SliceOutput, reduce_slice
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.averaging.plan import RoundPlan, make_plan
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import (
+    NO_ROOT,
     Accusation,
     BlockRef,
     Carry,
     Commitment,
+    Left,
     Neuron,
     OutputRecord,
     Role,
@@ -71,6 +73,7 @@ STEPS = tuple(
 WORK = WorkRecord(
     manifest=key(1, "manifest"), round=7, uid=513, public_key=key(2), state_root=key(3, "state"), steps=5,
     tokens=10240, pages_root=key(4, "pages"), log_root=key(5, "log"), wire_root=key(6, "wire"), codec=1,
+    feedback_start=key(7, "start"), feedback_end=key(8, "end"), began_at=key(9, "began"), shift_step=3,
     chunk_norms=(0.0, 1.5, 0.25),
 )  # fmt: skip
 OUTPUT = OutputRecord(
@@ -80,6 +83,7 @@ OUTPUT = OutputRecord(
 )  # fmt: skip
 ACCUSATION = Accusation(key(1, "manifest"), 7, key(2), key(3), 11, "gradient")
 CARRY = Carry(12.5, (failed(3), failed(), failed(1, 2)))
+LEFT = replace(CARRY, left=(Left(key(1), key(1, "left"), 0), Left(key(4), key(2, "left"), 7)))
 
 
 class Senders:
@@ -92,7 +96,7 @@ class Senders:
         self.works: dict[bytes, WorkRecord] = {}
         neurons = []
         for i, delta in enumerate(deltas):
-            contribution = encode_contribution(delta, layout)
+            contribution = encode_contribution(delta, layout, INT8)
             work = self.work(i, contribution)
             self.made[key(i)], self.works[key(i)] = contribution, work
             said = commitment(i, first=record_hash(encode_work(work)))
@@ -107,7 +111,8 @@ class Senders:
         return WorkRecord(
             manifest=self.run.digest, round=ROUND.index, uid=i, public_key=key(i), state_root=key(0, "state"),
             steps=steps, tokens=steps * self.run.tokens_per_step, pages_root=key(i, "pages"), log_root=key(i, "log"),
-            wire_root=made.wire_root, codec=INT8_CODEC, chunk_norms=made.norms,
+            wire_root=made.wire_root, codec=INT8.id,
+            feedback_start=NO_ROOT, feedback_end=NO_ROOT, began_at=NO_ROOT, shift_step=0, chunk_norms=made.norms,
         )  # fmt: skip
 
     def received(self) -> dict[bytes, dict[int, Chunk]]:

@@ -25,7 +25,7 @@ from distributed_training.protocol.rules.audit_plan import (
     voter_share,
 )
 from distributed_training.protocol.sections import AuditSection
-from distributed_training.protocol.types import Neuron, WorkRecord
+from distributed_training.protocol.types import NO_ROOT, Neuron, WorkRecord
 
 AUDIT = AuditSection(
     mode="enforce",
@@ -68,6 +68,10 @@ def record(number: int, steps: int = 100, chunks: int = 40) -> WorkRecord:
         log_root=bytes(32),
         wire_root=bytes(32),
         codec=1,
+        feedback_start=NO_ROOT,
+        feedback_end=NO_ROOT,
+        began_at=NO_ROOT,
+        shift_step=0,
         chunk_norms=(1.0,) * chunks,
     )
 

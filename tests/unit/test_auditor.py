@@ -14,7 +14,7 @@ import pytest
 from samples import BEACON, group, key, neuron, roster
 from tiny_training import GPT2, manifest
 
-from distributed_training.averaging.codecs.int8 import INT8_CODEC
+from distributed_training.averaging.codecs.int8 import INT8
 from distributed_training.averaging.contribution import encode_contribution
 from distributed_training.averaging.plan import RoundPlan, make_plan
 from distributed_training.data.base import Page, PageFacts
@@ -28,9 +28,9 @@ from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.observed import AuditResult, Verdict
 from distributed_training.protocol.rules.assignment import page_index
 from distributed_training.protocol.rules.audit_plan import Depth
-from distributed_training.protocol.types import Carry, WorkRecord
+from distributed_training.protocol.types import NO_ROOT, Carry, WorkRecord
 from distributed_training.protocol.wire import encode_log, encode_step
-from distributed_training.roles.auditing.audit import TOO_LONG, Auditor, Job
+from distributed_training.roles.auditing.audit import TOO_LONG, Auditor, Given, Job
 from distributed_training.roles.auditing.logs import KeptLogs, PushedLog
 from distributed_training.roles.auditing.looking import lacks
 from distributed_training.roles.mining.work import Trainer, WorkResult, WorkTask, round_permutation
@@ -119,13 +119,14 @@ class Scene:
         claim = WorkRecord(
             manifest=self.run.digest, round=0, uid=UID, public_key=key(UID), state_root=bytes(32), steps=len(steps),
             tokens=STEPS * self.run.tokens_per_step, pages_root=merkle_root(named),
-            log_root=merkle_root([digest(encode_step(s)) for s in steps]), wire_root=bytes(32), codec=INT8_CODEC,
+            log_root=merkle_root([digest(encode_step(s)) for s in steps]), wire_root=bytes(32), codec=INT8.id,
+            feedback_start=NO_ROOT, feedback_end=NO_ROOT, began_at=NO_ROOT, shift_step=0,
             chunk_norms=(),
         )  # fmt: skip
         data = encode_log(named, steps) if log is None else log(encode_log(named, steps))
         pushed = PushedLog(b"", 1, data)
         claim = dataclasses.replace(claim, **record)
-        return Job(self.plan, (self.start, 0), Depth(depth, full), claim, pushed, lambda: False, {})
+        return Job(self.plan, (self.start, 0), Depth(depth, full), claim, pushed, lambda: False, Given({}))
 
     def ask(self, job: Job) -> AuditResult | None:
         return asyncio.run(self.auditor.audit(job))
@@ -245,22 +246,22 @@ def test_what_is_too_late_is_no_observation_and_nothing_is_said(scene: Scene) ->
     assert scene.faults() == []
 
 
-def committed(scene: Scene, name: str) -> dict[int, bytes]:
+def committed(scene: Scene, name: str) -> Given:
     """A vector's chunks: the honest one, or what somebody sent in its place."""
-    delta, rng = scene.made.delta, np.random.default_rng(3)
+    delta, rng = scene.made.delta, np.random.default_rng(4)
     norm = float(np.linalg.norm(delta))
     noise = rng.standard_normal(len(delta)).astype(np.float32)
     vectors = {
         "honest": delta, "louder": 3 * delta, "turned round": -delta, "nothing": np.zeros_like(delta),
         "noise": noise * np.float32(norm / np.linalg.norm(noise)),
     }  # fmt: skip
-    return dict(enumerate(encode_contribution(vectors[name], scene.plan.layout).chunks))
+    return Given(dict(enumerate(encode_contribution(vectors[name], scene.plan.layout, INT8).chunks)))
 
 
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("name", ["honest", "louder", "turned round", "nothing", "noise"])
 def test_a_vector_that_goes_elsewhere_is_seen_by_the_first_steps(scene: Scene, name: str, depth: int) -> None:
-    result = scene.ask(dataclasses.replace(scene.job(depth), chunks=committed(scene, name)))
+    result = scene.ask(dataclasses.replace(scene.job(depth), given=committed(scene, name)))
     assert result is not None
     if name in ("honest", "louder"):
         assert result.verdict is Verdict.PASS
@@ -296,5 +297,7 @@ def test_a_log_that_was_pushed_outlives_the_process_and_goes_after_two_rounds(tm
 
 def test_a_vector_that_we_did_not_come_to_the_end_of_asking_for_is_not_held_against_its_miner() -> None:
     plan = group().plan
-    assert not lacks(plan, None), "no time, or trouble of our own"
-    assert lacks(plan, {}) and not lacks(plan, dict.fromkeys(range(plan.layout.num_chunks), b""))
+    assert not lacks(plan, Depth(1, True), None, None), "no time, or trouble of our own"
+    full, whole = Depth(1, True), Given(dict.fromkeys(range(plan.layout.num_chunks), b""))
+    assert lacks(plan, full, Given({}), None) and not lacks(plan, full, whole, None)
+    assert not lacks(plan, Depth(1, False), Given({}), None), "reducers give the few chunks that there are"

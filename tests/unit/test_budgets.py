@@ -12,6 +12,8 @@ import pytest
 from samples import RUN
 
 from distributed_training.averaging.budget import peer_budget
+from distributed_training.averaging.codecs.base import wire_bytes
+from distributed_training.averaging.codecs.int8 import INT8
 from distributed_training.averaging.plan import layout_of
 from distributed_training.errors import NetworkFault, PeerFault
 from distributed_training.network.base import Stream
@@ -144,10 +146,20 @@ async def test_an_honest_round_stays_far_below_the_budget(num_coords: int) -> No
     slices = min(RUN.max_uids, RUN.average.max_reducers, layout.num_chunks)
     for _ in range(slices + 5):  # one stream for each slice, scatter, log, probes, snapshot
         assert account.streams.take(1)
-    honest = 2 * layout.wire_bytes + 36 * layout.num_chunks + 8 * num_coords
+    honest = 2 * wire_bytes(INT8, layout) + 36 * layout.num_chunks + 8 * num_coords
     assert all(account.bytes.take(honest) for _ in range(2)), "even twice in one round"
-    largest = max(layout.wire_bytes, 1 << 20)
+    largest = max(wire_bytes(INT8, layout), 1 << 20)
     assert Account(budget).bytes.take(largest), "no frame is larger than the burst"
+
+
+async def test_with_overlap_a_round_needs_a_whole_vector_more() -> None:
+    """What its voters replay begins at the miner's vector of the round before, beside the chunks that they probe."""
+    onward = RUN.model_copy(update={"timing": RUN.timing.model_copy(update={"overlap": True})})
+    layout = layout_of(RUN, 124_000_000)
+    with_it, without = (peer_budget(run, layout.num_coords, 12.0) for run in (onward, RUN))
+    vector = wire_bytes(INT8, layout) + 32 * layout.num_chunks
+    assert with_it.bytes - without.bytes >= vector
+    assert (with_it.bytes_per_s - without.bytes_per_s) * RUN.timing.length * 12.0 >= vector
 
 
 async def test_over_budget_is_the_peers_fault() -> None:

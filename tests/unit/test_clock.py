@@ -33,6 +33,7 @@ LOCAL = TimingSection(
     map=44,
     length=54,
     transfer=2,
+    overlap=False,
 )
 
 

@@ -168,6 +168,19 @@ def test_who_listens_everywhere_may_leave_its_address_to_be_asked_for(role: Role
     require_address(load_config(Role.OWNER, argv))
 
 
+def test_caps_on_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def caps(*more: str) -> tuple[float | None, float | None]:
+        return load_config(Role.MINER, ["--netuid", "1", *more]).network.bytes_per_s
+
+    assert caps() == (None, None)
+    assert caps("--network.up_mbit", "20") == (2.5e6, None) == caps("--network.up-mbit=20")
+    monkeypatch.setenv("DT_NETWORK_DOWN_MBIT", "0.8")
+    assert caps() == (None, 1e5)
+    for wrong in ("0", "0.05", "-1", "nan", "inf", "1e6", "fast"):
+        with pytest.raises(ConfigError, match=r"^--network\.up_mbit: [^\n]*$"):
+            caps("--network.up_mbit", wrong)
+
+
 def test_a_miner_without_a_port_announces_nothing_and_a_validator_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(Role.MINER, [*LOCAL, "--axon.outbound_only", "--axon.port", "9001"])
     assert config.axon.outbound_only and config.announced is None

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from samples import Senders, deltas, key, small_run
 
-from distributed_training.averaging.codecs.int8 import parse_chunk
+from distributed_training.averaging.codecs.base import wire_bytes
+from distributed_training.averaging.codecs.int8 import INT8, parse_chunk
 from distributed_training.averaging.contribution import check_work, encode_contribution
 from distributed_training.chain.keys import derive_keypair, verify
 from distributed_training.errors import WireError
@@ -31,15 +32,15 @@ def signed(record: WorkRecord, candidate: Candidate | None = None) -> tuple[Sign
 
 def test_a_contribution_says_what_its_chunks_are() -> None:
     delta, layout = GROUP.deltas[0], GROUP.plan.layout
-    made = encode_contribution(delta, layout)
+    made = encode_contribution(delta, layout, INT8)
     assert made.digests == tuple(digest(c) for c in made.chunks) and made.wire_root == merkle_root(made.digests)
     parsed = [parse_chunk(c, layout, i) for i, c in enumerate(made.chunks)]
     assert made.norms == tuple(chunk.norm() for chunk in parsed)
-    assert len(b"".join(made.chunks)) == layout.wire_bytes == 150 + 4 * (4 + 4 + 2)
+    assert len(b"".join(made.chunks)) == wire_bytes(INT8, layout) == 150 + 4 * (4 + 4 + 2) + 3 * 4
     decoded = np.concatenate([chunk.decode() for chunk in parsed])
     assert np.abs(decoded - delta).max() < 0.01 * np.abs(delta).max()
     with pytest.raises(ValueError, match="non-finite"):
-        encode_contribution(np.full(150, np.nan, np.float32), layout)
+        encode_contribution(np.full(150, np.nan, np.float32), layout, INT8)
 
 
 def test_an_honest_record_is_taken() -> None:
@@ -55,7 +56,7 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
     "no steps": ({"steps": 0, "tokens": 0}, "number of steps"),
     "too many steps": ({"steps": 51, "tokens": 51 * RUN.tokens_per_step}, "number of steps"),
     "more tokens than steps": ({"tokens": RECORD.tokens + 1}, "tokens do not follow"),
-    "codec": ({"codec": 2}, "unknown codec"),
+    "codec": ({"codec": 2}, "another codec"),
     "too few norms": ({"chunk_norms": RECORD.chunk_norms[:-1]}, "number of chunk norms"),
     "too many norms": ({"chunk_norms": (*RECORD.chunk_norms, 1.0)}, "number of chunk norms"),
     "negative norm": ({"chunk_norms": (-1.0, 1.0, 1.0)}, "norm is negative"),

@@ -10,12 +10,24 @@ from samples import CARRY, key
 from tiny_training import manifest as make_manifest
 from tiny_training import stated
 
-from distributed_training.averaging.disk import GIB, check_disk, gib, required_bytes, used_bytes
+from distributed_training.averaging.codecs.sparse import SPARSE
+from distributed_training.averaging.disk import (
+    GIB,
+    check_disk,
+    enforce_budget,
+    feedback_bytes,
+    gib,
+    required_bytes,
+    used_bytes,
+)
+from distributed_training.averaging.plan import layout_of
+from distributed_training.averaging.sizes import uplink_bytes
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.errors import ConfigError
+from distributed_training.protocol.types import NO_ROOT
 from distributed_training.training.outer import RunState
 
-NUM_COORDS = 124_000_000
+NUM_COORDS, NUM_FEW = 124_000_000, 50_000
 BIG, OWN = 200_000, 100_000  # bytes of a round's slices, and of our own
 
 
@@ -28,6 +40,23 @@ def test_a_budget_that_is_too_small_is_refused_with_the_one_that_is_enough(tmp_p
         check_disk(manifest, NUM_COORDS, 1.0, tmp_path)
     check_disk(manifest, NUM_COORDS, float(gib(needed)), tmp_path)
     check_disk(manifest, NUM_COORDS, None, tmp_path)
+
+
+def test_feedback_needs_room_for_five_buffers_and_counts_in_the_budget(tmp_path: Path) -> None:
+    plain = make_manifest({"model_type": "gpt2"}, section=stated)
+    average = plain.average.model_copy(update={"uplink": "sparse"})
+    sparse = plain.model_copy(update={"average": average})
+    layout = layout_of(sparse, NUM_COORDS)
+    assert feedback_bytes(plain, layout) == 0
+    assert feedback_bytes(sparse, layout) == 5 * (4 * NUM_COORDS + 32 * layout.num_chunks)
+    wires = uplink_bytes(plain, layout) - uplink_bytes(sparse, layout)
+    owns, sents = plain.keep.work_rounds + 2, 2 * 4
+    less = required_bytes(plain, NUM_COORDS) - (owns + sents) * wires
+    assert required_bytes(sparse, NUM_COORDS) == less + feedback_bytes(sparse, layout)
+    store, values = RoundStore(tmp_path), np.ones(NUM_FEW, np.float32)
+    store.feedback.encode(values, layout_of(sparse, NUM_FEW), SPARSE, NO_ROOT)
+    assert used_bytes([tmp_path / "feedback"]) >= 4 * NUM_FEW
+    assert enforce_budget(tmp_path, store.states, 9, 1) >= 4 * NUM_FEW
 
 
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -44,7 +73,7 @@ def filled(root: Path, budget: int | None) -> RoundStore:
     store = RoundStore(root, budget)
     state = RunState(np.zeros(50_000, np.float32), np.zeros(50_000, np.float32), 2, CARRY)
     for index in range(10):
-        store.put_output(index, key(1), StoredOutput(b"record", bytes(BIG)))
+        store.put_output(index, key(1), StoredOutput(b"record", (bytes(BIG),)))
         store.put_own(index, [bytes(OWN)], b"log")
     store.put_state(2, state)
     store.put_state(8, state)

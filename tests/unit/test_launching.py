@@ -106,8 +106,8 @@ def test_a_run_begins_with_the_parameters_of_a_checkpoint_and_nothing_else(run: 
         (["--continue", "RUN/pages", *AT], "--continue .*/pages: .*no checkpoint yet"),
         (["--continue", "OTHER", *AT], r"of the run with manifest .*; --start takes the parameters of any checkpoint"),
         (
-            ["--steps", "5", "--round-minutes", "0.3", *AT],
-            r"--round-minutes 0.3 is too short: a round takes \d+ blocks",
+            ["--steps", "5", "--round-minutes", "0.2", *AT],
+            r"--round-minutes 0.2 is too short: a round takes \d+ blocks",
         ),
         (["--tflops", "3", "--step-seconds", "1", *AT], "--tflops and --step-seconds both say how fast"),
         (["--miners", "4/8", *AT], "--miners 4/8: no more can be dialled than there are"),

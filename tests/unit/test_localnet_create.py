@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from distributed_training.averaging.codecs.base import wire_bytes
+from distributed_training.averaging.codecs.int8 import INT8
 from distributed_training.averaging.plan import layout_of
 from distributed_training.chain.keys import derive_keypair, load_hotkey
 from distributed_training.chain.local.genesis import chain_params
@@ -100,7 +102,7 @@ def test_the_manifest_has_room_for_every_miner_and_asks_for_a_bandwidth(run: Run
     manifest = run.manifest
     assert manifest.average.token_cap >= 20 * manifest.tokens_per_step
     assert manifest.inner.max_steps >= 20
-    wire = layout_of(manifest, model_size(TINY_GPT2)).wire_bytes
+    wire = wire_bytes(INT8, layout_of(manifest, model_size(TINY_GPT2)))
     # two miners: each moves half of the wire bytes out and in, in half of the ten seconds between D and X
     assert manifest.scoring.goodput_required == pytest.approx(2 * wire * 0.5 / 5, rel=1e-3)
     assert json.loads(run.paths.run.read_text())["manifest_sha256"] == manifest.sha256

@@ -38,6 +38,7 @@ def test_what_makes_a_run_leaves_out_how_it_is_shown_and_how_long_it_goes_on(tmp
         ["--steps", "7"],
         ["--speeds", "1,1,1,2"],
         ["--validators", "1"],
+        ["--set", "average.uplink=sparse"],
     ):
         assert parse_options(flags).params() != base.params()
 

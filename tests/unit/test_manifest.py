@@ -155,7 +155,7 @@ def test_a_value_that_cannot_be_is_named(path: str, value: float) -> None:
 
 def test_every_range_is_tried_and_every_number_has_one_or_a_relation() -> None:
     tried = {path for path, _ in OUT_OF_RANGE}
-    numbers = {p for p in LEAVES if isinstance(getattr_path(p), int | float)}
+    numbers = {p for p in LEAVES if type(getattr_path(p)) in (int, float)}
     related = {
         "protocol_version", "data.num_pages", "model.init_seed", "timing.roster_lead", "timing.commit_margin",
         "timing.commit", "timing.output", "timing.map", "audit.error_bad", "audit.norm_bad", "audit.loss_bad",
@@ -201,10 +201,11 @@ RELATIONS: list[tuple[str, Any, str]] = [
     ("protocol_version", 999, "protocol_version must be"),
     ("timing.commit_margin", 0, "0 < commit_margin"),
     ("timing.commit_margin", 26, "commit_margin < commit"),
-    ("timing.commit", 32, "commit \\+ finality < output"),
-    ("timing.reduce_margin", 8, "output - reduce_margin"),
-    ("timing.map", 42, "output \\+ finality \\+ transfer < map"),
-    ("timing.transfer", 6, "output \\+ finality \\+ transfer < map"),
+    ("timing.commit", 33, "commit \\+ finality <= output"),
+    ("timing.reduce_margin", 9, "output - reduce_margin"),
+    ("timing.map", 40, "output \\+ transfer < map"),
+    ("timing.transfer", 8, "output \\+ transfer < map"),
+    ("timing.map", 38, "output \\+ finality < map"),
     ("timing.map", 49, "map \\+ finality <= length"),
     ("timing.length", 49, "map \\+ finality <= length"),
     ("timing.roster_lead", 1, "roster_lead >= finality"),
@@ -233,7 +234,7 @@ def timing(**changes: int) -> RunManifest:
 
 def test_edges_of_the_timing_are_allowed() -> None:
     assert check(RUN) == []
-    assert check(timing(length=50)) == [] and check(timing(map=43)) == [] and check(timing(commit=31)) == []
+    assert check(timing(length=50)) == [] and check(timing(map=41)) == [] and check(timing(commit=32)) == []
     assert check(timing(first_block=4)) == [] and check(timing(roster_lead=2)) == []
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import tiny_training
 
+from distributed_training.averaging.codecs.base import wire_bytes
+from distributed_training.averaging.codecs.int8 import INT8
 from distributed_training.averaging.memory import GIB, SCRATCH_BYTES, memory_lines, memory_plan
 from distributed_training.averaging.plan import layout_of
 from distributed_training.protocol.types import Role
@@ -16,7 +18,7 @@ from distributed_training.training.model import build_model, parameter_shapes
 
 RUN = tiny_training.manifest(tiny_training.GPT2)
 D = 8_000_000
-VECTOR, WIRE = 4 * D, layout_of(RUN, D).wire_bytes
+VECTOR, WIRE = 4 * D, wire_bytes(INT8, layout_of(RUN, D))
 
 
 def test_no_phase_of_a_miner_takes_more_than_three_vectors_and_what_is_encoded() -> None:

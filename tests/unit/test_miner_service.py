@@ -20,7 +20,8 @@ from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.rules.audit_plan import audit_beacon
 from distributed_training.protocol.types import Role, Signed
 from distributed_training.protocol.wire import encode_signed, encode_work
-from distributed_training.roles.service import MAX_PROBES, HeldWork, LogService, MinerService, ask_chunks, drawn_chunks
+from distributed_training.roles.chunks import ask_chunks, drawn_chunks
+from distributed_training.roles.service import MAX_PROBES, HeldWork, LogService, MinerService
 from distributed_training.simulation import loop
 
 G = group(3)
@@ -68,12 +69,21 @@ class Scene:
         return [await stream.read(4096, 5.0) for _ in range(1 + chunks)]
 
 
+def drawn_by(scene: Scene) -> tuple[int, ...]:
+    return drawn_chunks(audit_beacon(bytes(32), PLAN.round.index), key(VOTER), scene.work.record, SMALL, 1.0)
+
+
+def shown(scene: Scene) -> bytes:
+    """What leads from the chunks that the beacon draws for the voter to the miner's wire root."""
+    return G.made[key(MINER)].show(drawn_by(scene))
+
+
 def test_the_chunks_of_an_older_round_come_from_the_disk(tmp_path: Path) -> None:
     async def story() -> None:
         scene = Scene(PLAN.round.audit_block, tmp_path)
         ticking = asyncio.create_task(scene.clock.run())
         await scene.service.attend(PLAN)
-        drawn = drawn_chunks(audit_beacon(bytes(32), PLAN.round.index), key(VOTER), scene.work.record, SMALL, 1.0)
+        drawn = drawn_by(scene)
         for kept in (False, True):
             if kept:
                 scene.store.put_own(PLAN.round.index, G.made[key(MINER)].chunks, b"log")
@@ -99,7 +109,7 @@ def test_chunks_are_for_voters_of_the_round_and_who_asks_a_moment_early_is_waite
         for number in (RICH_MINER, LATE):
             with pytest.raises(NetworkFault):
                 await scene.ask(number)
-        assert await scene.ask(VOTER) == [b"".join(G.made[key(MINER)].digests)]
+        assert await scene.ask(VOTER) == [shown(scene)]
         await attending
         ticking.cancel()
 
@@ -129,7 +139,21 @@ def test_who_names_our_peer_key_as_its_own_uses_up_none_of_our_answers(tmp_path:
         for _ in range(MAX_PROBES + 1):
             with pytest.raises(NetworkFault):
                 await scene.ask(VOTER, of=RICH_MINER)
-        assert await scene.ask(VOTER) == [b"".join(G.made[key(MINER)].digests)]
+        assert await scene.ask(VOTER) == [shown(scene)]
         ticking.cancel()
 
     loop.run(story())
+
+
+@pytest.mark.parametrize(("share", "needs"), [(1.0, True), (0.0, False)])
+def test_who_leaves_waits_until_those_that_replay_it_have_where_its_training_began(
+    tmp_path: Path, share: float, needs: bool
+) -> None:
+    scene, index = Scene(PLAN.round.audit_block, tmp_path), PLAN.round.index
+    onward = replace(scene.work, record=replace(scene.work.record, began_at=b"w" * 32))
+    scene.service.hold(onward)
+    scene.service._voters[index], scene.service._beacons[index] = {key(VOTER): share}, bytes(32)
+    scene.service.gave("chunks", index, key(VOTER))
+    assert scene.service.answered(index) is not needs
+    scene.service.gave("began", index, key(VOTER))
+    assert scene.service.answered(index)

@@ -124,9 +124,9 @@ def test_what_a_full_disk_refuses_is_served_from_memory_and_written_later(tmp_pa
     store.overflow = Overflow(write=disk.write)
     store.overflow.on_trouble = told.append
     disk.full = True
-    store.put_output(3, b"h" * 32, StoredOutput(b"record", b"chunks"))
+    store.put_output(3, b"h" * 32, StoredOutput(b"record", (b"chu", b"nks")))
     store.put_own(3, (b"wi", b"re"), b"log")
-    assert store.output(3, b"h" * 32) == StoredOutput(b"record", b"chunks")
+    assert store.output(3, b"h" * 32) == StoredOutput(b"record", (b"chunks",))
     assert store.output_piece(3, b"h" * 32, 2, 3) == b"unk"
     assert (store.own_wire(3), store.own_log(3)) == (b"wire", b"log")
     assert len(told) == 1 and "No space left" in told[0]
@@ -134,7 +134,7 @@ def test_what_a_full_disk_refuses_is_served_from_memory_and_written_later(tmp_pa
     disk.full = False
     store.overflow.retry()
     assert len(store.overflow) == 0
-    assert RoundStore(tmp_path).output(3, b"h" * 32) == StoredOutput(b"record", b"chunks")
+    assert RoundStore(tmp_path).output(3, b"h" * 32) == StoredOutput(b"record", (b"chunks",))
 
 
 def test_memory_for_a_full_disk_is_bounded_and_forgets_old_rounds(tmp_path: Path) -> None:

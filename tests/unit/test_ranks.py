@@ -149,6 +149,14 @@ def test_two_processes_log_what_one_does_and_end_at_the_same_bytes(other: Pair, 
     check_two_against_one(other, both, "adamw")
 
 
+def test_a_shift_between_two_steps_moves_both(other: Pair, both: InnerLoop) -> None:
+    vector = np.full_like(START, 0.01)
+    moved = train(both, START, batches(1), 4, shift=lambda step: vector if step == 2 else None)
+    plain = train(both, START, batches(1), 4)
+    assert moved.shifted_at == 2 and moved.steps[:2] == plain.steps[:2] and moved.steps[2] != plain.steps[2]
+    assert hashlib.sha256(moved.end.tobytes()).hexdigest() in other.digests(4), "after two rounds of the test before"
+
+
 def test_an_auditor_replays_in_two_processes_too(both: InnerLoop) -> None:
     asked = {"applied_rounds": 0, "sketch_seed": b"seed", "depth": 6}
     stopped = replay(both, START, batches(1), enough=lambda r: r.step == 1, **asked)  # pyright: ignore

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import ROUND, SMALL, D, Senders, deltas, group, key, reduced
 
-from distributed_training.averaging.codecs.base import Vector
-from distributed_training.averaging.codecs.int8 import Chunk, encode_chunk
+from distributed_training.averaging.codecs.base import HEAD_BYTES, Chunk, Vector, head
+from distributed_training.averaging.codecs.int8 import INT8, encode_chunk
 from distributed_training.averaging.combine import (
     ChunkReducer,
     SliceOutput,
@@ -37,8 +37,8 @@ def literal_chunk(g: Senders, chunk: int, who: list[int]) -> Chunk:
         share = np.float32(weights[i] / total)
         data = g.made[key(i)].chunks[chunk]
         blocks = -(-(stop - start) // 16)
-        scales = np.frombuffer(data[: 4 * blocks], "<f4")
-        codes = np.frombuffer(data[4 * blocks :], np.int8)
+        scales = np.frombuffer(data, "<f4", blocks, HEAD_BYTES)
+        codes = np.frombuffer(data, np.int8, offset=HEAD_BYTES + 4 * blocks)
         for at in range(stop - start):
             value = np.float32(codes[at]) * scales[at // 16]
             result[at] = result[at] + value * share
@@ -139,8 +139,9 @@ def test_a_chunk_of_nobody_is_zero() -> None:
     g = group(2)
     made = reduce_slice(g.plan, g.plan.slices[0], {}, g.works, g.run)
     assert not any(any(row) for row in made.record.included)
-    assert all(chunk.data == bytes(len(chunk.data)) for chunk in made.chunks)
-    assert ChunkReducer(g.plan.layout).reduce(0, []).data == bytes(g.plan.layout.chunk_bytes(0))
+    assert not any(chunk.decode().any() for chunk in made.chunks)
+    nothing = np.zeros(g.plan.layout.coords(0)[1], np.float32)
+    assert ChunkReducer(g.plan.layout, INT8).reduce(0, []).data == encode_chunk(nothing, g.plan.layout).data
 
 
 def test_the_weight_of_a_long_vector_is_clipped() -> None:
@@ -209,7 +210,7 @@ def test_a_lie_is_refused(lie: str) -> None:
 def test_chunks_that_do_not_decode_are_refused_even_under_their_own_root() -> None:
     g = group()
     made = reduced(g)[0]
-    bad = np.array([float("inf")], "<f4").tobytes() + made.chunks[0].data[4:]
+    bad = head(INT8.id) + np.array([float("inf")], "<f4").tobytes() + made.chunks[0].data[8:]
     chunks = (bad, *(chunk.data for chunk in made.chunks[1:]))
     with pytest.raises(WireError, match="scale"):
         check(g, made, chunks=chunks, output_root=merkle_root([digest(c) for c in chunks]))

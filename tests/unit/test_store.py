@@ -34,11 +34,11 @@ def store(tmp_path: Path) -> RoundStore:
 def test_what_is_put_is_there_after_a_restart(store: RoundStore) -> None:
     store.put_work(3, key(1), b"work")
     store.put_own(3, (b"wi", b"re"), b"own log")
-    store.put_output(3, key(4), StoredOutput(b"record", b"chunks"))
+    store.put_output(3, key(4), StoredOutput(b"record", (b"chu", b"nks")))
     again = RoundStore(store.root)
     assert again.work(3, key(1)) == b"work"
     assert (again.own_wire(3), again.own_log(3)) == (b"wire", b"own log")
-    assert again.output(3, key(4)) == StoredOutput(b"record", b"chunks")
+    assert again.output(3, key(4)) == StoredOutput(b"record", (b"chunks",))
     assert (again.own_piece(3, 2, 10), again.own_piece(3, 4, 10), again.own_piece(4, 0, 1)) == (b"re", b"", b"")
 
 

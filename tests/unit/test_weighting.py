@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import RUN
 
-from distributed_training.averaging.codecs.base import Layout, Vector
-from distributed_training.averaging.codecs.int8 import Chunk, encode_chunk
+from distributed_training.averaging.codecs.base import Chunk, Layout, Vector
+from distributed_training.averaging.codecs.int8 import encode_chunk
 from distributed_training.protocol.rules.weighting import (
     lacks_senders,
     lower_median,

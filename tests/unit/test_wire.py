@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import ACCUSATION, CARRY, OUTPUT, STEPS, WORK, key
+from samples import ACCUSATION, CARRY, LEFT, OUTPUT, STEPS, WORK, key
 
 from distributed_training.errors import WireError
 from distributed_training.protocol import wire
 from distributed_training.protocol.rules.slices import FAILED_ROUNDS
 from distributed_training.protocol.types import (
+    NO_ROOT,
     Carry,
+    Left,
     OutputRecord,
     Signed,
     StepRecord,
@@ -37,6 +39,8 @@ norms = st.just(0.0) | st.integers(0x00800000, 0x7F7FFFFF).map(lambda bits: floa
 works = st.builds(
     WorkRecord, manifest=digests, round=u32, uid=u16, public_key=digests, state_root=digests, steps=u32, tokens=u64,
     pages_root=digests, log_root=digests, wire_root=digests, codec=st.integers(0, 255),
+    feedback_start=digests, feedback_end=digests,
+    began_at=digests, shift_step=u32,
     chunk_norms=st.lists(norms, max_size=6).map(tuple),
 )  # fmt: skip
 
@@ -70,10 +74,18 @@ def logs(draw: st.DrawFn) -> tuple[StepRecord, ...]:
 
 
 keys = st.lists(digests, max_size=3).map(tuple)
+lefts = st.builds(Left, digests, digests.filter(any), st.integers(0, 7))
+
+
+def by_key(left: Left) -> bytes:
+    return left.public_key
+
+
 carries = st.builds(
     Carry,
     st.floats(min_value=1e-300, max_value=1e300),
     st.lists(keys, max_size=8).map(tuple),
+    st.lists(lefts, max_size=4, unique_by=by_key).map(lambda made: tuple(sorted(made, key=by_key))),
 )
 
 
@@ -138,6 +150,7 @@ CODECS: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes], bytes]] 
     "log": (decode_log, lambda made: wire.encode_log(*made), steps_log(STEPS)),
     "accusation": (wire.decode_accusation, wire.encode_accusation, wire.encode_accusation(ACCUSATION)),
     "carry": (wire.decode_carry, wire.encode_carry, wire.encode_carry(CARRY)),
+    "carry with feedback": (wire.decode_carry, wire.encode_carry, wire.encode_carry(LEFT)),
     "signed": (wire.decode_signed, wire.encode_signed, wire.encode_signed(Signed(b"body", bytes(64)))),
     "request": (
         wire.decode_request,
@@ -184,7 +197,7 @@ def test_every_truncation_is_refused_where_the_length_is_implied(name: str) -> N
             decode(good[:length])
 
 
-@pytest.mark.parametrize("name", ["work", "output", "log", "carry"])
+@pytest.mark.parametrize("name", ["work", "output", "log", "carry", "carry with feedback"])
 def test_trailing_bytes_are_refused(name: str) -> None:
     decode, _, good = CODECS[name]
     decode(good)
@@ -235,7 +248,7 @@ def test_padding_bits_of_a_bitmap_are_refused() -> None:
         data[-1] ^= 1 << bit
 
 
-@pytest.mark.parametrize("tag", [b"DTW2", b"DTO1", b"\0\0\0\0"])
+@pytest.mark.parametrize("tag", [b"DTW1", b"DTO1", b"\0\0\0\0"])
 def test_another_record_is_not_a_work_record(tag: bytes) -> None:
     with pytest.raises(WireError, match="wrong tag"):
         wire.decode_work(tag + wire.encode_work(WORK)[4:])
@@ -249,6 +262,27 @@ def test_records_do_not_decode_as_one_another() -> None:
 
 def head_of_output(senders: int, chunks: int) -> bytes:
     return struct.pack("<4s32sIH32s32sHI", b"DTO1", bytes(32), 0, 0, bytes(32), bytes(32), senders, chunks)
+
+
+SAID = {
+    "nobody": (),
+    "out of order": LEFT.left[::-1],
+    "twice": (LEFT.left[0], LEFT.left[0]),
+    "nothing": (dataclasses.replace(LEFT.left[0], root=NO_ROOT),),
+    "too long ago": (dataclasses.replace(LEFT.left[0], age=FAILED_ROUNDS),),
+}
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_what_senders_left_out_has_one_spelling(what: str) -> None:
+    good, count = wire.encode_carry(LEFT), len(LEFT.left)
+    bare = good[: -65 * count - 2]
+    assert wire.encode_carry(CARRY) == bare[:8] + b"\3" + bare[9:], "it costs nothing where there is none"
+    said = SAID[what]
+    with pytest.raises(WireError, match="carry: "):
+        wire.decode_carry(
+            bare + struct.pack("<H", len(said)) + b"".join(x.public_key + x.root + bytes([x.age]) for x in said)
+        )
 
 
 def head_of_work(chunks: int) -> bytes:
@@ -266,6 +300,8 @@ LIES = {
     "output, no row": (wire.decode_output, head_of_output(1, 0) + bytes(32)),
     "carry, 255 rounds": (wire.decode_carry, struct.pack("<dB", 1.0, 255) + bytes(2 * 255)),
     "carry, 65535 keys": (wire.decode_carry, struct.pack("<dBH", 1.0, 1, 0xFFFF)),
+    "carry, 65535 senders": (wire.decode_carry, struct.pack("<dBH", 1.0, 0x80, 0xFFFF)),
+    "carry, allowed senders": (wire.decode_carry, struct.pack("<dBH", 1.0, 0x80, wire.MAX_LEFT)),
     "log, 2^32 steps": (decode_log, struct.pack("<II", 0, 0xFFFFFFFF)),
     "log, 2^32 pages": (decode_log, struct.pack("<I", 0xFFFFFFFF)),
 }

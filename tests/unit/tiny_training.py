@@ -113,6 +113,8 @@ def manifest(
             "outer": {"learning_rate": 0.7, "momentum": 0.9},
             "average": {
                 "chunk_coords": 4096,
+                "uplink": "int8",
+                "output": "int8",
                 "block_coords": 512,
                 "token_cap": 1 << 20,
                 "initial_tau": 10.0,
@@ -135,6 +137,7 @@ def manifest(
                 "map": 44,
                 "length": 54,
                 "transfer": 4,
+                "overlap": False,
             },
             "audit": AUDIT,
             "scoring": {

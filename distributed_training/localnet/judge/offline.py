@@ -3,8 +3,9 @@
     python -m distributed_training.localnet.judge.offline RUN_DIR
 
 A process of its own that talks to nobody. From the initial state on, for every round: candidates and slices from the
-chain, every counted slice again from the senders' own kept wire bytes (bit for bit the reducer's output), the average,
-the outer step, the root; then the roots that validators committed and the state files of every node against it.
+chain, every counted slice again from the senders' own kept wire bytes (bit for bit the reducer's output), what feedback
+each sender starts from, the average, the outer step, the root; then the roots that validators committed and the state
+files of every node against it.
 Prints a table, writes RUN_DIR/offline.json; exit code 1 on any difference.
 """
 
@@ -25,6 +26,7 @@ from distributed_training.averaging.plan import RoundPlan, make_plan
 from distributed_training.averaging.store import RoundStore
 from distributed_training.errors import DistributedTrainingError, WireError
 from distributed_training.localnet.judge.chain_view import with_chain
+from distributed_training.localnet.judge.feedback_chain import FeedbackChain
 from distributed_training.localnet.judge.recompute import counted_outputs
 from distributed_training.localnet.layout import RunPaths
 from distributed_training.protocol.manifest import RunManifest, load_manifest
@@ -127,10 +129,12 @@ def check_round(
     stores: Mapping[str, RoundStore],
     *,
     void: bool,
+    chain: FeedbackChain,
 ) -> tuple[RunState, RoundCheck]:
     """The state after the round, and what was found. A round that cannot be recomputed ends the chain of states.
 
-    later: the rounds after it. void: it is discarded, because a slice of a former round was lost.
+    later: the rounds after it. void: it is discarded, because a slice of a former round was lost. chain: of what former
+    rounds left out.
     """
     average, chunk_coords = manifest.average, manifest.average.chunk_coords
     check = RoundCheck(reads.round.index)
@@ -152,6 +156,8 @@ def check_round(
         check.problems += problems
         if len(outputs) == len(counted.slices):
             combined = combine(plan, counted, outputs, manifest)
+            works = {key: work for output in outputs.values() for key, work in output.works.items()}
+            check.problems += chain.follow(plan, combined.outcome.included, works)
             state, _ = outer_step(state, combined.averages(plan.layout), combined.carry, manifest.outer)
         else:
             check.problems.append("a counted slice is kept by nobody: the state after this round is unknown")
@@ -214,11 +220,11 @@ def check_run(paths: RunPaths, count: int | None = None) -> tuple[list[RoundChec
     first = state_root(state, manifest.average.chunk_coords).hex()
     folders = sorted(p for p in (paths.root / "nodes").iterdir() if p.is_dir())
     stores = {p.name: RoundStore(p) for p in folders}
-    roots, rounds, void_to = {0: first}, list[RoundCheck](), -1
+    roots, rounds, void_to, chain = {0: first}, list[RoundCheck](), -1, FeedbackChain()
     everything = read_rounds(paths, manifest, count)
     for at, reads in enumerate(everything):
         void = reads.round.index <= void_to
-        state, check = check_round(manifest, reads, everything[at + 1 :], state, stores, void=void)
+        state, check = check_round(manifest, reads, everything[at + 1 :], state, stores, void=void, chain=chain)
         void_to = max(void_to, check.void_to)
         if check.index == 0 and first != manifest.model.initial_root:
             check.problems.append("the initial state is not the manifest's")

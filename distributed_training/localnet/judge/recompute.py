@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from distributed_training.averaging.codecs.base import Layout
-from distributed_training.averaging.codecs.int8 import Chunk, parse_chunk
+from distributed_training.averaging.codecs.base import Chunk
 from distributed_training.averaging.combine import SliceOutput, check_output, reduce_slice
 from distributed_training.averaging.contribution import check_work, from_chunks, split_wire
 from distributed_training.averaging.gather import cut_slice
@@ -74,7 +73,7 @@ def kept_wires(
     for store in stores.values():
         data = store.own_wire(plan.round.index)
         if data is not None:
-            found = _contribution(data, plan.layout)
+            found = _contribution(data, plan)
             if found is not None:
                 by_root[found[0]] = found[1]
     wires: dict[bytes, Chunks] = {}
@@ -92,9 +91,9 @@ def kept_wires(
     return wires
 
 
-def _contribution(data: bytes, layout: Layout) -> tuple[bytes, tuple[Chunks, tuple[float, ...]]] | None:
+def _contribution(data: bytes, plan: RoundPlan) -> tuple[bytes, tuple[Chunks, tuple[float, ...]]] | None:
     try:
-        made = from_chunks(split_wire(data, layout), layout)
+        made = from_chunks(split_wire(data, plan.layout, plan.uplink), plan.layout, plan.uplink)
     except WireError:
         return None
     return made.wire_root, (made.chunks, made.norms)
@@ -125,7 +124,9 @@ def kept_output(
             continue
         try:
             record = signed_output(stored, spec, wanted)
-            return check_output(record, cut_slice(plan.layout, spec, stored.chunks), works, plan, manifest, spec)
+            return check_output(
+                record, cut_slice(plan.layout, plan.output, spec, stored.whole), works, plan, manifest, spec
+            )
         except WireError as error:  # another node may keep a whole copy
             problem = error
     raise problem
@@ -166,4 +167,4 @@ def included_chunks(
     chunks = [spec.first_chunk + i for i, row in enumerate(output.record.included) if row[column]]
     if chunks and candidate.public_key not in wires:
         raise WireError(f"includes uid {candidate.uid}, whose wire bytes are kept by nobody")
-    return {chunk: parse_chunk(wires[candidate.public_key][chunk], plan.layout, chunk) for chunk in chunks}
+    return {chunk: plan.uplink.parse(wires[candidate.public_key][chunk], plan.layout, chunk) for chunk in chunks}

@@ -4,9 +4,9 @@
 
 It believes no node's clock. When a round ends follows from the chain's genesis time; that a node settled it is seen
 when its events.jsonl has grown by the round's line; that it lives, from the pid in its lock file. RUN_DIR/watch.json
-holds the verdict per round and node: "settled" (by s+L plus GRACE_S), "late" (lived all the time and was not), "dead"
-(did not live all the time from s to s+L plus GRACE_S, and had not settled), "unseen" (settled while the watcher itself
-was stopped, nobody knows whether in time), null (not over yet). It ends with SIGTERM.
+holds the verdict per round and node: "settled" (by s+L, where rounds overlap by s+Y+f, plus GRACE_S), "late" (lived all
+the time and was not), "dead" (did not live all the time from s until then, and had not settled), "unseen" (settled
+while the watcher itself was stopped, nobody knows whether in time), null (not over yet). It ends with SIGTERM.
 
 While the whole machine stands still nobody can settle anything: a round that this falls into is due as much later. That
 the machine did, and not the watcher alone, shows in the clock that stops with it.
@@ -31,6 +31,7 @@ from distributed_training.localnet.layout import RunPaths
 from distributed_training.localnet.run.group import alive
 from distributed_training.metrics.following import Follower
 from distributed_training.protocol.manifest import load_manifest
+from distributed_training.protocol.rules.clock import over
 from distributed_training.protocol.sections import TimingSection
 from distributed_training.settings.entry import run_main
 from distributed_training.shutdown import stop_signals
@@ -54,9 +55,13 @@ class RoundTimes:
     def start(self, index: int) -> float:
         return self.genesis + self.block_s * (self.timing.first_block + index * self.timing.length)
 
+    def over(self, index: int) -> float:
+        """s+L; where rounds overlap and are settled later than that, s+Y+f."""
+        return self.genesis + self.block_s * over(self.timing, index)
+
     def due(self, index: int) -> float:
-        """s+L plus GRACE_S."""
-        return self.start(index + 1) + GRACE_S
+        """When it is over, plus GRACE_S."""
+        return self.over(index) + GRACE_S
 
     def round_at(self, now: float) -> int:
         """Index of the round that runs at `now`; -1 before round 0."""
@@ -143,7 +148,7 @@ class Observer:
         first, last = max(0, times.round_at(self._began)), times.round_at(self._last)
         found: dict[int, dict[str, Any]] = {}
         for index in range(first, last + 1):
-            end = times.start(index + 1)
+            end = times.over(index)
             after = {n: round(s.settled[index][1] - end, 2) for n, s in self._nodes.items() if index in s.settled}
             found[index] = {
                 "end": end,

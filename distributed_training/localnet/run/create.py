@@ -21,6 +21,7 @@ from distributed_training.data.reading import TablePages
 from distributed_training.data.tokens import Tokenizer
 from distributed_training.errors import ConfigError
 from distributed_training.files import write_whole
+from distributed_training.localnet.attacks import constants_of
 from distributed_training.localnet.layout import SPARE_HOTKEY, WALLET, NodeSpec, RunPaths, node_specs
 from distributed_training.localnet.options import Options
 from distributed_training.localnet.run import pace
@@ -30,6 +31,8 @@ from distributed_training.protocol.manifest import RunManifest, load_manifest
 from distributed_training.protocol.types import Role
 from distributed_training.recipes.creation import Choices, Say, create_manifest, find_tokenizer
 from distributed_training.recipes.reading import read_model, read_preset
+from distributed_training.settings.arguments import assignment
+from distributed_training.settings.flags import merge
 from distributed_training.sources import open_pages
 from distributed_training.training.model import model_size
 
@@ -142,7 +145,7 @@ def choices(options: Options, model: dict[str, Any], tokenizer: Tokenizer) -> Ch
         model=model,
         tokenizer=tokenizer,
         seed=options.seed,
-        overrides=overrides,
+        overrides=merge(overrides, *map(assignment, (*constants_of(options.adversaries), *options.constants))),
         steps=fastest,
         expected_reducers=options.miners,
     )

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from distributed_training.averaging.plan import layout_of
+from distributed_training.averaging.sizes import output_bytes, uplink_bytes
 from distributed_training.errors import ConfigError
 from distributed_training.localnet.layout import REPOSITORY
 from distributed_training.localnet.options import MAX_BLOCK_S, MIN_BLOCK_S
@@ -88,7 +89,8 @@ def needed_block_s(machine: Machine, manifest: RunManifest, work: Work) -> float
     """
     t = manifest.timing
     steps = max(round_steps(manifest, work) / machine.cores, float(max(work.steps)))
-    moved = layout_of(manifest, work.num_coords).wire_bytes * (work.nodes + len(work.steps))
+    layout = layout_of(manifest, work.num_coords)
+    moved = output_bytes(manifest, layout) * work.nodes + uplink_bytes(manifest, layout) * len(work.steps)
     crowd = max(1.0, work.nodes / machine.cores)
     needs = [
         HEADROOM * steps * machine.step_s / (t.commit - t.commit_margin),

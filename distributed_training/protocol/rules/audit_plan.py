@@ -20,6 +20,7 @@ from distributed_training.protocol.observed import ScoreCard
 from distributed_training.protocol.sections import AuditSection
 from distributed_training.protocol.types import Neuron, WorkRecord
 
+FULL_SAMPLE = 64  # chunks whose feedback buffers a full audit looks at: by default 34 MB of them
 SAMPLE = 4  # chunks of which every look has to know where the vector points: a million coordinates
 
 
@@ -125,6 +126,14 @@ def probe_chunks(beacon: bytes, validator: bytes, miner: bytes, num_chunks: int,
         drawn = _below(words, last + 1)
         chosen.add(last if drawn in chosen else drawn)
     return tuple(sorted(chosen))
+
+
+def feedback_chunks(
+    beacon: bytes, validator: bytes, miner: bytes, num_chunks: int, drawn: Sequence[int], *, full: bool
+) -> tuple[int, ...]:
+    """The chunks whose feedback buffers go with a look at `miner`'s vector, `drawn` the probe's: a sample, because they
+    are fp32. Nobody knows them before the buffers' roots are on chain; ascending."""
+    return probe_chunks(beacon, validator, miner, num_chunks, FULL_SAMPLE) if full else tuple(drawn[:SAMPLE])
 
 
 def plan(

@@ -46,6 +46,17 @@ def round_at(timing: TimingSection, block: int) -> int | None:
     return (block - timing.first_block) // timing.length
 
 
+def averaged_at(timing: TimingSection, block: int) -> int | None:
+    """Index of the newest round whose s+D is over at `block`; None before the first one's."""
+    return round_at(timing, block - timing.commit)
+
+
+def over(timing: TimingSection, index: int) -> int:
+    """The block at which round `index` lies behind every node: the start of the next one, or, where rounds overlap and
+    it is settled later than that, when it is settled."""
+    return timing.first_block + index * timing.length + max(timing.length, timing.map + timing.finality)
+
+
 def next_round(timing: TimingSection, block: int) -> int:
     """Index of the first round whose roster block is at or after `block`: a node ready now can be in that one."""
     behind = block + timing.roster_lead - timing.first_block
@@ -92,14 +103,16 @@ def scheduled_epoch(block: int, tempo: int, netuid: int) -> int | None:
 
 
 def bulk_timeout_s(timing: TimingSection, block_s: float) -> float:
-    """How long one transfer of bulk bytes (a slice, a log, a full probe) may take: a twelfth of a round, in seconds."""
-    return timing.length * block_s / 12
+    """How long one transfer of bulk bytes (a slice, a log, a full probe) may take, in seconds: half of the time that
+    scatter has, that of gather, or a twelfth of a round: the longest."""
+    scatter = timing.output - timing.reduce_margin - timing.commit
+    return max(timing.length / 12, scatter / 2, timing.transfer) * block_s
 
 
 def stall_timeout_s(timing: TimingSection, block_s: float) -> float:
     """How long a peer may make no progress before we turn to another, in seconds.
 
-    A third of the time that reducers have for their senders, (s+D+f, s+X-R): a reducer that freezes is found out
-    while there is time left to send its slice to the backup.
+    A third of the time that reducers have for their senders, (s+D, s+X-R): a reducer that freezes is found out while
+    there is time left to send its slice to the backup.
     """
-    return (timing.output - timing.reduce_margin - timing.commit - timing.finality) * block_s / 3
+    return (timing.output - timing.reduce_margin - timing.commit) * block_s / 3

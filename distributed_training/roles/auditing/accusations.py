@@ -53,7 +53,7 @@ class Accusations:
 
     def open_round(self, plan: RoundPlan) -> None:
         """From now on words about this round are taken too. Idempotent."""
-        self._plans.setdefault(plan.round.index, plan)
+        self._plans[plan.round.index] = plan
         while len(self._plans) > _ROUNDS:
             old, _ = self._plans.popitem(last=False)
             for kept in (self._heard, self._open):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
-from distributed_training.averaging.codecs.base import Vector
-from distributed_training.averaging.codecs.int8 import parse_chunk
+from distributed_training.averaging.codecs.base import Chunk, Vector
+from distributed_training.averaging.implied import Kept, implied
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.sizes import most_pages
 from distributed_training.data.base import PageSource
@@ -26,8 +27,11 @@ from distributed_training.protocol.rules.audit_plan import Depth
 from distributed_training.protocol.rules.fidelity import gradient_error, judge_direction
 from distributed_training.protocol.types import StepRecord, WorkRecord
 from distributed_training.protocol.wire import decode_log, encode_step
+from distributed_training.roles.auditing.buffers import NO_FEEDBACK, Feedback, check_feedback
 from distributed_training.roles.auditing.logs import PushedLog
 from distributed_training.roles.auditing.query import Claim, Enough, Parts, train_query
+from distributed_training.roles.auditing.starts import Former, ReplayStart, check_began, is_whole
+from distributed_training.roles.began import Origin
 from distributed_training.roles.mining.work import assigned_batches, round_permutation
 from distributed_training.roles.parts import TrainingThread
 from distributed_training.training.device import out_of_memory
@@ -66,6 +70,32 @@ class Unread:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """What is here of a committed vector, each part checked against its root."""
+
+    chunks: Mapping[int, bytes]  # all of it or a few
+    feedback: Feedback = NO_FEEDBACK
+
+    def enough(self, plan: RoundPlan) -> bool:
+        """Can a vector be judged by it? What its sender was to reduce itself nobody else has."""
+        if plan.uplink.feedback:
+            return self.feedback.enough
+        return len(self.chunks) >= LEAST_VECTOR * plan.layout.num_chunks
+
+    def parts(self, plan: RoundPlan) -> Iterator[tuple[int, Chunk, Kept | None]]:
+        """In order: those chunks of which all is here that says what its work was."""
+        for index, data in sorted(self.chunks.items()):
+            kept = self.feedback.kept.get(index)
+            if kept is not None or not plan.uplink.feedback:
+                yield index, plan.uplink.parse(data, plan.layout, index), kept
+
+    def vector(self, plan: RoundPlan) -> Iterator[tuple[slice, Vector]]:
+        """The pseudo-gradient that it stands for."""
+        for index, chunk, kept in self.parts(plan):
+            yield slice(*plan.layout.coords(index)), chunk.decode() if kept is None else implied(chunk, kept)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One miner's round to be looked at. `late`: turns true when nobody wants to know any more; called in threads."""
 
@@ -75,7 +105,9 @@ class Job:
     record: WorkRecord
     pushed: PushedLog
     late: Callable[[], bool]
-    chunks: Mapping[int, bytes]  # of the committed vector that are here, each checked: all of it or a few
+    given: Given
+    former: Former | None = None  # overlap: the round before
+    origin: Origin | None = None  # and this miner's vector of it, if its training went on from there
 
 
 class Auditor:
@@ -127,8 +159,10 @@ class Auditor:
         """In the training thread. Raises PeerFault for what the miner alone is to blame for."""
         pages, steps = self._decode(job.record, job.pushed.read())
         self._check_pages(job, pages)
-        if job.depth.length == 0:
+        check_began(job.record, job.former, job.origin)
+        if job.depth.length == 0 or (job.origin is not None and not is_whole(job.former, job.origin)):
             return None
+        check_feedback(job.plan, job.given.chunks, job.given.feedback.kept)
         claim = Claim(steps, self._vector(job), job.start[0], self._floor(job, pages))
 
         made: list[InnerResult] = []
@@ -138,17 +172,15 @@ class Auditor:
             return made[-1]
 
         result = train_query(claim, replayed, job.depth.length, self._manifest.audit)
-        if result.verdict is Verdict.FAIL or job.depth.full or not job.chunks:
+        if result.verdict is Verdict.FAIL or job.depth.full or not job.given.chunks:
             return result
         astray = judge_direction(self._directions(job, made[-1]), depth=len(made[-1].steps), steps=job.record.steps)
         return result if astray is None else replace(astray, noise=result.noise)
 
     def _directions(self, job: Job, made: InnerResult) -> Iterator[tuple[Vector, Vector]]:
         """What a replay moved, and what was committed, in the chunks that are here."""
-        layout, start = job.plan.layout, job.start[0]
-        for chunk, data in sorted(job.chunks.items()):
-            part = slice(*layout.coords(chunk))
-            yield start[part] - made.end[part], parse_chunk(data, layout, chunk).decode()
+        for part, committed in job.given.vector(job.plan):
+            yield job.start[0][part] - made.end[part], committed
 
     def _decode(self, record: WorkRecord, data: bytes) -> tuple[tuple[bytes, ...], tuple[StepRecord, ...]]:
         """The pushed log against the record's roots and claim. Raises WireError: that is the miner's fault."""
@@ -201,7 +233,7 @@ class Auditor:
     def _replay(self, job: Job, listed: tuple[bytes, ...], depth: int, otherwise: bool, enough: Enough) -> InnerResult:
         """Raises what kept us from it, and WireError for pages that are not the named ones; where the miner has no
         further page the replay ends, and its log is judged by that."""
-        plan, (params, applied) = job.plan, job.start
+        plan, start = job.plan, ReplayStart(job.record, job.start, job.former, job.origin)
 
         def stop() -> bool:
             return self._training.stopping or job.late()
@@ -218,30 +250,23 @@ class Auditor:
         with batches:
             replayed = replay(
                 self._loop,
-                params,
+                start.params,
                 batches,
-                applied_rounds=applied,
+                applied_rounds=start.applied,
                 sketch_seed=plan.beacon,
                 depth=depth,
                 enough=enough,
                 cancelled=stop,
                 otherwise=otherwise,
+                shift=start.shift,
             )
             if batches.fault is not None and not isinstance(batches.fault, PagesExhausted):
                 raise batches.fault
         taken = batches.page_digests
         if taken != (listed if len(replayed.steps) == job.record.steps else listed[: len(taken)]):
             raise WireError("pages are not the assigned ones")
-        return replayed
+        return start.ended(replayed)
 
     def _vector(self, job: Job) -> Parts | None:
         """What was committed, part by part, if it is to be compared and enough of it came."""
-        layout, chunks = job.plan.layout, job.chunks
-        if not job.depth.full or not enough(job.plan, chunks):
-            return None
-        return lambda: ((slice(*layout.coords(c)), parse_chunk(chunks[c], layout, c).decode()) for c in sorted(chunks))
-
-
-def enough(plan: RoundPlan, chunks: Mapping[int, bytes] | None) -> bool:
-    """Can a vector be judged by these chunks of it? What it was to reduce itself nobody else has."""
-    return chunks is not None and len(chunks) >= LEAST_VECTOR * plan.layout.num_chunks
+        return partial(job.given.vector, job.plan) if job.depth.full and job.given.enough(job.plan) else None

@@ -124,8 +124,10 @@ class Examiner:
         tokens = done.works[task.public_key].tokens
         credited = duties.credited_tokens(tokens, share, self._p.manifest.average.token_cap)
         reason = "" if audit is None else audit.reason
-        if task.depth.full and probe is not None and look.lacks:
+        if probe is not None and look.lacks:
             credited, reason = 0.0, "vector not served"  # else a poisoner would skip just the audit that finds it
+        if probe is not None and look.rootless:
+            credited, reason = 0.0, "where training began not served"
         return self._observation(done, candidate, credited, audit, goodput, reason)
 
     def _observation(

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from distributed_training.errors import LocalFault
 from distributed_training.files import write_whole
+from distributed_training.protocol.wire import decode_signed, record_hash
 
 LOGS_FOLDER = "audits"  # in a node's folder
 KEPT_ROUNDS = 2  # the open one, and the one that is audited
-AUDIT_ROUNDS = 2  # until so many rounds after the audited one have begun, it may be looked at
+AUDIT_ROUNDS = 2  # until so many rounds, itself among them, are over, a round may be looked at
 _HEAD = struct.Struct("<II")  # our head when it had arrived, bytes of the signed record
 
 
@@ -25,6 +26,11 @@ class PushedLog:
     signed_record: bytes
     block: int  # our head when it had arrived
     log: bytes | Path  # here, or after the record in this file
+
+    @property
+    def work_hash(self) -> bytes:
+        """Of the work record that it came with."""
+        return record_hash(decode_signed(self.signed_record).body)
 
     def read(self) -> bytes:
         """The log; blocks. Raises LocalFault."""

@@ -14,19 +14,24 @@ from distributed_training.errors import named
 from distributed_training.metrics.events import Fault
 from distributed_training.protocol.observed import AuditResult, Verdict
 from distributed_training.protocol.rules.audit_plan import SAMPLE, AuditTask, Depth, could_find, voter_share
+from distributed_training.protocol.rules.clock import over
 from distributed_training.protocol.rules.fidelity import VECTORS, scored
 from distributed_training.protocol.types import Accusation, AverageOutcome, Candidate, WorkRecord
 from distributed_training.roles.auditing.accusations import Accusations
-from distributed_training.roles.auditing.audit import Auditor, Job, enough
+from distributed_training.roles.auditing.audit import Auditor, Given, Job
+from distributed_training.roles.auditing.buffers import NO_FEEDBACK
 from distributed_training.roles.auditing.logs import AUDIT_ROUNDS, PushedLog
+from distributed_training.roles.auditing.origins import Origins
 from distributed_training.roles.auditing.probe import Probe, Prober
+from distributed_training.roles.auditing.starts import Former
+from distributed_training.roles.began import Origin
 from distributed_training.roles.parts import Parts
 from distributed_training.training.outer import Vector
 
 log = logging.getLogger(__name__)
 
 Late = Callable[[], bool]
-Vectors = Mapping[bytes, asyncio.Task[Mapping[int, bytes]]]  # by public key
+Vectors = Mapping[bytes, asyncio.Task[Given]]  # by public key
 T = TypeVar("T")
 
 
@@ -41,6 +46,7 @@ class FinishedRound:
     works: Mapping[bytes, WorkRecord]
     logs: Mapping[bytes, PushedLog]
     heard_all: bool  # this process was there from s+D on: a log that it lacks was not lost with a former one
+    former: Former | None = None  # overlap: the round before, if we followed it
 
     @property
     def missed(self) -> bool:
@@ -63,6 +69,7 @@ class Look:
     audit: AuditResult | None
     probe: Probe | None
     lacks: bool  # see `lacks`
+    rootless: bool = False  # where its training began was asked for, and neither it nor others gave all of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +79,13 @@ class Answered:
     condemned: tuple[Candidate, AuditResult] | None = None
 
 
-def lacks(plan: RoundPlan, given: Mapping[int, bytes] | None) -> bool:
-    """Was a vector asked for, and neither its miner nor those it had sent it to gave enough of it? None: it was not
-    asked for, or we did not come to the end of asking, for trouble of ours or of time."""
-    return given is not None and not enough(plan, given)
+def lacks(plan: RoundPlan, depth: Depth, given: Given | None, probe: Probe | None) -> bool:
+    """Was a vector asked for, and neither its miner nor those it had sent it to gave enough of it? Where the codec
+    keeps feedback, its miner alone has what makes a vector of the chunks, and is asked for that in every round. None:
+    it was not asked for, or we did not come to the end of asking, for trouble of ours or of time."""
+    if plan.uplink.feedback:
+        return probe is not None and not probe.feedback.enough
+    return given is not None and depth.full and not given.enough(plan)
 
 
 class Looker:
@@ -85,11 +95,12 @@ class Looker:
         self._p, self._auditor, self._prober, self._accusations = parts, auditor, prober, accusations
         self._failed: dict[bytes, AuditResult] = {}  # hard fails of the round, by public key
         self._beacon = b""  # of the round
+        self._origins = Origins(parts)
 
     async def look(self, done: FinishedRound, tasks: Sequence[AuditTask], beacon: bytes) -> list[Look]:
         """What is not looked at by the time that the round's parameters may be kept is no observation."""
-        p, index = self._p, done.plan.round.index
-        last_block = p.manifest.round(index + AUDIT_ROUNDS).start_block
+        p, plan, index = self._p, done.plan, done.plan.round.index
+        last_block = over(p.manifest.timing, index + AUDIT_ROUNDS - 1)
         heard = [task for task in tasks if done.log_of(task.public_key) is not None]
         self._failed, audits, unseen = {}, dict[bytes, AuditResult | None](), list[int]()
         self._beacon = beacon
@@ -97,36 +108,41 @@ class Looker:
         def late() -> bool:
             return p.clock.head >= last_block
 
-        probes = self._prober.begin(done.plan, [(done.works[t.public_key], t.depth.full) for t in heard], beacon)
+        probes = self._prober.begin(done.plan, [(done.works[t.public_key], t.depth) for t in heard], beacon)
         vectors = {
             t.public_key: asyncio.create_task(self._vector(done, t, probes[t.public_key]), name="vector")
             for t in heard
             if t.depth.length
         }
+        self._origins.begin(done, [t.public_key for t in heard if t.depth.length], late)
         try:
             waiting = sorted(heard, key=lambda task: task.depth.full)  # many chunks: by then they are here
             while waiting:
                 while await self.answer(done, late) is not None:
                     pass
-                task = await self._ready(waiting, probes | vectors)
+                task = await self._ready(waiting, probes | vectors | self._origins.tasks)
                 waiting.remove(task)
                 if late():
                     unseen.append(task.uid)
                 elif task.public_key not in self._failed:
                     audits[task.public_key] = await self._audit(done, task, vectors, late)
+                self._origins.looked_at(task.public_key)
             seen = {t.public_key: await self._ended(done, t.uid, probes[t.public_key], late) for t in heard}
             given = {t.public_key: await self._ended(done, t.uid, vectors.get(t.public_key), late) for t in heard}
         finally:
             for waiting in (*probes.values(), *vectors.values()):
                 waiting.cancel()
+            self._origins.close()
         self._auditor.unread.close(index)
         if unseen:
             log.warning("round %d: uids %s are not audited: the time for it is over", index, sorted(unseen))
         audits |= self._failed
+        keys, refused = [(t.public_key, t.depth) for t in heard], self._origins.refused()
+        lacking = {key for key, depth in keys if lacks(plan, depth, given.get(key), seen.get(key))}
         return [
-            Look(candidate, task, key in seen, audits.get(key), seen.get(key), lacks(done.plan, given.get(key)))
+            Look(candidate, task, key in seen, audits.get(key), seen.get(key), key in lacking, rootless=key in refused)
             for task in tasks
-            if (candidate := done.plan.candidate(key := task.public_key)) is not None
+            if (candidate := plan.candidate(key := task.public_key)) is not None
         ]
 
     async def answer(self, done: FinishedRound, late: Late) -> Answered | None:
@@ -143,15 +159,17 @@ class Looker:
         if not could_find(*drawn, said.steps, whole):  # it never looked: nothing is replayed for that
             return self._unfounded(done, said, candidate)
         depth = Depth(record.steps if whole else min(said.steps, record.steps), whole)
-        chunks = await self._whole_vector(done, AuditTask(candidate.uid, said.miner, depth, ()), late) if whole else {}
-        if whole and not enough(plan, chunks):  # what it found we cannot look at: that speaks neither way
+        task = AuditTask(candidate.uid, said.miner, depth, ())
+        given = await self._whole_vector(done, task, late) if whole else Given({})
+        if whole and not given.enough(plan):  # what it found we cannot look at: that speaks neither way
             return Answered()
-        result = await self._replayed(done, said.miner, depth, chunks, late)
+        result = await self._replayed(done, said.miner, depth, given, late, await self._origins.of(done, said.miner))
         verdict = None if result is None else scored(result, audit).verdict
         if result is not None and verdict is Verdict.FAIL:
             self._failed[said.miner] = result
             return Answered((candidate, result))
-        return self._unfounded(done, said, candidate) if verdict is Verdict.PASS else Answered()
+        fewer = whole and plan.uplink.feedback  # we were shown less of it than who drew a full audit
+        return self._unfounded(done, said, candidate) if verdict is Verdict.PASS and not fewer else Answered()
 
     def _unfounded(self, done: FinishedRound, said: Accusation, candidate: Candidate) -> Answered:
         accuser = done.plan.roster.by_public_key(said.accuser)
@@ -164,11 +182,11 @@ class Looker:
         )
         return Answered()
 
-    async def _whole_vector(self, done: FinishedRound, task: AuditTask, late: Late) -> Mapping[int, bytes]:
+    async def _whole_vector(self, done: FinishedRound, task: AuditTask, late: Late) -> Given:
         """As far as it is here before it is too late: who gives it slowly holds up neither us nor our next round."""
         fetching = asyncio.create_task(self._vector(done, task, None), name="vector")
         try:
-            return await self._ended(done, task.uid, fetching, late) or {}
+            return await self._ended(done, task.uid, fetching, late) or Given({})
         finally:
             fetching.cancel()
 
@@ -180,8 +198,9 @@ class Looker:
         return next(task for task in waiting if needed[task.public_key].done())
 
     async def _audit(self, done: FinishedRound, task: AuditTask, vectors: Vectors, late: Late) -> AuditResult | None:
-        chunks = await self._ended(done, task.uid, vectors.get(task.public_key), late) or {}
-        result = await self._replayed(done, task.public_key, task.depth, chunks, late)
+        given = await self._ended(done, task.uid, vectors.get(task.public_key), late) or Given({})
+        origin = self._origins.here(done, task.public_key)
+        result = await self._replayed(done, task.public_key, task.depth, given, late, origin)
         if result is not None and scored(result, self._p.manifest.audit).verdict is Verdict.FAIL:
             self._failed[task.public_key] = result
             if result.reason in VECTORS:
@@ -190,29 +209,36 @@ class Looker:
                 self._accusations.accuse(done.plan, task.public_key, result.failed_step + 1, result.reason)
         return result
 
-    async def _vector(
-        self, done: FinishedRound, task: AuditTask, probe: asyncio.Task[Probe | None] | None
-    ) -> Mapping[int, bytes]:
+    async def _vector(self, done: FinishedRound, task: AuditTask, probe: asyncio.Task[Probe | None] | None) -> Given:
         """Of what it committed, all or a few chunks: what itself gives, the rest from the reducers it had sent it to.
-        Who answers no probe, or leaves out a chunk, hides nothing by it."""
+        Who answers no probe, or leaves out a chunk, hides nothing by it; its feedback it has alone, but who hides that
+        has no credit."""
+        plan, work, candidate = done.plan, done.works[task.public_key], done.plan.candidate(task.public_key)
         given = None if probe is None else await asyncio.shield(probe)
+        if probe is None and plan.uplink.feedback and candidate is not None:
+            given = await self._prober.probe(plan, candidate, work, self._beacon, looked=True)
         chunks = {} if given is None else dict(given.chunks)
-        wanted = range(done.plan.layout.num_chunks) if task.depth.full else task.chunks[:SAMPLE]
-        lacking = [c for c in wanted if c not in chunks]
-        candidate = done.plan.candidate(task.public_key)
+        feedback = NO_FEEDBACK if given is None else given.feedback
+        wanted = range(plan.layout.num_chunks) if task.depth.full else task.chunks[:SAMPLE]
+        lacking = [c for c in (sorted(feedback.kept) if plan.uplink.feedback else wanted) if c not in chunks]
         if lacking and candidate is not None:
-            chunks |= await self._p.butterfly.sent.fetch(done.plan, candidate, done.works[task.public_key], lacking)
-        return chunks
+            chunks |= await self._p.butterfly.sent.fetch(plan, candidate, work, lacking)
+        return Given(chunks, feedback)
 
     async def _replayed(
-        self, done: FinishedRound, public_key: bytes, depth: Depth, chunks: Mapping[int, bytes], late: Late
+        self,
+        done: FinishedRound,
+        public_key: bytes,
+        depth: Depth,
+        given: Given,
+        late: Late,
+        origin: Origin | None,
     ) -> AuditResult | None:
         pushed, record = done.log_of(public_key), done.works[public_key]
         if pushed is None:
             return None
-        return await self._auditor.audit(
-            Job(done.plan, (done.params, done.applied), depth, record, pushed, late, chunks)
-        )
+        start = done.params, done.applied
+        return await self._auditor.audit(Job(done.plan, start, depth, record, pushed, late, given, done.former, origin))
 
     async def _ended(self, done: FinishedRound, uid: int, work: asyncio.Task[T] | None, late: Late) -> T | None:
         """Its result, waited for while there is time. Whatever goes wrong with it is told, and is no observation."""

@@ -11,17 +11,24 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from distributed_training.averaging.implied import Kept
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.averaging.scatter import cut_digests
 from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault, WireError
 from distributed_training.network.base import closing, deadline
 from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.manifest import RunManifest
-from distributed_training.protocol.merkle import digest, merkle_root
-from distributed_training.protocol.rules.audit_plan import SAMPLE, voter_share
+from distributed_training.protocol.merkle import digest, read_shown, shown_bytes
+from distributed_training.protocol.rules.audit_plan import SAMPLE, Depth, voter_share
 from distributed_training.protocol.types import Candidate, WorkRecord
-from distributed_training.roles.service import KEPT_ROUNDS, ask_chunks, drawn_chunks, end_chunks
+from distributed_training.roles.auditing.buffers import NO_FEEDBACK, Feedback, ask_feedback, check_feedback
+from distributed_training.roles.chunks import (
+    KEPT_ROUNDS,
+    ask_chunks,
+    drawn_chunks,
+    drawn_feedback,
+    end_chunks,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +45,7 @@ class Probe:
     chunks: Mapping[int, bytes]
     goodput_bytes_per_s: float
     unreached: bool = False  # the network failed, on whichever side
+    feedback: Feedback = NO_FEEDBACK  # where the uplink codec keeps any
 
 
 class Timed:
@@ -67,31 +75,41 @@ class Prober:
         self._public_key, self._timeout_s = public_key, timeout_s
 
     def begin(
-        self, plan: RoundPlan, works: Sequence[tuple[WorkRecord, bool]], beacon: bytes
+        self, plan: RoundPlan, works: Sequence[tuple[WorkRecord, Depth]], beacon: bytes
     ) -> dict[bytes, asyncio.Task[Probe | None]]:
         """A probe of each of these miners, beside whatever else goes on; by public key. The caller awaits or cancels
-        them. The flag: all its chunks are asked for, so it has the most time."""
+        them. Who is looked at in full has the most time: all its chunks are asked for."""
         places = asyncio.Semaphore(AT_ONCE)
         all_s = _SHARE * self._manifest.timing.length * self._clock.block_s
         share_s = min(self._timeout_s, all_s * AT_ONCE / max(1, len(works)))
 
-        async def one(record: WorkRecord, limit_s: float) -> Probe | None:
+        async def one(record: WorkRecord, depth: Depth) -> Probe | None:
             async with places:
-                candidate = plan.candidate(record.public_key)
-                return None if candidate is None else await self.probe(plan, candidate, record, beacon, limit_s)
+                candidate, limit_s = plan.candidate(record.public_key), self._timeout_s if depth.full else share_s
+                looked = depth.length > 0
+                if candidate is None:
+                    return None
+                return await self.probe(plan, candidate, record, beacon, limit_s, looked=looked)
 
-        return {
-            record.public_key: asyncio.create_task(one(record, self._timeout_s if whole else share_s), name="probe")
-            for record, whole in works
-        }
+        return {record.public_key: asyncio.create_task(one(record, depth), name="probe") for record, depth in works}
 
     async def probe(
-        self, plan: RoundPlan, candidate: Candidate, record: WorkRecord, beacon: bytes, limit_s: float
+        self,
+        plan: RoundPlan,
+        candidate: Candidate,
+        record: WorkRecord,
+        beacon: bytes,
+        limit_s: float | None = None,
+        *,
+        looked: bool = False,
     ) -> Probe | None:
-        """None: the chain stood still for us, so perhaps for the miner, who answers by it; or it no longer has to keep
+        """limit_s: None: what one may take at most. looked: its vector is compared with a replay, so more of its
+        feedback is asked for, and checked there.
+
+        None: the chain stood still for us, so perhaps for the miner, who answers by it; or it no longer has to keep
         the bytes. Nothing was observed then."""
         steady, resumed_at = self._clock.steady, self._clock.resumed_at
-        found = await self._ask(plan, candidate, record, beacon, limit_s)
+        found = await self._ask(plan, candidate, record, beacon, limit_s or self._timeout_s, looked)
         kept = self._clock.head < self._manifest.round(plan.round.index + KEPT_ROUNDS).start_block
         if kept and steady and self._clock.steady and self._clock.resumed_at == resumed_at:
             return found
@@ -100,18 +118,20 @@ class Prober:
         return None
 
     async def _ask(
-        self, plan: RoundPlan, candidate: Candidate, record: WorkRecord, beacon: bytes, limit_s: float
+        self, plan: RoundPlan, candidate: Candidate, record: WorkRecord, beacon: bytes, limit_s: float, looked: bool
     ) -> Probe:
         """Timed download of the drawn chunks; each must hash into the committed wire root."""
-        wanted = drawn_chunks(
-            beacon, self._public_key, record, self._manifest, voter_share(plan.voters, self._public_key)
-        )
-        found: dict[int, bytes] = {}
+        share = voter_share(plan.voters, self._public_key)
+        wanted = drawn_chunks(beacon, self._public_key, record, self._manifest, share)
+        found, buffers, rate = dict[int, bytes](), dict[int, Kept](), None
+        shown = drawn_feedback(beacon, self._public_key, record, self._manifest, share)
+        shown = () if not plan.uplink.feedback else shown if looked else shown[:1]
         timed = Timed(_WARM_UP_CHUNKS if len(wanted) > _WARM_UP_CHUNKS else 0)
 
-        def kept() -> dict[int, bytes]:
-            """A whole vector, or a few chunks of it: those of all probes together would fill the memory."""
-            return found if len(wanted) == plan.layout.num_chunks else dict(list(found.items())[:SAMPLE])
+        def probe(rate: float, *, unreached: bool = False) -> Probe:
+            """With a whole vector, or a few chunks of it: those of all probes together would fill the memory."""
+            kept = found if len(wanted) == plan.layout.num_chunks else dict(list(found.items())[:SAMPLE])
+            return Probe(kept, rate, unreached, Feedback(len(shown), buffers))
 
         try:
             if self._peers.is_anothers(candidate.peer_key, candidate.public_key):
@@ -122,22 +142,27 @@ class Prober:
                     ask_chunks(self._peers, candidate.peer_key, plan.round.index, candidate.public_key, limit_s)
                 ) as stream,
             ):
-                digests = cut_digests(await stream.read(32 * plan.layout.num_chunks, limit_s), plan.layout.num_chunks)
-                if merkle_root(digests) != record.wire_root:
-                    raise WireError("probe: digests do not hash into the wire root")
+                count = plan.layout.num_chunks
+                said = await stream.read(shown_bytes(count, wanted), limit_s)
+                digests = read_shown(said, count, wanted, record.wire_root)
                 timed = Timed(_WARM_UP_CHUNKS if len(wanted) > _WARM_UP_CHUNKS else 0)
                 for chunk in wanted:
-                    data = await stream.read(plan.layout.chunk_bytes(chunk), limit_s)
+                    data = await stream.read(plan.uplink.chunk_bytes(plan.layout, chunk), limit_s)
                     if digest(data) != digests[chunk]:
                         raise WireError(f"probe: chunk {chunk} is not the committed one")
                     found[chunk] = data
                     timed.took(len(data))
                 rate = timed.rate()
+                if shown:
+                    await ask_feedback(stream, plan, record, shown, buffers, limit_s)
+                    if not looked:
+                        check_feedback(plan, found, buffers)
                 await end_chunks(stream, limit_s)
         except DeadlineMissed as error:
             log.debug("probe of uid %d: %s, %d of %d chunks came", candidate.uid, error, len(found), len(wanted))
-            return Probe(kept(), timed.rate(), unreached=not found)
+            return probe(timed.rate() if rate is None else rate, unreached=not found)
         except (NetworkFault, PeerFault) as error:
             log.debug("probe of uid %d failed: %s", candidate.uid, error)
-            return Probe(kept(), 0.0, unreached=isinstance(error, NetworkFault))
-        return Probe(kept(), rate)
+            buffers.clear()
+            return probe(0.0, unreached=isinstance(error, NetworkFault))
+        return probe(rate)

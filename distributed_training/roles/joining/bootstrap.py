@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from distributed_training.checkpoints.base import CheckpointRef
 from distributed_training.errors import ConfigError, LocalFault, WireError
 from distributed_training.ongoing import Ongoing
-from distributed_training.protocol.rules.clock import round_at
+from distributed_training.protocol.rules.clock import over, round_at
 from distributed_training.roles.auditing.logs import AUDIT_ROUNDS, LOGS_FOLDER, unscored
 from distributed_training.roles.joining.published import load_published
 from distributed_training.roles.joining.snapshots import Decided, decided_root, fetch_newest, patience_s, run_keys_word
@@ -115,9 +115,10 @@ async def _own(parts: Parts) -> list[Start]:
 async def _to_audit_again(parts: Parts) -> int | None:
     """The round of a validator's audits that a former process of ours was at: they need the state of its start."""
     index = unscored(parts.store.root / LOGS_FOLDER, parts.journal.load_cards()[0])
-    if index is None or (await parts.chain.head()).number >= parts.manifest.round(index + AUDIT_ROUNDS).start_block:
+    timing = parts.manifest.timing
+    if index is None or (await parts.chain.head()).number >= over(timing, index + AUDIT_ROUNDS - 1):
         return None
-    return index
+    return max(0, index - 1) if timing.overlap else index  # where its miners went on from the round before
 
 
 async def _from_peers(parts: Parts, decided: Decided) -> Start:

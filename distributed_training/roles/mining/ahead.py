@@ -9,6 +9,7 @@ from collections.abc import Callable
 from distributed_training.errors import ChainFault
 from distributed_training.protocol.rules.assignment import assignment_beacon
 from distributed_training.protocol.types import Round, StepRecord
+from distributed_training.roles.mining.onward import Onward
 from distributed_training.roles.mining.work import Worker, WorkResult, WorkTask
 from distributed_training.roles.parts import Parts
 from distributed_training.training.outer import RunState
@@ -30,20 +31,31 @@ class Training:
         uid: int,
         max_steps: int,
         on_step: Callable[[StepRecord, float], None],
+        onward: Onward | None = None,
     ) -> None:
-        self.beacon = beacon
+        loop, last_s, end = asyncio.get_running_loop(), 0.0, round_.train_end_block
+        self.round, self.beacon, self.onward = round_, beacon, onward
+        self.began_s, self.ended_s = loop.time(), loop.time()
         self._parts, self._dropped, self._steps = parts, False, 0
-        loop = asyncio.get_running_loop()
 
         def stepped(step: StepRecord, seconds: float) -> None:
+            nonlocal last_s
+            last_s = seconds
             self._steps += 1
             loop.call_soon_threadsafe(on_step, step, seconds)
 
         def should_stop() -> bool:
-            return self._dropped or parts.training.stopping or parts.clock.head >= round_.train_end_block
+            late = parts.clock.head >= end or loop.time() + last_s > parts.clock.due(end)
+            return self._dropped or parts.training.stopping or late
 
-        task = WorkTask(round_.index, uid, beacon, state, max_steps, should_stop, stepped)
-        self._task = asyncio.create_task(parts.training.run(lambda: worker.work(task)), name="training")
+        async def work() -> WorkResult:
+            try:
+                return await parts.training.run(lambda: worker.work(task))
+            finally:
+                self.ended_s = loop.time()
+
+        task = WorkTask(round_.index, uid, beacon, state, max_steps, should_stop, stepped, onward)
+        self._task = asyncio.create_task(work(), name="training")
 
     async def result(self) -> WorkResult:
         """Raises whatever the worker raised."""

@@ -7,16 +7,19 @@ import logging
 from collections.abc import Mapping
 
 from distributed_training.averaging.butterfly import OwnWork
-from distributed_training.averaging.codecs.base import Layout
+from distributed_training.averaging.codecs.base import Codec, Layout
+from distributed_training.averaging.codecs.known import uplink_of
 from distributed_training.averaging.contribution import from_chunks, split_wire
 from distributed_training.averaging.plan import RoundPlan, layout_of
 from distributed_training.averaging.store import RoundStore
 from distributed_training.errors import LocalFault, WireError
 from distributed_training.protocol.merkle import digest
+from distributed_training.protocol.rules.voters import voters
 from distributed_training.protocol.wire import decode_output, decode_signed, decode_work, record_hash
+from distributed_training.roles.chunks import KEPT_ROUNDS
 from distributed_training.roles.follower import Follower
 from distributed_training.roles.parts import Parts
-from distributed_training.roles.service import HeldWork
+from distributed_training.roles.service import HeldWork, MinerService
 from distributed_training.roles.trouble import attempt, tell
 
 log = logging.getLogger(__name__)
@@ -40,17 +43,39 @@ async def find_work(parts: Parts, follower: Follower, held: HeldWork | None = No
     now = follower.index, follower.root
     if held is not None and (held.record.round, held.record.state_root) == now and held.own.contribution.chunks:
         return held  # without its chunks it was put away: our disk has them
-    index, layout = follower.index, layout_of(parts.manifest, len(follower.state.params))
-    try:
-        line = parts.journal.load_own(index)
-        found = None if line is None else await asyncio.to_thread(_read, parts.store, index, line, layout)
-    except (LocalFault, WireError) as error:
-        log.warning("round %d: the work we kept cannot be used: %s", index, error)
-        return None
+    found = await find_former(parts, follower.index, len(follower.state.params))
     return found if found is not None and found.record.state_root == follower.root else None
 
 
-def _read(store: RoundStore, index: int, line: Mapping[str, str], layout: Layout) -> HeldWork | None:
+async def find_former(parts: Parts, index: int, num_coords: int) -> HeldWork | None:
+    """What a process of ours made for a round, whatever became of it since. Never raises."""
+    layout, uplink = layout_of(parts.manifest, num_coords), uplink_of(parts.manifest.average)
+    try:
+        line = parts.journal.load_own(index)
+        return None if line is None else await asyncio.to_thread(_read, parts.store, index, line, layout, uplink)
+    except (LocalFault, WireError) as error:
+        log.warning("round %d: the work we kept cannot be used: %s", index, error)
+        return None
+
+
+async def recall(parts: Parts, follower: Follower, service: MinerService) -> None:
+    """Hold what a former process made in the last rounds: validators ask for it still. Never raises."""
+    size = len(follower.state.params)
+    for index in range(max(0, follower.index + 1 - KEPT_ROUNDS), follower.index):
+        found = None if service.held(index) is not None else await find_former(parts, index, size)
+        if found is None:
+            continue
+        try:
+            roster = await parts.chain.roster(parts.manifest.round(index).roster_block)
+        except LocalFault as error:
+            log.debug("round %d: what we made is not given any more: %s", index, error)
+            continue
+        service.hold(found)
+        service.recall(index, voters(parts.manifest, roster), layout_of(parts.manifest, size))
+        service.put_away()
+
+
+def _read(store: RoundStore, index: int, line: Mapping[str, str], layout: Layout, uplink: Codec) -> HeldWork | None:
     """None: not all of what the line names is there. Raises LocalFault, WireError."""
     signed = store.work(index, bytes.fromhex(line["work"]))
     wire, steps_log = store.own_wire(index), store.own_log(index)
@@ -58,7 +83,7 @@ def _read(store: RoundStore, index: int, line: Mapping[str, str], layout: Layout
         return None
     body = decode_signed(signed).body
     record = decode_work(body)
-    contribution = from_chunks(split_wire(wire, layout), layout)
+    contribution = from_chunks(split_wire(wire, layout, uplink), layout, uplink)
     fits = (
         record_hash(body).hex() == line["work"]
         and record.round == index

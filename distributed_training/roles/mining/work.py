@@ -17,6 +17,7 @@ from distributed_training.errors import DataUnavailable, OutOfMemory, said
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.assignment import Permutation, assignment_key
 from distributed_training.protocol.types import StepRecord
+from distributed_training.roles.mining.onward import Onward
 from distributed_training.training.device import out_of_memory
 from distributed_training.training.inner import InnerLoop
 from distributed_training.training.outer import RunState, Vector
@@ -33,15 +34,31 @@ class WorkTask:
     max_steps: int
     should_stop: Callable[[], bool]
     on_step: Callable[[StepRecord, float], None]
+    onward: Onward | None = None  # overlap: it begins there; of `state` only the shape is of use
+
+    @property
+    def start(self) -> Vector:
+        """Where the first step begins, fp32 [d]."""
+        return self.state.params if self.onward is None else self.onward.end
+
+    def shift(self, step: int) -> Vector | None:
+        """As the inner loop asks."""
+        return None if self.onward is None else self.onward.shift(step)
+
+    @property
+    def applied(self) -> int:
+        """Of the learning rate's clock."""
+        return self.state.applied if self.onward is None else self.onward.applied
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WorkResult:
-    delta: Vector  # fp32 [d], theta_r - theta_{r,H}
+    delta: Vector  # fp32 [d], theta_r - theta_{r,H}; of work that was shifted: the sum of its own steps
     steps: tuple[StepRecord, ...]
     page_digests: tuple[bytes, ...]
     fault: DataUnavailable | None  # why the data ended early
     stall_s: float | None = None  # that steps waited for batches
+    shifted_at: int | None = None  # steps done before the shift; None: it is still to come, or there is none
 
 
 class Worker(Protocol):
@@ -77,18 +94,23 @@ class Trainer:
         with stream:
             try:
                 result = self._loop.run(
-                    task.state.params,
+                    task.start,
                     stream,
-                    applied_rounds=task.state.applied,
+                    applied_rounds=task.applied,
                     sketch_seed=task.beacon,
                     max_steps=task.max_steps,
                     should_stop=task.should_stop,
                     on_step=task.on_step,
+                    shift=task.shift,
                 )
             finally:
                 ended = True  # a page that is still being read ahead is not waited for
-            delta = np.subtract(task.state.params, result.end, out=result.end)
-            return WorkResult(delta, result.steps, stream.page_digests, stream.fault, stream.stall_s)
+            base = task.start
+            if result.shifted_at is not None and task.onward is not None and task.onward.state is not None:
+                base = task.onward.state.params
+            delta = np.subtract(base, result.end, out=result.end)
+            shifted = result.shifted_at
+            return WorkResult(delta, result.steps, stream.page_digests, stream.fault, stream.stall_s, shifted)
 
 
 def round_permutation(manifest: RunManifest, round_index: int, beacon: bytes) -> Permutation:
