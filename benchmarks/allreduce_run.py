@@ -200,4 +200,5 @@ def end_all(processes: Sequence[Spoken]) -> None:
             process.wait(5.0)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(5.0)
+            with suppress(subprocess.TimeoutExpired):  # a busy machine takes its time to give gigabytes back
+                process.wait(30.0)

@@ -108,6 +108,7 @@ def measure(case: Case, args: argparse.Namespace) -> tuple[dict[str, Any], SimRe
     timing = blocks.offsets(length - blocks.total) | {"first_block": FIRST_BLOCK}
     trained: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     width, chunk_coords = SMALL[case.params]
+    settle_s = OUTER_S * _DONE_S * case.params + BLOCK_S
     small = model_size(model_config(width))
 
     def timed(name: str, worker: Worker, parts: Parts) -> Worker:
@@ -116,7 +117,7 @@ def measure(case: Case, args: argparse.Namespace) -> tuple[dict[str, Any], SimRe
     options = SimOptions(
         miners=args.miners, rounds=args.rounds, seed=args.seed, validators=args.validators, width=width, steps=STEPS,
         act_on_head=case.head_first, equal=True,
-        setting=Setting(BLOCK_S, sections(case, timing, chunk_coords), links(case.params / small), timed),
+        setting=Setting(BLOCK_S, sections(case, timing, chunk_coords), links(case.params / small), timed, settle_s),
     )  # fmt: skip
     seen = Seen()
     with costs(case.params):

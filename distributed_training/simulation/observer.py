@@ -62,6 +62,7 @@ def check_round(
     troubles: Troubles,
     block_s: float,
     timing: TimingSection,
+    bound_s: float = BOUND_S,
 ) -> list[Violation]:
     """When the round is over, plus the bound. `since`: when each running node was first started, in virtual seconds.
 
@@ -69,7 +70,7 @@ def check_round(
     """  # fmt: skip
     words = recorder.settled.get(round_.index, {})
     from_s = (round_.start_block - RECOVERY_ROUNDS * timing.length) * block_s
-    until_s = over(timing, round_.index) * block_s + BOUND_S
+    until_s = over(timing, round_.index) * block_s + bound_s
     late = [
         name
         for name in names
@@ -77,7 +78,7 @@ def check_round(
         and (since[name] <= 0.0 or since[name] < from_s)
         and not troubles.disturbed(name, from_s, until_s)
     ]
-    found = [Violation(round_.index, tuple(late), f"not settled {BOUND_S:.0f} s after the round's end")] if late else []
+    found = [Violation(round_.index, tuple(late), f"not settled {bound_s:.0f} s after the round's end")] if late else []
     return found + disagreements(round_.index, words)
 
 

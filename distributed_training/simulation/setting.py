@@ -19,3 +19,4 @@ class Setting:
     sections: Mapping[str, Any]  # of the manifest, over those that a simulation has anyway
     links: LinkProfile
     timed: Timed
+    settle_s: float = 0.0  # that the outer step takes: nobody has settled a round before

@@ -67,6 +67,8 @@ class Swarm:
         self.rows: list[RoundRow] = []
         self.violations: list[Violation] = []
         self.pay: list[Mapping[int, float]] = []
+        setting = world.options.setting
+        self._bound_s = observer.BOUND_S + (0.0 if setting is None else setting.settle_s)
         self._outages = 0
         self._moved: dict[str, tuple[int, int]] = {}
         world.outage = lambda: self._outages > 0
@@ -81,7 +83,7 @@ class Swarm:
             await asyncio.sleep(FIRST_START_S / len(names))
         script = [asyncio.create_task(self._happen(i), name=f"incident {i.kind}") for i in self.planned]
         for index in range(w.options.rounds):
-            await self._until(w.block_time(over(w.manifest.timing, index)) + observer.BOUND_S)
+            await self._until(w.block_time(over(w.manifest.timing, index)) + self._bound_s)
             self._watch(index)
             progress(self.rows[-1])
         await asyncio.gather(*script)
@@ -171,7 +173,14 @@ class Swarm:
         running = [name for name, node in self.nodes.items() if node.running]
         self.rows.append(observer.round_row(w.recorder, round_, block_s, self._traffic()))
         self.violations += observer.check_round(
-            w.recorder, round_, running, self.since, observer.Troubles(self.planned), block_s, w.manifest.timing
+            w.recorder,
+            round_,
+            running,
+            self.since,
+            observer.Troubles(self.planned),
+            block_s,
+            w.manifest.timing,
+            self._bound_s,
         )
         roster = w.ledger.roster(w.ledger.head())
         self.pay.append({n.uid: n.incentive for n in roster.neurons})
@@ -181,7 +190,7 @@ class Swarm:
         """`_watch` excuses who had trouble, and looks at a round once: in the end there is no excuse for anybody."""
         w, over_s = self.world, max((i.end_s for i in self.planned), default=0.0)
         round_s = w.manifest.timing.length * w.ledger.params.block_s
-        await self._until(over_s + observer.RECOVERY_ROUNDS * round_s + observer.BOUND_S)
+        await self._until(over_s + observer.RECOVERY_ROUNDS * round_s + self._bound_s)
         running = [name for name, node in self.nodes.items() if node.running]
         self.violations += observer.never_back(w.recorder, w.options.rounds - 1, running)
         for index in range(w.options.rounds):
