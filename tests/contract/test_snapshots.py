@@ -165,7 +165,7 @@ async def test_several_donors_give_one_state_and_the_joiner_can_give_it_on(peers
     joiner, *donors = await peers_of_both(4)
     for donor in donors:
         donor.serve()
-        donor.book.uplink.limit(SHAPE.num_bytes)  # a second for all of it: no donor has given it before others are asked
+        donor.book.uplink.limit(SHAPE.num_bytes)  # a second for all of it: time enough to ask the others
     progress = await fetch(joiner, donors)
     check_whole(joiner)
     assert sum(progress.by_donor.values()) == progress.done_bytes == SHAPE.num_bytes
