@@ -246,6 +246,9 @@ def test_a_server_that_does_not_answer_costs_a_moment_and_the_rows_are_kept(
 def test_a_full_disk_is_no_concern_of_the_node(tiny_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     sink = opened(tiny_disk, node("validator"))
     metrics = Metrics([sink], role="validator", uid=1, threads=False)
+    begun_by = time.monotonic() + 60
+    while not files(tiny_disk) and time.monotonic() < begun_by:  # it is the disk of a run under way that fills
+        time.sleep(0.05)
     fill(tiny_disk / "ballast")
     began = time.monotonic()
     for number in range(100):
