@@ -247,7 +247,7 @@ def test_a_full_disk_is_no_concern_of_the_node(tiny_disk: Path, caplog: pytest.L
     sink = opened(tiny_disk, node("validator"))
     metrics = Metrics([sink], role="validator", uid=1, threads=False)
     begun_by = time.monotonic() + 60
-    while not files(tiny_disk) and time.monotonic() < begun_by:  # it is the disk of a run under way that fills
+    while not any(file.stat().st_size for file in files(tiny_disk)) and time.monotonic() < begun_by:  # a run under way
         time.sleep(0.05)
     fill(tiny_disk / "ballast")
     began = time.monotonic()
