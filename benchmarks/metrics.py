@@ -116,15 +116,7 @@ def _sinks(root: Path, *, everything: bool) -> list[Sink]:
 def a_round() -> list[events.Record]:
     """What a miner and a validator tell of one round, in about the order of their kinds."""
     uids = tuple(range(UIDS))
-    card = {
-        "S": 0.31,
-        "G": 0.97,
-        "B": 1.0,
-        "I": 0.99,
-        "weight": 1 / UIDS,
-        "reason": "",
-        "note": "round 7: pass",
-    }
+    card = {"S": 0.31, "G": 0.97, "B": 1.0, "I": 0.99, "weight": 1 / UIDS, "reason": "", "note": "round 7: pass"}
     settled = events.Round(
         applied=True,
         reason="applied",

@@ -98,13 +98,8 @@ class FeedbackFiles:
         return Buffer(self, path, layout, cut)
 
     def _piece(self, path: Path, start: int, size: int) -> bytes:
-        kept = self._overflow.get(path)
-        if kept is not None:
-            return kept[start : start + size]
         try:
-            with path.open("rb") as file:
-                file.seek(start)
-                return file.read(size)
+            return self._overflow.piece(path, start, size)
         except OSError as error:
             raise BufferLost(f"cannot read {path}: {error.strerror}") from None
 

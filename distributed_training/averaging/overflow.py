@@ -33,6 +33,15 @@ class Overflow:
     def get(self, path: Path) -> bytes | None:
         return self._files.get(path)
 
+    def piece(self, path: Path, start: int, size: int) -> bytes:
+        """At most `size` bytes from `start` on, from memory or from the disk. Raises OSError."""
+        kept = self.get(path)
+        if kept is not None:
+            return kept[start : start + size]
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
     def write(self, path: Path, *parts: bytes | memoryview) -> None:
         """To disk, whole or not at all; else into memory. Raises OSError for more than the whole budget."""
         try:

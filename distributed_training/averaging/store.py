@@ -106,13 +106,8 @@ class RoundStore:
         return self._piece(self._round(round_index) / "wire", start, size)
 
     def _piece(self, path: Path, start: int, size: int) -> bytes:
-        kept = self.overflow.get(path)
-        if kept is not None:
-            return kept[start : start + size]
         try:
-            with path.open("rb") as file:
-                file.seek(start)
-                return file.read(size)
+            return self.overflow.piece(path, start, size)
         except FileNotFoundError:
             return b""
         except OSError as error:
