@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage, struct_rusage
 from statistics import mean
 from typing import Any
 
@@ -21,7 +22,8 @@ per miner and round, the last round left out (nobody audits it):
   messages_per_node  frames sent
   bytes_per_node     payload bytes sent; vector_bytes is what theory asks for, 2 (n-1)/n of the encoded vector, and the
                      rest is records, digests, logs, probes and what validators and the owner fetch
-  real_s             seconds of this machine for the whole simulation
+  cpu_s, peak_mb     of this process for the whole simulation, and resident memory at its end at most: of all nodes
+                     together. Their files lie in memory beside it
 
 Every swarm has the same model, whose vector has a chunk for each of the most miners asked for.
 """
@@ -51,9 +53,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             steps=1,
             min_slices=max(args.sizes),
         )
+        began = getrusage(RUSAGE_SELF)
         result = simulate(options)
-        rows.append(row(result))
-        print(f"{miners} miners: {rows[-1]['round_s_virtual']:.2f} virtual s, {result.real_s:.0f} s", flush=True)
+        rows.append(row(result) | spent(began))
+        said = f"{rows[-1]['round_s_virtual']:.2f} virtual s, {rows[-1]['cpu_s']:.0f} CPU s, {rows[-1]['peak_mb']} MB"
+        print(f"{miners} miners: {said}", flush=True)
         failures += [f"{v.what}: round {v.round}, {', '.join(v.nodes)}; {options.command()}" for v in result.violations]
     if args.plot is not None:
         plot(rows, args.plot)
@@ -71,9 +75,14 @@ def row(result: SimResult) -> dict[str, Any]:
         "vector_bytes": round(2 * (n - 1) / n * result.wire_bytes),
         "applied": sum(r.applied is True for r in result.rows),
         "rounds": len(result.rows),
-        "real_s": round(result.real_s, 1),
         "digest": result.digest,
     }
+
+
+def spent(began: struct_rusage) -> dict[str, Any]:
+    now = getrusage(RUSAGE_SELF)
+    cpu_s = now.ru_utime + now.ru_stime - began.ru_utime - began.ru_stime
+    return {"cpu_s": round(cpu_s, 1), "peak_mb": now.ru_maxrss >> 10}
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
