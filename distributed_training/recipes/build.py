@@ -126,6 +126,7 @@ def draft_manifest(
     optimizer = merge(_of_optimizer(preset, overrides), _of_overlap(preset, overrides))
     if "length" in preset.sections["timing"] and not asked.anything:
         return filled(preset.sections, optimizer, overrides)
+    optimizer.pop("timing", None)  # offsets that a preset names for overlap are of its own round
     others = ({k: v for k, v in layer.items() if k != "timing"} for layer in (preset.sections, overrides))
     wanted = replace(asked, overlap=asked.overlap or find(overrides, "timing.overlap") is True)
     chosen = round_of(filled(ANY_ROUND, next(others), optimizer, next(others)), preset, wanted)

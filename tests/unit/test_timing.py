@@ -159,3 +159,15 @@ def test_what_somebody_set_stays() -> None:
     fields = {"netuid": 1, "timing": {"length": 200, "map": 160}, "inner": {"max_steps": 7, "nominal_steps": 6}}
     run = draft_manifest(preset, preset.model, load_tokenizer("bytes"), fields)
     assert (run.timing.length, run.timing.map, run.inner.max_steps, run.inner.nominal_steps) == (200, 160, 7, 6)
+
+
+def test_a_round_of_its_own_can_be_asked_for_where_the_preset_has_offsets_for_overlap() -> None:
+    preset = read_preset("local")
+    fields = {"netuid": 1, "timing": {"overlap": True}}
+    run = draft_manifest(preset, preset.model, load_tokenizer("bytes"), fields, asked=Asked(round_s=180.0))
+    assert (run.timing.length, run.timing.commit, run.timing.overlap) == (180, 180, True)
+    assert (
+        preset.overlap["timing"]["commit"]
+        == 54
+        == draft_manifest(preset, preset.model, load_tokenizer("bytes"), fields).timing.length
+    )
