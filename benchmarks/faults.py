@@ -24,7 +24,7 @@ applied, bytes_in_flight, hung, identical, credit_lost, slice (what became of th
 and what was observed from outside.
 
 One subnet of real processes over loopback: an owner, 2 validators and 5 miners that are honest, and one saboteur
-(adversaries/saboteur.py) in each round with a hotkey of its own, started three rounds before. An outside observer
+(adversaries/saboteur.py) in each round with a hotkey of its own, started four rounds before. An outside observer
 with its own clock says who had settled each round by its end plus 10 s; afterwards every round is recomputed from
 kept bytes and the chain. A row whose fault took no effect is a failure. The whole table takes about 15 minutes."""
 
