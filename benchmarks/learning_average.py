@@ -12,6 +12,7 @@ from distributed_training.averaging.combine import ChunkReducer
 from distributed_training.averaging.contribution import Contribution, encode_contribution
 from distributed_training.protocol.rules import weighting
 from distributed_training.protocol.sections import AverageSection
+from distributed_training.protocol.types import vector_norm
 
 
 def averaged(
@@ -35,7 +36,7 @@ def joined(
     output: Codec,
 ) -> tuple[Vector, float]:
     """The same of vectors that are encoded."""
-    norms = [weighting.vector_norm(each.norms) for each in sent]
+    norms = [vector_norm(each.norms) for each in sent]
     raw = [weighting.raw_weight(own, norm, tau, average) for own, norm in zip(work, norms, strict=True)]
     weighed = [i for i, weight in enumerate(raw) if weight > 0]
     result, reducer = np.zeros(layout.num_coords, np.float32), ChunkReducer(layout, output)

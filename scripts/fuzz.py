@@ -60,6 +60,7 @@ def parser() -> Parser:
 
 
 def targets() -> dict[str, Any]:
+    from fuzz_asked import ASKED
     from fuzz_chunks import CHUNKS
     from fuzz_decoders import DECODERS
     from fuzz_files import FILES
@@ -67,7 +68,7 @@ def targets() -> dict[str, Any]:
     from fuzz_rpc import RPCS
     from fuzz_structures import STRUCTURES
 
-    return {target.name: target for target in (*CHUNKS, *DECODERS, *FILES, *PAGES, *RPCS, *STRUCTURES)}
+    return {target.name: target for target in (*ASKED, *CHUNKS, *DECODERS, *FILES, *PAGES, *RPCS, *STRUCTURES)}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from distributed_training.averaging.codecs.base import Chunk
-from distributed_training.averaging.combine import ChunkReducer, Made, reduce_chunk, sender_weight
+from distributed_training.averaging.combine import ChunkReducer, Made, reduce_chunk
 from distributed_training.averaging.inbox import Inbox
+from distributed_training.averaging.members import sender_weight
 from distributed_training.protocol.manifest import RunManifest
 
 

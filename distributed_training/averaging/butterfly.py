@@ -27,6 +27,7 @@ from distributed_training.chain.base import Chain, Signer, Verify
 from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import DeadlineMissed, NetworkFault, PeerFault
 from distributed_training.network.base import Stream
+from distributed_training.network.newest import Newest
 from distributed_training.network.peers import PeerBook
 from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.manifest import RunManifest
@@ -62,6 +63,7 @@ class Butterfly:
         self._reduction: Reduction | None = None
         self._tag = (-1, b"")  # its round and plan
         self._opened = asyncio.Condition()
+        self._coming = Newest()  # slices, by whose they are
         peers.transport.serve(scatter.METHOD, self._on_scatter)
         peers.transport.serve(wants.METHOD, self.slices.giving.on_slice)
 
@@ -76,7 +78,8 @@ class Butterfly:
         if candidate is None or inbox is None:
             raise PeerFault(f"uid {neuron.uid} may not send slice {slice_index} of round {round_index} here")
         left_s = max(1.0, self._left_s(plan))
-        await scatter.receive_slice(stream, candidate, inbox, self._works, self._stall_s, left_s)
+        async with self._coming.only((neuron.public_key, slice_index)):
+            await scatter.receive_slice(stream, candidate, inbox, self._works, self._stall_s, left_s)
         log.debug("round %d: slice %d of uid %d is in", round_index, slice_index, candidate.uid)
         if inbox is reduction.own:
             await scatter.report_until_done(stream, inbox, self._stall_s, lambda: self._left_s(plan))

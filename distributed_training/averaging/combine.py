@@ -13,6 +13,7 @@ from itertools import count
 import numpy as np
 
 from distributed_training.averaging.codecs.base import Chunk, Codec, Layout, Vector
+from distributed_training.averaging.members import check_members, sender_weight
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import WireError
 from distributed_training.protocol.manifest import RunManifest
@@ -41,6 +42,7 @@ class SliceOutput:
 
 
 Made = tuple[tuple[bytes, ...], Chunk]  # of whom, and what they gave
+Weighed = tuple[float, tuple[float, ...]]  # a sender's weight and its norms of all chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,6 @@ class Combined:
             else:
                 chunk.decode(values)
             yield values
-
-
-def sender_weight(work: WorkRecord, plan: RoundPlan, average: AverageSection) -> float:
-    """a_i of section 6, before normalisation."""
-    return weighting.raw_weight(work.tokens, weighting.vector_norm(work.chunk_norms), plan.tau, average)
 
 
 def reduce_slice(
@@ -91,7 +88,8 @@ def reduce_slice(
         if former is None or former[0] != senders:
             former = reduce_chunk(reducer, plan, chunk, received, raw)
         chunks.append(former[1])
-        rows.append(tuple(c.public_key in former[0] for c in plan.candidates))
+        there = frozenset(former[0])
+        rows.append(tuple(c.public_key in there for c in plan.candidates))
     record = OutputRecord(
         manifest=manifest.digest,
         round=plan.round.index,
@@ -175,7 +173,7 @@ def check_record(record: OutputRecord, plan: RoundPlan, manifest: RunManifest, s
         raise WireError("output record: another run, round, slice or reducer")
     if spec.reducer != plan.slices[spec.index].reducer and record.backup != NO_BACKUP:
         raise WireError("output record: a backup's output names another")
-    if record.senders != tuple(c.record_hash for c in plan.candidates):
+    if record.senders != plan.senders:
         raise WireError("output record: not the senders of this round")
     if len(record.included) != spec.last_chunk - spec.first_chunk:
         raise WireError("output record: wrong number of chunks")
@@ -187,20 +185,6 @@ def check_root(record: OutputRecord, digests: Sequence[bytes]) -> None:
         raise WireError("output record: the chunks are others")
 
 
-def check_members(
-    record: OutputRecord, works: Mapping[bytes, WorkRecord], plan: RoundPlan, manifest: RunManifest
-) -> None:
-    """Who is included has weight. Raises WireError."""
-    for key in included_keys(record, plan):
-        if key not in works or sender_weight(works[key], plan, manifest.average) <= 0:
-            raise WireError("output record: includes a sender without a work record or without weight")
-
-
-def included_keys(record: OutputRecord, plan: RoundPlan) -> tuple[bytes, ...]:
-    """Senders with at least one chunk in the slice."""
-    return tuple(c.public_key for i, c in enumerate(plan.candidates) if any(row[i] for row in record.included))
-
-
 def combine(plan: RoundPlan, counted: Counted, outputs: Mapping[int, SliceOutput], manifest: RunManifest) -> Combined:
     """Average, next carry and outcome of a round that is applied; `outputs` holds every counted slice."""
     keys = [c.public_key for c in plan.candidates]
@@ -209,7 +193,8 @@ def combine(plan: RoundPlan, counted: Counted, outputs: Mapping[int, SliceOutput
     expected = duty.expected_senders(everything)
     lacking = {j: _lacking(rows, expected) for j, rows in bits.items()}
     works = {key: work for j in counted.slices for key, work in outputs[j].works.items()}
-    inflated = {j: _inflated(plan, outputs[j], bits[j], works, manifest.average) for j in counted.slices}
+    weighed = {key: (sender_weight(work, plan, manifest.average), work.chunk_norms) for key, work in works.items()}
+    inflated = {j: _inflated(plan, outputs[j], bits[j], weighed, manifest.average) for j in counted.slices}
     backed_up = tuple(j for j in counted.slices if outputs[j].record.public_key != plan.slices[j].reducer)
     reduced = {spec.reducer: 0.0 for spec in plan.slices}
     for j in set(counted.slices) - set(backed_up):
@@ -239,13 +224,12 @@ def _lacking(rows: duty.Bits, expected: duty.Bits) -> duty.Bits:
 
 
 def _inflated(
-    plan: RoundPlan, made: SliceOutput, rows: duty.Bits, works: Mapping[bytes, WorkRecord], average: AverageSection
+    plan: RoundPlan, made: SliceOutput, rows: duty.Bits, weighed: Mapping[bytes, Weighed], average: AverageSection
 ) -> duty.Bits:
     """[chunk] of one slice: zero for everybody, because its norm is none that a mean of its senders can have."""
-    raw = {key: sender_weight(work, plan, average) for key, work in works.items()}
     keys, found = [c.public_key for c in plan.candidates], list[bool]()
     for index, chunk, row in zip(count(plan.slices[made.record.slice].first_chunk), made.chunks, rows, strict=False):
-        pairs = [(raw[key], works[key].chunk_norms[index]) for key in _where(keys, row)]
+        pairs = [(a, norms[index]) for a, norms in map(weighed.__getitem__, _where(keys, row))]
         found.append(not weighting.passes_gate(chunk.norm(), chunk.rounding_norm(), pairs, average))
     return np.array(found, bool)
 
@@ -275,7 +259,7 @@ def next_carry(
     """tau from the included norms; one more round in the history of failure, and in that of who was included. The
     reducers of all slices but `reduced` failed: of counted ones those that their own reducers reduced."""
     failed = sorted(spec.reducer for spec in plan.slices if spec.index not in reduced)
-    norms = [weighting.vector_norm(works[key].chunk_norms) for key in included]
+    norms = [works[key].norm for key in included]
     tau = weighting.next_tau(norms, plan.tau, manifest.average)
     if not math.isfinite(tau):
         raise WireError("clip threshold is not finite")

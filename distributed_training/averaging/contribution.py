@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 from distributed_training.averaging.codecs.base import Chunk, Codec, Layout, Vector
@@ -17,7 +17,7 @@ from distributed_training.protocol.types import NO_ROOT, Candidate, Signed, Work
 from distributed_training.protocol.wire import decode_work, record_hash, signing_message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Contribution:
     """An encoded vector, chunk by chunk, with everything a work record says of it."""
 
@@ -27,17 +27,16 @@ class Contribution:
 
     @property
     def wire_root(self) -> bytes:
-        return _tree(self.digests).root
+        return self._tree.root
 
     def show(self, places: Collection[int]) -> bytes:
         """The digests of these chunks, and what leads from them to the wire root (`merkle.read_shown`)."""
-        return _tree(self.digests).show(places)
+        return self._tree.show(places)
 
-
-@lru_cache(maxsize=4)
-def _tree(digests: tuple[bytes, ...]) -> Tree:
-    """Remembered: every reducer and every voter is shown another part of the same tree."""
-    return Tree(digests)
+    @cached_property
+    def _tree(self) -> Tree:
+        """Kept: every reducer and every voter is shown another part of the same tree."""
+        return Tree(self.digests)
 
 
 def encode_contribution(delta: Vector, layout: Layout, codec: Codec) -> Contribution:

@@ -20,13 +20,12 @@ from distributed_training.averaging.checking import Checking
 from distributed_training.averaging.codecs.base import Chunk, Codec, Layout
 from distributed_training.averaging.combine import (
     SliceOutput,
-    check_members,
     check_output,
     check_record,
     check_root,
-    included_keys,
 )
 from distributed_training.averaging.giving import Giving
+from distributed_training.averaging.members import check_members, included_bits
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.averaging.wants import ABSENT, METHOD, REQUEST, Patience, Wants
@@ -37,7 +36,7 @@ from distributed_training.network.base import Stream, closing, deadline
 from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.merkle import digest
-from distributed_training.protocol.types import NO_BACKUP, Candidate, OutputRecord, SliceSpec, WorkRecord
+from distributed_training.protocol.types import NO_BACKUP, Candidate, OutputRecord, SliceSpec
 from distributed_training.protocol.wire import decode_output, decode_signed, record_hash, signing_message
 
 
@@ -72,6 +71,7 @@ class Slices:
             signed_record = await self._read_record(stream, plan, slice_index)
             record = self._checked(signed_record, plan, slice_index, reducer, output_hash)
             check_record(record, plan, self._manifest, replace(plan.slices[slice_index], reducer=reducer))
+            record = replace(record, senders=plan.senders)  # equal, and one for all slices
             chunks = await self._read_parts(stream, plan, record)
         output = self._whole(plan, record, chunks)
         await self.keep(plan, output, output_hash, signed_record)
@@ -100,16 +100,17 @@ class Slices:
         held = self.giving.held(output_hash)
         if held is not None and held is self._ours:
             self._ours = None
-            output = replace(held, works=self._known(plan, held.record))
+            output = replace(held, works=self._works.of(plan, included_bits(held.record)))
             self.giving.have(plan.round.index, output_hash, output)
             return output
         stored = await asyncio.to_thread(self._store.output, plan.round.index, output_hash)
         if stored is None:
             return None
         record = self._checked(stored.record, plan, slice_index, reducer, output_hash)
-        if self._works.lacking(plan, _included(record, plan)):
+        included = included_bits(record)
+        if self._works.lacking(plan, included):
             return None
-        works, spec = self._known(plan, record), replace(plan.slices[slice_index], reducer=reducer)
+        works, spec = self._works.of(plan, included), replace(plan.slices[slice_index], reducer=reducer)
 
         def check() -> SliceOutput:
             chunks = cut_slice(plan.layout, plan.output, spec, stored.whole)
@@ -150,16 +151,16 @@ class Slices:
 
     async def _read_parts(self, stream: Stream, plan: RoundPlan, record: OutputRecord) -> tuple[Chunk, ...]:
         """Work records that we lack and the slice's chunks. What another stream asks for already is waited for."""
-        members, held = _included(record, plan), await self._held_chunks(plan, record)
-        asked = self._works.claim(self._works.lacking(plan, members))
+        included, held = included_bits(record), await self._held_chunks(plan, record)
+        asked = self._works.claim(self._works.lacking(plan, included))
         try:
             await self._ask(stream, plan, asked, chunks=held is None)
             await self._read_works(stream, plan, asked)
         finally:
             self._works.release(asked)
         chunks = await self._read_chunks(stream, plan, record) if held is None else held
-        await self._works.others(self._works.lacking(plan, members), self._patience.stall_s)
-        rest = self._works.lacking(plan, members)
+        await self._works.others(self._works.lacking(plan, included), self._patience.stall_s)
+        rest = self._works.lacking(plan, included)
         if rest:
             await self._ask(stream, plan, rest, chunks=False)
             await self._read_works(stream, plan, rest)
@@ -227,13 +228,9 @@ class Slices:
         return record
 
     def _whole(self, plan: RoundPlan, record: OutputRecord, chunks: tuple[Chunk, ...]) -> SliceOutput:
-        works = self._known(plan, record)
+        works = self._works.of(plan, included_bits(record))
         check_members(record, works, plan, self._manifest)
         return SliceOutput(record, chunks, works)
-
-    def _known(self, plan: RoundPlan, record: OutputRecord) -> dict[bytes, WorkRecord]:
-        found = {c.public_key: self._works.get(plan, c) for c in _included(record, plan)}
-        return {key: work for key, work in found.items() if work is not None}
 
 
 def _parsed(plan: RoundPlan, chunk: int, data: bytes) -> Chunk:
@@ -254,8 +251,3 @@ def cut_slice(layout: Layout, codec: Codec, spec: SliceSpec, data: bytes) -> tup
     if at != len(data):
         raise WireError(f"slice: {len(data)} bytes of chunks, {at} expected")
     return tuple(chunks)
-
-
-def _included(record: OutputRecord, plan: RoundPlan) -> list[Candidate]:
-    keys = set(included_keys(record, plan))
-    return [c for c in plan.candidates if c.public_key in keys]

@@ -32,6 +32,10 @@ class Inbox:
     _counts: Counter[int] = field(default_factory=Counter)  # of expected senders that gave a chunk
     _whole: list[int] = field(default_factory=list)  # chunks that all of them gave, and nobody has asked for
     _heard_s: dict[bytes, float] = field(default_factory=dict)  # loop time of a sender's newest frame
+    _owing: set[bytes] = field(init=False)  # expected senders that have not delivered every chunk
+
+    def __post_init__(self) -> None:
+        self._owing = set(self.expected)
 
     def put(self, key: bytes, work: WorkRecord, chunks: Mapping[int, Chunk]) -> None:
         """Checked chunks of one sender, ourselves included."""
@@ -42,6 +46,8 @@ class Inbox:
             self._counts.update(new)
             self._whole += [chunk for chunk in new if self._counts[chunk] == len(self.expected)]
         held.update(chunks)
+        if len(held) == self.spec.last_chunk - self.spec.first_chunk:
+            self._owing.discard(key)
         self.hear(key)
         self._changed.set()
 
@@ -79,8 +85,7 @@ class Inbox:
 
     def missing(self) -> list[bytes]:
         """Expected senders that have not delivered every chunk of the slice."""
-        need = self.spec.last_chunk - self.spec.first_chunk
-        return sorted(key for key in self.expected if len(self.chunks.get(key, {})) < need)
+        return sorted(self._owing)
 
     @property
     def wanted(self) -> bool:
@@ -98,8 +103,8 @@ class Inbox:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        while missing := self.missing():
-            quiet_at = quiet_s + max(self._heard_s.get(key, began) for key in missing)
+        while self._owing:
+            quiet_at = quiet_s + max(self._heard_s.get(key, began) for key in self._owing)
             if (now := loop.time()) >= min(quiet_at, began + timeout_s):
                 return now < began + timeout_s
             self._changed.clear()
@@ -115,7 +120,7 @@ class Inbox:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.spared and (not self.needed or self.missing()):
+                while not self.spared and (not self.needed or self._owing):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:

@@ -36,6 +36,7 @@ class RoundPlan:
 
     # 8 bytes that two nodes share if they divide the round alike: who is in, with what, and who reduces what.
     tag: bytes = field(init=False, compare=False)
+    senders: tuple[bytes, ...] = field(init=False, compare=False, repr=False)  # work-record hashes of the candidates
     _by_key: Mapping[bytes, Candidate] = field(init=False, compare=False, repr=False)
     _slice_by_key: Mapping[bytes, SliceSpec] = field(init=False, compare=False, repr=False)
 
@@ -43,6 +44,7 @@ class RoundPlan:
         said = [b"%b%b" % (c.public_key, c.record_hash) for c in self.candidates]
         said += [b"%b%d,%d;" % (s.reducer, s.first_chunk, s.last_chunk) for s in self.slices]
         object.__setattr__(self, "tag", digest(b"".join(said))[:TAG_BYTES])
+        object.__setattr__(self, "senders", tuple(c.record_hash for c in self.candidates))
         object.__setattr__(self, "_by_key", {c.public_key: c for c in self.candidates})
         object.__setattr__(self, "_slice_by_key", {s.reducer: s for s in self.slices})
 

@@ -86,6 +86,10 @@ class PeerBook:
         """Does the newest roster name it? Everybody else is a stranger."""
         return any(n.commitment is not None and n.commitment.peer_key == peer_key for n in self.neurons)
 
+    def by_public_key(self, public_key: bytes) -> Neuron | None:
+        """By the newest roster."""
+        return self._roster.by_public_key(public_key) if self._roster else None
+
     @property
     def neurons(self) -> tuple[Neuron, ...]:
         return self._roster.neurons if self._roster else ()
@@ -103,7 +107,7 @@ class PeerBook:
     async def accept(self, stream: Stream, timeout_s: float) -> tuple[Neuron, bytes]:
         """Read the first frame of a stream; the neuron behind it and its payload. Raises PeerFault otherwise."""
         public_key, binding, payload = decode_request(await stream.read(MAX_REQUEST_BYTES, timeout_s))
-        neuron = self._roster.by_public_key(public_key) if self._roster else None
+        neuron = self.by_public_key(public_key)
         if neuron is None or neuron.commitment is None:
             raise PeerFault(f"hotkey {public_key.hex()[:12]} is not on the roster")
         if neuron.commitment.peer_key != stream.peer_key:

@@ -6,8 +6,11 @@ Legend: keys and digests are 32 bytes; a hotkey is an ss58 address; blocks are c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 
 NO_BACKUP = bytes(32)
 NO_ROOT = bytes(32)
@@ -105,12 +108,17 @@ class Roster:
 
     block: BlockRef
     neurons: tuple[Neuron, ...]
+    _by_public_key: Mapping[bytes, Neuron] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # A round looks up everybody several times for everybody.
+        object.__setattr__(self, "_by_public_key", {n.public_key: n for n in reversed(self.neurons)})
 
     def by_hotkey(self, hotkey: str) -> Neuron | None:
         return next((n for n in self.neurons if n.hotkey == hotkey), None)
 
     def by_public_key(self, public_key: bytes) -> Neuron | None:
-        return next((n for n in self.neurons if n.public_key == public_key), None)
+        return self._by_public_key.get(public_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +150,12 @@ class StepRecord:
     sketch: tuple[tuple[float, ...], ...]  # [group][coordinate], fp16 values
 
 
-@dataclass(frozen=True, slots=True)
+def vector_norm(chunk_norms: Sequence[float]) -> float:
+    """||x|| of a vector from the norms of its chunks; free of order."""
+    return math.sqrt(math.fsum(n * n for n in chunk_norms))
+
+
+@dataclass(frozen=True)
 class WorkRecord:
     """A miner's claim about one round; its hash goes on chain before s+D (protocol section 5)."""
 
@@ -164,6 +177,11 @@ class WorkRecord:
     )
     shift_step: int  # overlap: steps done before the parameters were shifted to the state
     chunk_norms: tuple[float, ...]  # one per chunk, fp32 values
+
+    @cached_property
+    def norm(self) -> float:
+        """Of the whole vector, by the declared ones. Kept: every slice of a round asks for every sender's."""
+        return vector_norm(self.chunk_norms)
 
 
 @dataclass(frozen=True, slots=True)

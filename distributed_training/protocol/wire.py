@@ -232,7 +232,8 @@ def decode_output(data: bytes) -> OutputRecord:
     tag, manifest, round_index, slice_index, public_key, root, backup, num_senders, chunks = reader.unpack(_OUTPUT)
     if tag != _OUTPUT_TAG or not 1 <= num_senders <= MAX_SENDERS or not 1 <= chunks <= MAX_CHUNKS:
         raise WireError("output record: wrong tag, or a number of senders or chunks that cannot be")
-    senders = tuple(reader.take(32) for _ in range(num_senders))
+    listed = reader.take(32 * num_senders)
+    senders = tuple(listed[i : i + 32] for i in range(0, len(listed), 32))
     width = (num_senders + 7) // 8
     packed = np.frombuffer(reader.take(chunks * width), np.uint8).reshape(chunks, width)
     reader.end()
@@ -241,7 +242,7 @@ def decode_output(data: bytes) -> OutputRecord:
         raise WireError("output record: padding bits are set")
     return OutputRecord(
         manifest=manifest, round=round_index, slice=slice_index, public_key=public_key, output_root=root, backup=backup,
-        senders=senders, included=tuple(tuple(bool(b) for b in row[:num_senders]) for row in bits),
+        senders=senders, included=tuple(map(tuple, bits[:, :num_senders].tolist())),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.types import Candidate, WorkRecord
 from distributed_training.protocol.wire import decode_signed
 from distributed_training.roles.chunks import BEGAN_METHOD as METHOD
-from distributed_training.roles.chunks import ENOUGH, cut_digests, end_chunks
+from distributed_training.roles.chunks import cut_digests, end_chunks, read_enough
 from distributed_training.roles.service import MinerService
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class BeganService:
             for number in range(len(former.own.contribution.digests)):
                 data = await self._service.chunk(former, number)
                 await self._peers.uplink.give(stream, data, self._bulk_s)  # our own round comes first
-            await stream.read(len(ENOUGH), CONTROL_TIMEOUT_S)
+            await read_enough(stream, CONTROL_TIMEOUT_S)
         self._service.gave(METHOD, index, neuron.public_key)
 
 

@@ -97,3 +97,9 @@ async def ask_chunks(peers: PeerBook, peer_key: bytes, round_index: int, public_
 
 async def end_chunks(stream: Stream, timeout_s: float) -> None:
     await stream.write(ENOUGH, timeout_s)
+
+
+async def read_enough(stream: Stream, timeout_s: float) -> None:
+    """The other end's: it has all. Raises WireError for anything else."""
+    if await stream.read(len(ENOUGH), timeout_s) != ENOUGH:
+        raise WireError("chunks: not the word that ends it")

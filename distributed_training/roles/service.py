@@ -23,6 +23,7 @@ from distributed_training.chain.base import Chain
 from distributed_training.chain.clock import BlockClock
 from distributed_training.errors import ChainFault, NetworkFault, PeerFault, WireError
 from distributed_training.network.base import Stream, closing, deadline
+from distributed_training.network.newest import Newest
 from distributed_training.network.peers import PeerBook
 from distributed_training.ongoing import Ongoing
 from distributed_training.protocol.manifest import RunManifest
@@ -148,11 +149,13 @@ class MinerService:
             for chunk in drawn:
                 await stream.write(await self.chunk(held, chunk), CONTROL_TIMEOUT_S)
             said = await stream.read(len(_ACK), CONTROL_TIMEOUT_S)
-            if said in (chunks.GLANCE, chunks.LOOK):
+            if said not in (_ACK, chunks.GLANCE, chunks.LOOK):
+                raise WireError("chunks: no word that is known")
+            if said != _ACK:
                 shown = chunks.drawn_feedback(*whose)[: 1 if said == chunks.GLANCE else None]
                 buffers = self._store.feedback, held.record, self._layouts[index]
                 await chunks.give_feedback(stream, self._peers.uplink, buffers, shown, CONTROL_TIMEOUT_S)
-                await stream.read(len(_ACK), CONTROL_TIMEOUT_S)
+                await chunks.read_enough(stream, CONTROL_TIMEOUT_S)
         self.gave(chunks.METHOD, index, neuron.public_key)
 
     async def admit(self, method: str, index: int, neuron: Neuron) -> tuple[bytes, float]:
@@ -208,7 +211,7 @@ class LogService:
         self._plan: RoundPlan | None = None
         self._kept = None if folder is None else KeptLogs(folder)
         self._logs: dict[bytes, PushedLog] = {}
-        self._coming: dict[bytes, asyncio.Timeout] = {}  # whose log is on its way; ends its stream
+        self._coming = Newest()  # logs that are on their way
         self._opened = asyncio.Condition()
         peers.transport.serve(LOG_METHOD, self._on_log)
 
@@ -247,28 +250,15 @@ class LogService:
             raise WireError("log: comes with another work record than the one on chain")
         if neuron.public_key in self._logs:
             raise PeerFault(f"uid {neuron.uid} has sent its log")
-        data = await self._receive(stream, neuron.public_key, self.most_bytes(decode_work(body)))
+        most_bytes = self.most_bytes(decode_work(body))
+        async with self._coming.only(neuron.public_key):
+            data = await stream.read(most_bytes, self._bulk_s)
         pushed = PushedLog(signed, self._clock.head, data)
         if self._kept is not None:
             pushed = await asyncio.to_thread(self._kept.put, plan.round.index, neuron.public_key, pushed)
         if self._plan is not None and self._plan.round.index == plan.round.index:
             self._logs.setdefault(neuron.public_key, pushed)
         await stream.write(_ACK, CONTROL_TIMEOUT_S)
-
-    async def _receive(self, stream: Stream, public_key: bytes, most_bytes: int) -> bytes:
-        """The log. Who was cut off comes again before its old stream has ended: the newest goes on."""
-        former = self._coming.get(public_key)
-        if former is not None and not former.expired():
-            former.reschedule(0.0)
-        try:
-            async with asyncio.timeout(None) as limit:
-                self._coming[public_key] = limit
-                return await stream.read(most_bytes, self._bulk_s)
-        except TimeoutError:
-            raise PeerFault("its log comes on another stream") from None
-        finally:
-            if self._coming.get(public_key) is limit:
-                del self._coming[public_key]
 
     def most_bytes(self, record: WorkRecord) -> int:
         """Of a log with so many steps. Raises WireError for more than there can be."""

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from distributed_training.assembly import Adapters, honest_worker, live, make_parts
 from distributed_training.averaging.store import RoundStore, StoredOutput
-from distributed_training.chain.keys import verify
 from distributed_training.chain.memory import MemoryChain
 from distributed_training.chain.patient import PatientChain
 from distributed_training.chain.sole import SoleChain
@@ -20,7 +19,6 @@ from distributed_training.errors import ChainUnreachable
 from distributed_training.journal import Journal
 from distributed_training.metrics.base import Metrics
 from distributed_training.network.base import Traffic
-from distributed_training.network.identity import verify_peer
 from distributed_training.network.memory import MemoryTransport
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Neuron, StepRecord
@@ -111,9 +109,9 @@ class SimNode:
                 transport=transport,
                 checkpoints=LocalCheckpoints(w.root / "checkpoints"),
                 signer=self.key,
-                verify=verify,
+                verify=w.verify,
                 sign_as_peer=self.identity.sign,
-                verify_peer=verify_peer,
+                verify_peer=w.verify_peer,
             )
             cheat = w.cheats.get(self.name)
             if cheat is not None:

@@ -6,19 +6,22 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
-from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair
+from distributed_training.chain.base import Verify
+from distributed_training.chain.keys import LocalKey, derive_coldkey, derive_keypair, verify
 from distributed_training.chain.local.genesis import REGISTRATION_RAO, GenesisNeuron
 from distributed_training.chain.local.store import ChainParams
 from distributed_training.chain.memory import Ledger
 from distributed_training.data.local import LocalPages
 from distributed_training.engine import Engine, load_engine
 from distributed_training.localnet.attacks import staged
-from distributed_training.network.identity import PeerIdentity
+from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.links import LinkProfile, Links
 from distributed_training.network.memory import MemorySwitch
+from distributed_training.network.peers import VerifyPeer
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Role
 from distributed_training.recipes.reading import read_preset
@@ -32,6 +35,7 @@ LOSSY = LinkProfile(loss=0.02, breaks=0.0005)
 CALM = LinkProfile()
 STEP_S = (2.0, 9.0)  # virtual seconds of an inner step: D-M is 20 s locally, so the slowest do two
 CHAIN_LATENCY_S = (0.02, 0.15)
+SIGNATURES = 1 << 14  # remembered: of several rounds of the largest swarm
 INCLUSION_S = 0.3  # until a write is seen by whoever makes the next block
 
 
@@ -55,6 +59,9 @@ class World:
     engine: Engine
     cheats: Mapping[str, Any] = field(default_factory=dict)  # node -> adversaries/stage.py's Staged
     outage: Callable[[], bool] = field(default=lambda: False)  # nobody reaches the chain
+    # What is a function of bytes alone is found out once for all nodes.
+    verify: Verify = field(default_factory=lambda: lru_cache(SIGNATURES)(verify))
+    verify_peer: VerifyPeer = field(default_factory=lambda: lru_cache(SIGNATURES)(verify_peer))
 
     def key(self, name: str) -> LocalKey:
         return LocalKey(derive_keypair(self.options.seed, name))

@@ -6,7 +6,7 @@ import asyncio
 
 import fuzz_world as world
 import pytest
-from fuzz_rpc import OWN, SPEC
+from fuzz_rpc import KNOWN, OWN, SCATTER, SIGNED, SPEC, cut, pack
 from fuzz_world import HOSTILE, PLAN, Node, Script
 
 from distributed_training.averaging import scatter
@@ -48,3 +48,35 @@ def test_the_beats_of_an_honest_reducer_are_heard() -> None:
         return await scatter.until_done(stream, 1.0, lambda: 500.0)
 
     assert world.run(deliver())
+
+
+class Hanging(Script):
+    """Says its frames, and then nothing more."""
+
+    async def read(self, max_bytes: int, timeout_s: float) -> bytes:
+        if self._at >= len(self._frames):
+            await asyncio.sleep(1000.0)
+        return await super().read(max_bytes, timeout_s)
+
+
+def test_of_many_streams_with_one_slice_only_the_newest_is_read() -> None:
+    """Each would hold chunks that wait for their checks: of one sender and slice there is one at a time."""
+    node = Node()
+    node.open_reduction()
+    frames = cut(pack(KNOWN | SIGNED, SCATTER))[1][:-1]
+    streams = [Hanging(HOSTILE.peer_key, frames) for _ in range(64)]
+
+    async def flood() -> tuple[list[bool], list[str]]:
+        tasks = list[asyncio.Task[None]]()
+        for stream in streams:
+            tasks.append(asyncio.ensure_future(node.door.handlers[scatter.METHOD](stream)))
+            await asyncio.sleep(0.001)
+        over = [task.done() for task in tasks]
+        ends = [str(task.exception()) for task in tasks if task.done()]
+        tasks[-1].cancel()
+        await asyncio.wait(tasks)
+        return over, ends
+
+    over, ends = world.run(flood())
+    assert over == [True] * 63 + [False] and set(ends) == {"the same comes on another stream"}
+    assert len(node.butterfly._coming) == 0

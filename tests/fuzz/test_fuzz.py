@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fuzz_asked import ASKED
 from fuzz_chunks import CHUNKS
 from fuzz_decoders import DECODERS
 from fuzz_engine import ACCEPTED, CORPUS, Finding, Run, Target, measured, outcome, random_inputs, saved_inputs, warm_up
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 SEED = 1
 RUNS = 1000
-TARGETS = (*CHUNKS, *DECODERS, *FILES, *PAGES, *RPCS, *STRUCTURES)
+TARGETS = (*ASKED, *CHUNKS, *DECODERS, *FILES, *PAGES, *RPCS, *STRUCTURES)
 
 # Structured inputs are large and slow to draw, and the fixture that silences logs may stay for all examples.
 UNHEALTHY = (

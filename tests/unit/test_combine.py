@@ -15,14 +15,14 @@ from distributed_training.averaging.combine import (
     discarded,
     next_carry,
     reduce_slice,
-    sender_weight,
 )
+from distributed_training.averaging.members import sender_weight
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import WireError
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.rules.duty import SLOPE, tolerant
 from distributed_training.protocol.rules.membership import Counted
-from distributed_training.protocol.rules.weighting import lower_median, vector_norm
+from distributed_training.protocol.rules.weighting import lower_median
 from distributed_training.protocol.types import AverageOutcome, Carry
 
 
@@ -51,7 +51,7 @@ def test_everything_counted_gives_the_weighted_mean() -> None:
     assert outcome.included == tuple(key(i) for i in range(4)) and outcome.counted == (0, 1, 2, 3)
     assert outcome.credit == {key(i): 1.0 for i in range(4)}
     assert carry.failed == ((),) and outcome.reduced == {key(i): 1.0 for i in range(4)}
-    norms = [vector_norm(g.works[key(i)].chunk_norms) for i in range(4)]
+    norms = [g.works[key(i)].norm for i in range(4)]
     assert carry.tau == 1.5 * lower_median(norms)
 
 

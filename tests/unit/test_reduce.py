@@ -16,14 +16,12 @@ from distributed_training.averaging.combine import (
     ChunkReducer,
     SliceOutput,
     check_output,
-    included_keys,
     reduce_slice,
-    sender_weight,
 )
+from distributed_training.averaging.members import included_keys, sender_weight
 from distributed_training.errors import WireError
 from distributed_training.protocol.merkle import digest, merkle_root
-from distributed_training.protocol.rules.weighting import vector_norm
-from distributed_training.protocol.types import Carry
+from distributed_training.protocol.types import Carry, vector_norm
 from distributed_training.protocol.wire import decode_output, encode_output
 
 

@@ -18,8 +18,8 @@ from distributed_training.protocol.rules.weighting import (
     passes_gate,
     raw_weight,
     shares,
-    vector_norm,
 )
+from distributed_training.protocol.types import vector_norm
 
 AVERAGE = RUN.average.model_copy(update={"token_cap": 1000, "tau_factor": 1.5, "gate_factor": 1.02})
 positive = st.floats(1e-20, 1e20)

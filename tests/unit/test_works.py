@@ -46,7 +46,7 @@ def test_a_record_speaks_for_nobody_but_its_miner(tmp_path: Path, held: str) -> 
 
 async def test_both_can_be_asked_for_at_once(tmp_path: Path) -> None:
     plan, works = stolen(), WorkBook(G.run, yes, RoundStore(tmp_path))
-    asked = works.claim(works.lacking(plan, plan.candidates))
+    asked = works.claim(works.lacking(plan, (True,) * len(plan.candidates)))
     assert asked == list(plan.candidates)
     works.release(asked)
     assert works.claim(plan.candidates) == list(plan.candidates)
@@ -74,3 +74,16 @@ def test_fresh_signatures_on_one_record_are_checked_and_written_once(tmp_path: P
     assert len(checked) == store.written == 1
     with pytest.raises(WireError, match="not the one whose hash"):
         works.take(G.plan, OWNER, SIGNED[:-1] + bytes([SIGNED[-1] ^ 1]))
+
+
+def test_slices_that_include_the_same_senders_share_one_mapping(tmp_path: Path) -> None:
+    """Else a round of n miners makes n of them in every node, and looks for n records n times."""
+    plan, works = G.plan, WorkBook(G.run, yes, RoundStore(tmp_path))
+    everybody, some = (True,) * len(plan.candidates), (True,) + (False,) * (len(plan.candidates) - 1)
+    assert works.of(plan, everybody) == {} and works.lacking(plan, everybody) == list(plan.candidates)
+    work = works.take(plan, OWNER, SIGNED)
+    assert works.of(plan, everybody) == {OWNER.public_key: work}, "what is here by now, until all are"
+    assert works.of(plan, some) == {OWNER.public_key: work} and works.lacking(plan, some) == []
+    assert works.of(plan, some) is works.of(plan, (*some,))
+    other = replace(plan, candidates=plan.candidates[::-1])
+    assert works.of(other, some) == {}, "under another plan the same places are others"

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 
 from distributed_training.protocol.sections import AverageSection
 
 SMALLEST_SHARE = 1e-30
-
-
-def vector_norm(chunk_norms: Sequence[float]) -> float:
-    """||x|| from the declared chunk norms; free of order."""
-    return _vector_norm(tuple(chunk_norms))
-
-
-@lru_cache(maxsize=4096)
-def _vector_norm(chunk_norms: tuple[float, ...]) -> float:
-    """Remembered: a round asks for the norm of every sender once per slice."""
-    return math.sqrt(math.fsum(n * n for n in chunk_norms))
 
 
 def lower_median(values: Sequence[float]) -> float:

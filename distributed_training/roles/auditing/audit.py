@@ -30,7 +30,7 @@ from distributed_training.protocol.wire import decode_log, encode_step
 from distributed_training.roles.auditing.buffers import NO_FEEDBACK, Feedback, check_feedback
 from distributed_training.roles.auditing.logs import PushedLog
 from distributed_training.roles.auditing.query import Claim, Enough, Parts, train_query
-from distributed_training.roles.auditing.starts import Former, ReplayStart, check_began, is_whole
+from distributed_training.roles.auditing.starts import Former, ReplayStart, can_replay, check_began
 from distributed_training.roles.began import Origin
 from distributed_training.roles.mining.work import assigned_batches, round_permutation
 from distributed_training.roles.parts import TrainingThread
@@ -160,7 +160,7 @@ class Auditor:
         pages, steps = self._decode(job.record, job.pushed.read())
         self._check_pages(job, pages)
         check_began(job.record, job.former, job.origin)
-        if job.depth.length == 0 or (job.origin is not None and not is_whole(job.former, job.origin)):
+        if job.depth.length == 0 or not can_replay(job.record, job.former, job.origin):
             return None
         check_feedback(job.plan, job.given.chunks, job.given.feedback.kept)
         claim = Claim(steps, self._vector(job), job.start[0], self._floor(job, pages))

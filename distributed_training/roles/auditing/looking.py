@@ -16,7 +16,7 @@ from distributed_training.protocol.observed import AuditResult, Verdict
 from distributed_training.protocol.rules.audit_plan import SAMPLE, AuditTask, Depth, could_find, voter_share
 from distributed_training.protocol.rules.clock import over
 from distributed_training.protocol.rules.fidelity import VECTORS, scored
-from distributed_training.protocol.types import Accusation, AverageOutcome, Candidate, WorkRecord
+from distributed_training.protocol.types import NO_ROOT, Accusation, AverageOutcome, Candidate, WorkRecord
 from distributed_training.roles.auditing.accusations import Accusations
 from distributed_training.roles.auditing.audit import Auditor, Given, Job
 from distributed_training.roles.auditing.buffers import NO_FEEDBACK
@@ -102,6 +102,7 @@ class Looker:
         p, plan, index = self._p, done.plan, done.plan.round.index
         last_block = over(p.manifest.timing, index + AUDIT_ROUNDS - 1)
         heard = [task for task in tasks if done.log_of(task.public_key) is not None]
+        self._tell_unfollowed(done, heard)
         self._failed, audits, unseen = {}, dict[bytes, AuditResult | None](), list[int]()
         self._beacon = beacon
 
@@ -145,6 +146,14 @@ class Looker:
             if (candidate := plan.candidate(key := task.public_key)) is not None
         ]
 
+    def _tell_unfollowed(self, done: FinishedRound, heard: Sequence[AuditTask]) -> None:
+        """Overlap: nothing is replayed of who went on from a round that we missed. Our own trouble, told once."""
+        uids = sorted(t.uid for t in heard if t.depth.length and done.works[t.public_key].began_at != NO_ROOT)
+        if done.former is None and uids:
+            index, said = done.plan.round.index, f"uids {uids} are not replayed: we missed the round they began in"
+            log.warning("round %d: uids %s are not replayed: we missed the round they began in", index, uids)
+            self._p.metrics.emit(Fault(what="audit", detail=said), round=index)
+
     async def answer(self, done: FinishedRound, late: Late) -> Answered | None:
         """Replay what another validator says has failed. None: nobody has said anything more."""
         plan, said = done.plan, self._accusations.next(done.plan.round.index)
@@ -163,7 +172,8 @@ class Looker:
         given = await self._whole_vector(done, task, late) if whole else Given({})
         if whole and not given.enough(plan):  # what it found we cannot look at: that speaks neither way
             return Answered()
-        result = await self._replayed(done, said.miner, depth, given, late, await self._origins.of(done, said.miner))
+        origin = await self._origins.for_another(done, said.miner)
+        result = await self._replayed(done, said.miner, depth, given, late, origin)
         verdict = None if result is None else scored(result, audit).verdict
         if result is not None and verdict is Verdict.FAIL:
             self._failed[said.miner] = result

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from distributed_training.protocol.rules.clock import bulk_timeout_s
 from distributed_training.protocol.types import NO_ROOT
+from distributed_training.roles.auditing.starts import is_whole
 from distributed_training.roles.began import BeganReader, Origin
 from distributed_training.roles.parts import Parts
 
@@ -29,11 +30,13 @@ class Origins:
         self._places = asyncio.Semaphore(HELD)
         self._holding: set[bytes] = set()
         self.tasks: dict[bytes, asyncio.Task[Origin | None]] = {}  # by public key, of those that are looked at
+        self._for_others: set[bytes] = set()  # who was asked because of what others said
         self._given: dict[bytes, float] = {}  # of those that were asked for: the share of it that came
 
     def begin(self, done: FinishedRound, miners: Sequence[bytes], late: Callable[[], bool]) -> None:
         """Fetch for the replays of these miners, in their order. The caller closes."""
         self._places, self._holding, self._given = asyncio.Semaphore(HELD), set(), {}
+        self._for_others = set()
 
         async def one(key: bytes) -> Origin | None:
             if done.works[key].began_at == NO_ROOT:
@@ -68,6 +71,19 @@ class Origins:
             more = await sent.fetch(former.plan, candidate, origin.record, lacking, onward=True)
             origin = replace(origin, chunks=origin.chunks | more)
         return origin
+
+    async def for_another(self, done: FinishedRound, key: bytes) -> Origin | None:
+        """As `of`, where another validator says that its log fails. The miner gives us its vector a few times a round
+        (`service.MAX_PROBES`): whatever others say, we ask for it once, and the rest is for what the beacon drew."""
+        if done.works[key].began_at == NO_ROOT:
+            return None
+        own = self.here(done, key)
+        if own is not None and is_whole(done.former, own):
+            return own
+        if key in self._for_others:
+            return Origin(None, {})
+        self._for_others.add(key)
+        return await self.of(done, key)
 
     def here(self, done: FinishedRound, key: bytes) -> Origin | None:
         """What came, once its task has ended; of who is not replayed, what is known without asking."""

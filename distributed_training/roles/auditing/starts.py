@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.errors import LocalFault, WireError
+from distributed_training.errors import WireError
 from distributed_training.protocol.types import NO_ROOT, WorkRecord
 from distributed_training.roles.began import Origin
 from distributed_training.roles.mining.onward import own_end, shift_from
@@ -42,21 +42,24 @@ def is_whole(former: Former | None, origin: Origin) -> bool:
     return former is not None and len(origin.chunks) == former.plan.layout.num_chunks
 
 
+def can_replay(record: WorkRecord, former: Former | None, origin: Origin | None) -> bool:
+    """Is all here at which its training began?"""
+    return record.began_at == NO_ROOT or (origin is not None and is_whole(former, origin))
+
+
 class ReplayStart:
     """Of one replay. `params`, float32 [d], and `applied`, for the learning rate's clock, are where it begins."""
 
     def __init__(
         self, record: WorkRecord, state: tuple[Flat, int], former: Former | None, origin: Origin | None
     ) -> None:
-        """state: at the start of the round. Raises LocalFault where the round before is not here; of an origin all
-        chunks are. WireError for chunks that are none."""
+        """state: at the start of the round. Raises WireError for chunks that are none. For who `can_replay`."""
         self._state, self._step = state[0], record.shift_step
         self._end: Flat | None = None
         self.params, self.applied = state
         if record.began_at == NO_ROOT:
             return
-        if former is None or origin is None:
-            raise LocalFault("the state of the round before, where its training began, is not here any more")
+        assert former is not None and origin is not None, "nothing is replayed without"
         chunks = sorted(origin.chunks.items())
         self._end = own_end(former.params, chunks, former.plan.layout, former.plan.uplink)
         self.params, self.applied = self._end, former.applied + 1
