@@ -66,7 +66,7 @@ class Connection(asyncio.BufferedProtocol):
             self._arrived, self._wanted = None, 0
 
     def _take(self) -> None:
-        if not self._transport.is_closing():
+        if len(self._held) < HELD_BYTES and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _wake(self) -> None:

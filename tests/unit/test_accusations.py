@@ -19,6 +19,7 @@ from distributed_training.network.peers import PeerBook
 from distributed_training.protocol.types import Accusation, Role, Signed
 from distributed_training.protocol.wire import encode_accusation, encode_signed, signing_message
 from distributed_training.roles.auditing.accusations import METHOD, UNBELIEVED_ROUNDS, Accusations
+from distributed_training.roles.auditing.looking import Answered, Looker
 from distributed_training.simulation import loop
 
 G = group(3)
@@ -176,3 +177,30 @@ def test_the_others_are_told_until_they_have_heard() -> None:
         await scene.all[VOTER].cancel()
 
     told(story)
+
+
+def test_where_a_training_began_is_not_waited_for_when_it_is_too_late() -> None:
+    """A miner and who accuses it may be one: who gives its vector slowly holds up no validator's next round."""
+    record = replace(G.works[key(MINER)], began_at=key(3))
+    words = [replace(SAID, steps=1)]
+    done = SimpleNamespace(plan=PLAN, works={key(MINER): record}, log_of=lambda who: None, former=None)
+
+    async def story() -> None:
+        asked, given_up = asyncio.Event(), asyncio.Event()
+
+        async def never(*of: Any) -> None:
+            asked.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                given_up.set()
+
+        clock, said = SimpleNamespace(block_s=1.0), SimpleNamespace(next=lambda index: words.pop())
+        parts: Any = SimpleNamespace(manifest=SMALL, clock=clock, peers=None, verify=None)
+        looker: Any = Looker(parts, None, None, said)  # type: ignore[arg-type]
+        looker._origins.of, looker._beacon = never, bytes(32)
+        async with asyncio.timeout(5):
+            assert await looker.answer(done, asked.is_set) == Answered()
+        await asyncio.wait_for(given_up.wait(), 1)
+
+    loop.run(story())

@@ -164,3 +164,17 @@ def test_a_read_that_is_cancelled_leaves_no_waiting_behind() -> None:
         await asyncio.sleep(0.02)
 
     run(story)
+
+
+@pytest.mark.parametrize("size", [4, 25_000])
+def test_many_short_reads_take_no_more_from_the_socket_than_they_hand_over(size: int) -> None:
+    async def story(one: Connection, other: Connection) -> None:
+        sending = asyncio.create_task(send(one, bytes(8_000_000), random.Random(1)))
+        await asyncio.sleep(0.1)
+        for _ in range(60):
+            assert await other.readexactly(size) == bytes(size)
+            await asyncio.sleep(0.001)
+            assert len(other._held) < 2 * HELD_BYTES
+        sending.cancel()
+
+    run(story)

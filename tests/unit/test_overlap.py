@@ -292,6 +292,22 @@ def test_a_vector_that_is_not_its_own_of_the_round_before_fails_without_a_replay
     assert result is not None and "committed nothing" in result.reason and result.verdict is Verdict.FAIL
 
 
+@pytest.mark.parametrize("size", [100.0, 1e4, 1e30])
+@pytest.mark.parametrize("full", [False, True])
+def test_nobody_begins_where_no_replay_comes_to_anything(shifted: TwoRounds, size: float, full: bool) -> None:
+    """Its vector of the round before is its own choice. At 1e30 no loss is finite, which would be no observation; at
+    100 rounding alone decides what a step gives, which would be held against nobody."""
+    noise = np.random.default_rng(1).standard_normal(len(START)).astype(np.float32) * np.float32(size)
+    far = encode_contribution(noise, shifted.plans[0].layout, INT8)
+    record = replace(shifted.former_record(), wire_root=far.wire_root)
+    job = shifted.job(STEPS if full else 1, full=full, began_at=far.wire_root, shift_step=STEPS)
+    shifted.kept.events.clear()
+    result = shifted.ask(replace(job, origin=Origin(record, dict(enumerate(far.chunks)))))
+    assert result is not None and result.verdict is Verdict.FAIL and not shifted.kept.events
+    assert result.reason == "training began at a vector that no training leads to"
+    assert shifted.ask(shifted.job(STEPS, full=True)) is not None, "and the next miner is measured as before"
+
+
 def test_chunks_that_are_not_all_there_and_a_state_that_we_do_not_hold_are_no_observation(shifted: TwoRounds) -> None:
     job = shifted.job(2)
     assert job.origin is not None

@@ -12,7 +12,7 @@ from distributed_training.averaging.implied import Kept, implied
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.sizes import most_pages
 from distributed_training.data.base import PageSource
-from distributed_training.data.loader import PagesExhausted
+from distributed_training.data.loader import BatchStream, PagesExhausted
 from distributed_training.data.patience import PageReads
 from distributed_training.data.tokens import Tokenizer
 from distributed_training.errors import DataUnavailable, DeviceLost, PeerFault, WireError, named
@@ -25,12 +25,19 @@ from distributed_training.protocol.observed import AuditResult, Verdict
 from distributed_training.protocol.rules.assignment import page_index
 from distributed_training.protocol.rules.audit_plan import Depth
 from distributed_training.protocol.rules.fidelity import gradient_error, judge_direction
-from distributed_training.protocol.types import StepRecord, WorkRecord
+from distributed_training.protocol.types import NO_ROOT, StepRecord, WorkRecord
 from distributed_training.protocol.wire import decode_log, encode_step
 from distributed_training.roles.auditing.buffers import NO_FEEDBACK, Feedback, check_feedback
 from distributed_training.roles.auditing.logs import PushedLog
 from distributed_training.roles.auditing.query import Claim, Enough, Parts, train_query
-from distributed_training.roles.auditing.starts import Former, ReplayStart, can_replay, check_began
+from distributed_training.roles.auditing.starts import (
+    START_SEQUENCES,
+    Former,
+    ReplayStart,
+    can_replay,
+    check_began,
+    check_loss,
+)
 from distributed_training.roles.began import Origin
 from distributed_training.roles.mining.work import assigned_batches, round_permutation
 from distributed_training.roles.parts import TrainingThread
@@ -162,6 +169,7 @@ class Auditor:
         check_began(job.record, job.former, job.origin)
         if job.depth.length == 0 or not can_replay(job.record, job.former, job.origin):
             return None
+        self._check_start(job)
         check_feedback(job.plan, job.given.chunks, job.given.feedback.kept)
         claim = Claim(steps, self._vector(job), job.start[0], self._floor(job, pages))
 
@@ -233,21 +241,8 @@ class Auditor:
     def _replay(self, job: Job, listed: tuple[bytes, ...], depth: int, otherwise: bool, enough: Enough) -> InnerResult:
         """Raises what kept us from it, and WireError for pages that are not the named ones; where the miner has no
         further page the replay ends, and its log is judged by that."""
-        plan, start = job.plan, ReplayStart(job.record, job.start, job.former, job.origin)
-
-        def stop() -> bool:
-            return self._training.stopping or job.late()
-
-        batches = assigned_batches(
-            self._manifest,
-            self._reads.until(stop, self._page_timeout_s),
-            self._tokenizer,
-            plan.round.index,
-            plan.beacon,
-            job.record.uid,
-            num_batches=depth,
-        )
-        with batches:
+        plan, start = job.plan, _start(job)
+        with self._batches(job, depth) as batches:
             replayed = replay(
                 self._loop,
                 start.params,
@@ -256,17 +251,52 @@ class Auditor:
                 sketch_seed=plan.beacon,
                 depth=depth,
                 enough=enough,
-                cancelled=stop,
+                cancelled=partial(self._stopped, job),
                 otherwise=otherwise,
                 shift=start.shift,
             )
-            if batches.fault is not None and not isinstance(batches.fault, PagesExhausted):
-                raise batches.fault
+            _raise_fault(batches)
         taken = batches.page_digests
         if taken != (listed if len(replayed.steps) == job.record.steps else listed[: len(taken)]):
             raise WireError("pages are not the assigned ones")
         return start.ended(replayed)
 
+    def _check_start(self, job: Job) -> None:
+        """Raises WireError where the miner's training began at a vector that no training leads to."""
+        if job.record.began_at == NO_ROOT:
+            return
+        with self._batches(job, 1) as batches:
+            tokens = next(batches, None)
+            _raise_fault(batches)
+        if tokens is None:  # its replay finds that
+            return
+        where, seen, stop = (_start(job).params, job.start[0]), tokens[:START_SEQUENCES], partial(self._stopped, job)
+        check_loss(*(self._loop.evaluate(flat, seen, len(seen), stop) for flat in where))
+
+    def _batches(self, job: Job, count: int) -> BatchStream:
+        """Of the miner's first steps."""
+        return assigned_batches(
+            self._manifest,
+            self._reads.until(partial(self._stopped, job), self._page_timeout_s),
+            self._tokenizer,
+            job.plan.round.index,
+            job.plan.beacon,
+            job.record.uid,
+            num_batches=count,
+        )
+
+    def _stopped(self, job: Job) -> bool:
+        return self._training.stopping or job.late()
+
     def _vector(self, job: Job) -> Parts | None:
         """What was committed, part by part, if it is to be compared and enough of it came."""
         return partial(job.given.vector, job.plan) if job.depth.full and job.given.enough(job.plan) else None
+
+
+def _start(job: Job) -> ReplayStart:
+    return ReplayStart(job.record, job.start, job.former, job.origin)
+
+
+def _raise_fault(batches: BatchStream) -> None:
+    if batches.fault is not None and not isinstance(batches.fault, PagesExhausted):
+        raise batches.fault

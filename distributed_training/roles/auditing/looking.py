@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -169,10 +169,10 @@ class Looker:
             return self._unfounded(done, said, candidate)
         depth = Depth(record.steps if whole else min(said.steps, record.steps), whole)
         task = AuditTask(candidate.uid, said.miner, depth, ())
-        given = await self._whole_vector(done, task, late) if whole else Given({})
+        given = (await self._in_time(done, task.uid, self._vector(done, task), late) if whole else None) or Given({})
         if whole and not given.enough(plan):  # what it found we cannot look at: that speaks neither way
             return Answered()
-        origin = await self._origins.for_another(done, said.miner)
+        origin = await self._in_time(done, candidate.uid, self._origins.for_another(done, said.miner), late)
         result = await self._replayed(done, said.miner, depth, given, late, origin)
         verdict = None if result is None else scored(result, audit).verdict
         if result is not None and verdict is Verdict.FAIL:
@@ -192,11 +192,11 @@ class Looker:
         )
         return Answered()
 
-    async def _whole_vector(self, done: FinishedRound, task: AuditTask, late: Late) -> Given:
-        """As far as it is here before it is too late: who gives it slowly holds up neither us nor our next round."""
-        fetching = asyncio.create_task(self._vector(done, task, None), name="vector")
+    async def _in_time(self, done: FinishedRound, uid: int, work: Coroutine[Any, Any, T], late: Late) -> T | None:
+        """What it gives, if it does before it is too late: who gives slowly holds up neither us nor our next round."""
+        fetching = asyncio.create_task(work, name="for another")
         try:
-            return await self._ended(done, task.uid, fetching, late) or Given({})
+            return await self._ended(done, uid, fetching, late)
         finally:
             fetching.cancel()
 
@@ -219,7 +219,9 @@ class Looker:
                 self._accusations.accuse(done.plan, task.public_key, result.failed_step + 1, result.reason)
         return result
 
-    async def _vector(self, done: FinishedRound, task: AuditTask, probe: asyncio.Task[Probe | None] | None) -> Given:
+    async def _vector(
+        self, done: FinishedRound, task: AuditTask, probe: asyncio.Task[Probe | None] | None = None
+    ) -> Given:
         """Of what it committed, all or a few chunks: what itself gives, the rest from the reducers it had sent it to.
         Who answers no probe, or leaves out a chunk, hides nothing by it; its feedback it has alone, but who hides that
         has no credit."""

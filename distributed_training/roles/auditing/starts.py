@@ -3,18 +3,23 @@ which it is shifted to the state at the step that the record names."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.errors import WireError
+from distributed_training.errors import LocalFault, WireError
 from distributed_training.protocol.types import NO_ROOT, WorkRecord
 from distributed_training.roles.began import Origin
 from distributed_training.roles.mining.onward import own_end, shift_from
 from distributed_training.training.flat import Flat
 from distributed_training.training.inner import InnerResult
+
+START_SEQUENCES = 4  # of the first batch, by which the loss is measured where training began
+# So much worse than the state's it may be, as a factor or in nats, whichever is more.
+MOST_WORSE, MOST_WORSE_NATS = 1.5, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,16 @@ def is_whole(former: Former | None, origin: Origin) -> bool:
 def can_replay(record: WorkRecord, former: Former | None, origin: Origin | None) -> bool:
     """Is all here at which its training began?"""
     return record.began_at == NO_ROOT or (origin is not None and is_whole(former, origin))
+
+
+def check_loss(began: float, state: float) -> None:
+    """Mean losses, on the same tokens, where training began and of the state. A miner chooses where it begins by the
+    vector that it commits, so it could choose a point from which no replay comes to anything: one that diverges, or
+    where rounding alone decides what a step gives. Raises WireError; LocalFault where the state has no loss."""
+    if not math.isfinite(state):
+        raise LocalFault("the state's loss on the first batch is not finite")
+    if not began <= max(MOST_WORSE * state, state + MOST_WORSE_NATS):
+        raise WireError("training began at a vector that no training leads to")
 
 
 class ReplayStart:
