@@ -36,6 +36,7 @@ from benchmarks.convergence_runs import Course, Exchange
 from benchmarks.learning import inner_of
 from benchmarks.learning_runs import TOGETHER, Model, Setting
 from benchmarks.learning_text import read_text
+from distributed_training.averaging.codecs.known import uplink_of
 from distributed_training.data.tokens import load_tokenizer
 from distributed_training.errors import ConfigError
 from distributed_training.recipes.build import draft_manifest
@@ -159,7 +160,7 @@ def behind(run: Finished, finished: Sequence[Finished]) -> float | None:
 
 
 def failures(finished: Sequence[Finished], setting: str) -> list[str]:
-    default = default_exchange()
+    default = recipes_exchange()
     shares = [behind(each, finished) for each in finished if each.exchange == default and each.setting == setting]
     known = [share for share in shares if share is not None]
     if not known or mean(known) <= MOST_BEHIND:
@@ -168,11 +169,16 @@ def failures(finished: Sequence[Finished], setting: str) -> list[str]:
     return [f"the default, {what}: {mean(known):.2%} behind dense fp32, at most {MOST_BEHIND:.1%} expected"]
 
 
-def default_exchange() -> Exchange:
-    """What a recipe says by itself."""
-    manifest = draft_manifest("local", MODEL.config, load_tokenizer("bytes"), {})
+def recipes_exchange(**average: str) -> Exchange:
+    """What a recipe says by itself, or of a run with these codecs."""
+    manifest = draft_manifest("local", MODEL.config, load_tokenizer("bytes"), {"average": average})
+    uplink, outer = uplink_of(manifest.average), manifest.outer
     return Exchange(
-        manifest.average.uplink, manifest.average.output, overlap=TWELFTH if manifest.timing.overlap else 0.0
+        uplink.name,
+        manifest.average.output,
+        uplink.feedback or None,
+        overlap=TWELFTH if manifest.timing.overlap else 0.0,
+        outer=(outer.learning_rate, outer.momentum),
     )
 
 
