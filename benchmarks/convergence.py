@@ -49,7 +49,7 @@ STEPS = 12  # a round
 TWELFTH = 1 / STEPS
 MOST_BEHIND = 0.005
 DENSE = Exchange()
-# With every seed; then with the first alone.
+# With every seed; then what recipes say of other codecs; then with the first seed alone.
 PLAN = (
     DENSE,
     Exchange("int8", "int8"),
@@ -71,9 +71,8 @@ MORE = (
     Exchange("sparse", "int8", 1.0, overlap=TWELFTH, begin="own"),
     Exchange("sparse", "int8", 1.0, overlap=0.25),
     Exchange("sparse", "int8", 1.0, overlap=0.5),
-    Exchange("sparse", "int4", 1.0),
-    Exchange("int4", "int4"),
 )
+RECIPES = ({"uplink": "sparse"}, {"uplink": "sparse", "output": "int4"}, {"uplink": "int4", "output": "int4"})
 QUICK = PLAN[:4]
 
 
@@ -104,7 +103,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     finished = read_finished(args.rows)
     if not args.show:
         plan = [(exchange, seeds) for exchange in (QUICK if args.quick else PLAN)]
-        plan += [] if args.quick else [(exchange, seeds[:1]) for exchange in MORE]
+        if not args.quick:
+            plan += [(recipes_exchange(**codecs), seeds) for codecs in RECIPES]
+            plan += [(exchange, seeds[:1]) for exchange in MORE]
         for exchange, own in plan:
             setting = setting_of(rounds)
             if any(not _find(finished, exchange, setting.identity, seed) for seed in own):
