@@ -62,9 +62,11 @@ class FaultSubnet:
         command = node_command(spec, self.paths, self.honest, rounds)
         if trial is None:
             return command
+        # A validator holds all slices before its map: what is lost is the next one.
+        seconds = self.round_s * (1.5 if trial.cell.validator else 1)
         return [
             *command, "--role", spec.role.name.lower(), "--fault", trial.cell.fault, "--point", trial.cell.point,
-            "--fault-round", str(trial.round), "--fault-seconds", f"{self.round_s:.1f}",
+            "--fault-round", str(trial.round), "--fault-seconds", f"{seconds:.1f}",
         ]  # fmt: skip
 
 
