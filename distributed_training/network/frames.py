@@ -118,7 +118,8 @@ class FrameStream:
         self._closed = True
         try:
             self._writer.close()
-            asyncio.get_running_loop().call_later(FLUSH_S, self.abort)
+            if self._abort != self._writer.close:
+                asyncio.get_running_loop().call_later(FLUSH_S, self.abort)
         except (OSError, RuntimeError):  # the connection or the loop went first: nothing left to close
             pass
 
