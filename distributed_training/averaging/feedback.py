@@ -77,12 +77,14 @@ class FeedbackFiles:
                 made = _encode(delta, layout, codec, source, sink)
                 return Encoded(made, start, sink.close())
         except OSError:  # the same again, into memory
-            parts = _InMemory()
+            parts = _InMemory(self._overflow.budget)
             made = _encode(delta, layout, codec, source, parts)
         return Encoded(made, start, parts.root, self._keep(parts))
 
     def _keep(self, parts: _InMemory) -> LocalFault | None:
         path = self.folder / parts.root.hex()
+        if not parts.whole:
+            return LocalFault(f"cannot write {path}, and it is too large to be kept in memory")
         try:
             self._overflow.write(path, *parts.chunks, *parts.digests)
         except OSError as error:
@@ -197,12 +199,19 @@ def is_encoding(chunk: Chunk, left: Vector, layout: Layout, codec: Codec) -> boo
 
 
 class _InMemory:
-    def __init__(self) -> None:
-        self.chunks, self.digests = list[bytes](), list[bytes]()
+    def __init__(self, room: int) -> None:
+        """room: bytes; what there is no room for has digests alone, for nobody keeps it."""
+        self.chunks, self.digests, self._room = list[bytes](), list[bytes](), room
 
     def put(self, data: bytes) -> None:
-        self.chunks.append(data)
+        self._room -= len(data)
+        if self._room >= 0:
+            self.chunks.append(data)
         self.digests.append(digest(data))
+
+    @property
+    def whole(self) -> bool:
+        return len(self.chunks) == len(self.digests)
 
     @property
     def root(self) -> bytes:

@@ -22,7 +22,7 @@ class Overflow:
     """Path -> bytes, oldest first. `on_trouble` is told once whenever the disk begins to refuse. For any thread."""
 
     def __init__(self, budget: int = BUDGET, write: Callable[..., None] = _write) -> None:
-        self._budget, self._write_whole, self._files = budget, write, dict[Path, bytes]()
+        self.budget, self._write_whole, self._files = budget, write, dict[Path, bytes]()
         self._lock = threading.Lock()
         self._trouble = Ongoing(log, "the disk takes no files", "the disk takes files again", logging.ERROR)
         self.on_trouble: Callable[[str], None] = lambda detail: None
@@ -47,7 +47,7 @@ class Overflow:
         try:
             self._write_whole(path, *parts)
         except OSError as error:
-            if sum(map(len, parts)) > self._budget:
+            if sum(map(len, parts)) > self.budget:
                 raise
             self._keep(path, b"".join(parts))
             detail = f"cannot write {path}: {error.strerror}; it is kept in memory"
@@ -92,5 +92,5 @@ class Overflow:
         with self._lock:
             self._files.pop(path, None)
             self._files[path] = data
-            while sum(map(len, self._files.values())) > self._budget:
+            while sum(map(len, self._files.values())) > self.budget:
                 del self._files[next(iter(self._files))]

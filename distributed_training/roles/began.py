@@ -12,6 +12,7 @@ Given after the audit beacon of r, to its voters, each a few times: whoever repl
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from distributed_training.roles.service import MinerService
 log = logging.getLogger(__name__)
 
 _REQUEST = struct.Struct("<I32s")
+_PAUSE_S = 1.0  # before it is asked once more
 
 
 class BeganService:
@@ -82,8 +84,22 @@ class BeganReader:
 
     async def ask(self, former: RoundPlan, miner: Candidate, record: WorkRecord | None) -> Origin:
         """The vector of round `former` of a miner that was a candidate in it; record: its own of it, if it is here.
-        What the miner does not give is absent; no peer's fault is raised."""
-        found, limit_s = dict[int, bytes](), self._timeout_s
+        What the miner does not give is absent; no peer's fault is raised. Where the line breaks it is asked once more
+        in the same time: a round's credit hangs on it."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._timeout_s
+        origin, broke = await self._ask(former, miner, record, self._timeout_s)
+        if broke and (left_s := until - loop.time()) > 0:
+            await asyncio.sleep(min(_PAUSE_S, left_s / 2))
+            again, _ = await self._ask(former, miner, origin.record, until - loop.time())
+            origin = Origin(again.record, origin.chunks | again.chunks)
+        return origin
+
+    async def _ask(
+        self, former: RoundPlan, miner: Candidate, record: WorkRecord | None, limit_s: float
+    ) -> tuple[Origin, bool]:
+        """What came, and whether the line broke before all had."""
+        found, broke = dict[int, bytes](), False
         header = _REQUEST.pack(former.round.index + 1, miner.public_key)
         try:
             async with (
@@ -106,4 +122,5 @@ class BeganReader:
                 await end_chunks(stream, limit_s)
         except (NetworkFault, PeerFault) as error:
             log.debug("where uid %d began: %s, %d chunks came", miner.uid, error, len(found))
-        return Origin(record, found)
+            broke = isinstance(error, NetworkFault) and len(found) < former.layout.num_chunks
+        return Origin(record, found), broke

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -193,6 +194,22 @@ def test_a_full_disk_costs_memory_and_no_buffer(tmp_path: Path) -> None:
     (tmp_path / "none").write_bytes(b"")
     nowhere = FeedbackFiles(tmp_path / "none", Overflow(100, write)).encode(vector(1), LAYOUT, SPARSE, NO_ROOT)
     assert nowhere.trouble is not None and nowhere.end == first.end, "it is said, and its record can be made"
+
+
+def test_a_full_disk_costs_no_more_memory_than_may_be_kept_there(tmp_path: Path) -> None:
+    layout = Layout(1 << 20, 1 << 14, 512)
+    delta = np.random.default_rng(1).standard_normal(layout.num_coords).astype(np.float32)
+
+    def write(path: Path, *parts: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "none").write_bytes(b"")
+    tracemalloc.start()
+    made = FeedbackFiles(tmp_path / "none", Overflow(1 << 17, write)).encode(delta, layout, SPARSE, NO_ROOT)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert made.trouble is not None and made.end != NO_ROOT
+    assert peak < delta.nbytes, "a buffer that is kept nowhere is not held either"
 
 
 def test_only_what_is_named_is_kept_and_nothing_half_written(tmp_path: Path) -> None:

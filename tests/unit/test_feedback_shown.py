@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from samples import SMALL, key
 from test_miner_service import MINER, PLAN, VOTER, G, Scene
 
+from distributed_training.averaging.codecs.int8 import INT8
 from distributed_training.averaging.codecs.sparse import SPARSE
 from distributed_training.averaging.feedback import FeedbackFiles, carried, numbers
 from distributed_training.averaging.implied import Kept
@@ -21,6 +23,7 @@ from distributed_training.protocol.merkle import Tree, digest, merkle_root
 from distributed_training.protocol.rules.audit_plan import FULL_SAMPLE, SAMPLE, audit_beacon
 from distributed_training.protocol.types import NO_ROOT, WorkRecord
 from distributed_training.roles.auditing.buffers import NOT_LEFT, Feedback, ask_feedback, check_feedback
+from distributed_training.roles.auditing.probe import Probe, Prober
 from distributed_training.roles.chunks import GLANCE, LOOK, ask_chunks, drawn_chunks, drawn_feedback, end_chunks
 from distributed_training.simulation import loop
 
@@ -99,6 +102,41 @@ def test_a_voter_is_shown_a_glance_or_a_look_and_others_nothing(tmp_path: Path) 
         with pytest.raises(NetworkFault):  # what the disk has lost ends the stream and nothing else
             await ask_feedback(stream, ASKER, record, drawn, {}, 5.0)
         ticking.cancel()
+
+    loop.run(story())
+
+
+BROKEN, REFUSED = Probe({}, 0.0, unreached=True), Probe({}, 0.0)
+SHOWN = Probe({}, 9.0, feedback=Feedback(1, {0: Kept(None, np.zeros(1, np.float32))}))
+
+
+@pytest.mark.parametrize(
+    ("feedback", "answers", "takes_s", "found"),
+    [
+        (True, [BROKEN, SHOWN], 1.0, SHOWN),
+        (True, [BROKEN, BROKEN, SHOWN], 1.0, BROKEN),
+        (True, [BROKEN, SHOWN], 30.0, BROKEN),
+        (True, [REFUSED, SHOWN], 1.0, REFUSED),
+        (False, [BROKEN, SHOWN], 1.0, BROKEN),
+    ],
+)
+def test_a_line_that_breaks_costs_no_credit(feedback: bool, answers: list[Probe], takes_s: float, found: Probe) -> None:
+    """What a round's credit hangs on is asked for once more, in the time that there is for it."""
+    plan = replace(PLAN, uplink=SPARSE if feedback else INT8)
+    left, limits = list(answers), list[float]()
+
+    async def answer(*asked: Any) -> Probe:
+        limits.append(asked[4])
+        await asyncio.sleep(takes_s)
+        return left.pop(0)
+
+    async def story() -> None:
+        clock: Any = SimpleNamespace(block_s=1.0, head=0, steady=True, resumed_at=0)
+        prober: Any = Prober(SMALL, None, clock, key(VOTER), 20.0)  # type: ignore[arg-type]
+        prober._ask = answer
+        began = asyncio.get_running_loop().time()
+        assert await prober.probe(plan, PLAN.candidates[0], None, b"") == found
+        assert asyncio.get_running_loop().time() - began <= max(20.0, takes_s) and sum(limits[1:]) < 20.0
 
     loop.run(story())
 

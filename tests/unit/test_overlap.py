@@ -34,12 +34,13 @@ from distributed_training.protocol.wire import encode_log, encode_step
 from distributed_training.roles.auditing.audit import Auditor, Given, Job
 from distributed_training.roles.auditing.logs import PushedLog
 from distributed_training.roles.auditing.starts import Former
-from distributed_training.roles.began import Origin
+from distributed_training.roles.began import BeganReader, Origin
 from distributed_training.roles.mining.onward import Onward, own_end
 from distributed_training.roles.mining.record import work_record
 from distributed_training.roles.mining.work import Trainer, WorkResult, WorkTask
 from distributed_training.roles.parts import TrainingThread
 from distributed_training.roles.validator import Validator
+from distributed_training.simulation import loop as simulated
 from distributed_training.training.flat import Flat, to_flat
 from distributed_training.training.inner import InnerLoop, InnerResult
 from distributed_training.training.model import build_model
@@ -316,6 +317,24 @@ def test_chunks_that_are_not_all_there_and_a_state_that_we_do_not_hold_are_no_ob
     shifted.kept.events.clear()
     assert shifted.ask(replace(job, former=None, origin=None)) is None
     assert not shifted.kept.events, "told once, for all of them (`Looker`)"
+
+
+@pytest.mark.parametrize(("takes_s", "chunks"), [(1.0, {0: b"a", 1: b"b"}), (30.0, {0: b"a"})])
+def test_a_line_that_breaks_while_it_is_given_costs_no_credit(takes_s: float, chunks: dict[int, bytes]) -> None:
+    """Only the miner has all of it: it is asked once more, in the time that there is for it, and no further."""
+    record = rounds(3).former_record()
+    answers = [(Origin(record, {0: b"a"}), True), (Origin(record, {1: b"b"}), True), (Origin(None, {}), False)]
+
+    async def answer(*asked: Any) -> tuple[Origin, bool]:
+        await asyncio.sleep(takes_s)
+        return answers.pop(0)
+
+    async def story() -> None:
+        reader: Any = BeganReader(BASE, None, lambda *asked: True, 20.0)  # type: ignore[arg-type]
+        reader._ask = answer
+        assert await reader.ask(rounds(3).plans[0], None, None) == Origin(record, chunks)
+
+    simulated.run(story())
 
 
 def test_a_record_says_what_can_have_been() -> None:
