@@ -137,18 +137,19 @@ def _row(
 def _cpu_ns(told: Mapping[str, Any], params: int) -> float:
     """Mean of the nodes."""
     marks = [node["marks"] for node in told.values()]
-    used = [sum(m["settled"][1:]) - sum(m["trained"][1:]) for m in marks]
+    used = [sum(m["settled"][1:3]) - sum(m["trained"][1:3]) for m in marks]
     return sum(used) / len(used) / params * 1e9
 
 
 def phase_rows(told: Mapping[str, Any], params: int) -> list[dict[str, Any]]:
-    """Wall and CPU of Python and of the daemon by phase; mean of the miners."""
+    """Wall, CPU of Python and of the daemon, and Python's page faults by phase; mean of the miners."""
     marks = [node["marks"] for name, node in told.items() if name.startswith("miner")]
     rows = []
     for begin, end, phase in PHASES:
-        wall, python, daemon = (sum(m[end][i] - m[begin][i] for m in marks) / len(marks) for i in range(3))
+        wall, python, daemon, faults = (sum(m[end][i] - m[begin][i] for m in marks) / len(marks) for i in range(4))
         rows.append({
-            "phase": phase, "seconds": wall, "python_ns": python / params * 1e9, "p2pd_ns": daemon / params * 1e9
+            "phase": phase, "seconds": wall, "python_ns": python / params * 1e9, "p2pd_ns": daemon / params * 1e9,
+            "faults": faults,
         })  # fmt: skip
     return rows
 
