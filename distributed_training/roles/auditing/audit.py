@@ -244,9 +244,7 @@ class Auditor:
         plan, start = job.plan, _start(job)
         with self._batches(job, depth) as batches:
             replayed = replay(
-                self._loop,
-                start.params,
-                batches,
+                self._loop, start.params, batches,
                 applied_rounds=start.applied,
                 sketch_seed=plan.beacon,
                 depth=depth,
@@ -254,7 +252,7 @@ class Auditor:
                 cancelled=partial(self._stopped, job),
                 otherwise=otherwise,
                 shift=start.shift,
-            )
+            )  # fmt: skip
             _raise_fault(batches)
         taken = batches.page_digests
         if taken != (listed if len(replayed.steps) == job.record.steps else listed[: len(taken)]):
