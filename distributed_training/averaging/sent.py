@@ -150,7 +150,7 @@ class Sent:
                 length = held.plan.uplink.chunk_bytes(held.plan.layout, chunk)
                 place = held.plan.round.index, spec.index, where, length
                 data = await asyncio.to_thread(self._store.sent_piece, *place)
-            await self._peers.uplink.give(stream, data, stall_s)
+            await self._peers.uplink.show(stream, data, stall_s)
 
     async def _beacon(self, round_: Round) -> bytes:
         """Raises PeerFault for who asks too early."""

@@ -61,7 +61,7 @@ class BeganService:
             await stream.write(b"".join(former.own.contribution.digests), CONTROL_TIMEOUT_S)
             for number in range(len(former.own.contribution.digests)):
                 data = await self._service.chunk(former, number)
-                await self._peers.uplink.give(stream, data, self._bulk_s)  # our own round comes first
+                await self._peers.uplink.show(stream, data, self._bulk_s)  # our own round comes first
             await read_enough(stream, CONTROL_TIMEOUT_S)
         self._service.gave(METHOD, index, neuron.public_key)
 

@@ -77,7 +77,7 @@ async def give_feedback(
         for chunk in drawn:
             for buffer in (start, end):
                 data = b"" if buffer is None else await asyncio.to_thread(buffer.chunk, chunk)
-                await uplink.give(stream, data, timeout_s)  # our own round comes first
+                await uplink.show(stream, data, timeout_s)  # our own round comes first
     except BufferLost as error:
         raise PeerFault(f"feedback that our disk has lost: {error}") from None
 

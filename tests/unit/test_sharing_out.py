@@ -130,6 +130,27 @@ def test_each_stream_has_one_frame_in_turn() -> None:
     assert timed(both) > 200 and ended["modest"] == pytest.approx(15.0, abs=1.0)
 
 
+def test_what_an_audit_asks_for_does_not_wait_behind_who_joins() -> None:
+    """Who is not done in time has no pay for the round, and anybody on the roster may fetch a snapshot meanwhile."""
+
+    async def beside(line: Uplink) -> None:
+        await line.turn(BURST_BYTES, audits=True)
+        snapshots = [asyncio.create_task(line.turn(1 << 30)) for _ in range(8)]
+        began = now()
+        for _ in range(16):
+            await line.turn(1 << 16, audits=True)
+        assert now() - began == pytest.approx((1 << 20) / 1000.0, rel=0.1)
+        with line.ours():
+            began = now()
+            await line.turn(1 << 16, audits=True)
+            assert now() - began == pytest.approx(YIELD * (1 << 16) / 1000.0, rel=0.1), "our own round comes first"
+        for task in snapshots:
+            task.cancel()
+        await asyncio.gather(*snapshots, return_exceptions=True)
+
+    timed(beside)
+
+
 def test_a_slice_in_small_pieces_gets_as_much_of_the_line_as_snapshots_in_large_ones() -> None:
     """By frames it would take sixteen times as long: longer than whoever asks for it waits."""
 
