@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import re
+import resource
 import signal
 import sys
 import time
@@ -30,6 +31,7 @@ from distributed_training.chain.clock import BlockClock
 from distributed_training.chain.keys import LocalKey, derive_keypair, verify
 from distributed_training.checkpoints.local import LocalCheckpoints
 from distributed_training.journal import Journal
+from distributed_training.memory import keep_freed
 from distributed_training.metrics.base import Metrics
 from distributed_training.network.identity import PeerIdentity, verify_peer
 from distributed_training.network.libp2p import Libp2pTransport
@@ -49,15 +51,15 @@ MOVED = np.float32(1e-3)  # by which a round moves a parameter, more or less
 
 
 class Watch:
-    """When a node was where in a round, and what it had used by then: (seconds, CPU of Python, CPU of p2pd)."""
+    """When a node was where in a round, and what it had used by then: (seconds, CPU of Python, CPU of p2pd, faults)."""
 
     def __init__(self) -> None:
-        self.me, self.marks = psutil.Process(), dict[str, tuple[float, float, float]]()
+        self.me, self.marks = psutil.Process(), dict[str, tuple[float, float, float, int]]()
 
     def mark(self, name: str) -> None:
         own, others = self.me.cpu_times(), [child.cpu_times() for child in self.me.children(recursive=True)]
         used = own.user + own.system, sum(c.user + c.system for c in others)
-        self.marks[name] = (time.monotonic(), *used)
+        self.marks[name] = (time.monotonic(), *used, resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 
     def memory(self, field: str) -> float:
         """MB of this process and of its daemon."""
@@ -256,6 +258,7 @@ def dump_tasks(lines: Iterable[str]) -> None:
 
 
 async def main(plan_file: str, name: str) -> None:
+    keep_freed()
     node = Node(json.loads(Path(plan_file).read_text()), name)
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, dump_tasks, node.heard.lines)
     await node.start()

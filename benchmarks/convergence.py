@@ -36,6 +36,7 @@ from benchmarks.convergence_runs import Course, Exchange
 from benchmarks.learning import inner_of
 from benchmarks.learning_runs import TOGETHER, Model, Setting
 from benchmarks.learning_text import read_text
+from distributed_training.averaging.codecs.known import uplink_of
 from distributed_training.data.tokens import load_tokenizer
 from distributed_training.errors import ConfigError
 from distributed_training.recipes.build import draft_manifest
@@ -48,7 +49,7 @@ STEPS = 12  # a round
 TWELFTH = 1 / STEPS
 MOST_BEHIND = 0.005
 DENSE = Exchange()
-# With every seed; then with the first alone.
+# With every seed; then what recipes say of other codecs; then with the first seed alone.
 PLAN = (
     DENSE,
     Exchange("int8", "int8"),
@@ -70,9 +71,8 @@ MORE = (
     Exchange("sparse", "int8", 1.0, overlap=TWELFTH, begin="own"),
     Exchange("sparse", "int8", 1.0, overlap=0.25),
     Exchange("sparse", "int8", 1.0, overlap=0.5),
-    Exchange("sparse", "int4", 1.0),
-    Exchange("int4", "int4"),
 )
+RECIPES = ({"uplink": "sparse"}, {"uplink": "sparse", "output": "int4"}, {"uplink": "int4", "output": "int4"})
 QUICK = PLAN[:4]
 
 
@@ -103,7 +103,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     finished = read_finished(args.rows)
     if not args.show:
         plan = [(exchange, seeds) for exchange in (QUICK if args.quick else PLAN)]
-        plan += [] if args.quick else [(exchange, seeds[:1]) for exchange in MORE]
+        if not args.quick:
+            plan += [(recipes_exchange(**codecs), seeds) for codecs in RECIPES]
+            plan += [(exchange, seeds[:1]) for exchange in MORE]
         for exchange, own in plan:
             setting = setting_of(rounds)
             if any(not _find(finished, exchange, setting.identity, seed) for seed in own):
@@ -159,7 +161,7 @@ def behind(run: Finished, finished: Sequence[Finished]) -> float | None:
 
 
 def failures(finished: Sequence[Finished], setting: str) -> list[str]:
-    default = default_exchange()
+    default = recipes_exchange()
     shares = [behind(each, finished) for each in finished if each.exchange == default and each.setting == setting]
     known = [share for share in shares if share is not None]
     if not known or mean(known) <= MOST_BEHIND:
@@ -168,11 +170,16 @@ def failures(finished: Sequence[Finished], setting: str) -> list[str]:
     return [f"the default, {what}: {mean(known):.2%} behind dense fp32, at most {MOST_BEHIND:.1%} expected"]
 
 
-def default_exchange() -> Exchange:
-    """What a recipe says by itself."""
-    manifest = draft_manifest("local", MODEL.config, load_tokenizer("bytes"), {})
+def recipes_exchange(**average: str) -> Exchange:
+    """What a recipe says by itself, or of a run with these codecs."""
+    manifest = draft_manifest("local", MODEL.config, load_tokenizer("bytes"), {"average": average})
+    uplink, outer = uplink_of(manifest.average), manifest.outer
     return Exchange(
-        manifest.average.uplink, manifest.average.output, overlap=TWELFTH if manifest.timing.overlap else 0.0
+        uplink.name,
+        manifest.average.output,
+        uplink.feedback or None,
+        overlap=TWELFTH if manifest.timing.overlap else 0.0,
+        outer=(outer.learning_rate, outer.momentum),
     )
 
 

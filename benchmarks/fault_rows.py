@@ -69,6 +69,7 @@ def row(course: Course, evidence: Evidence) -> dict[str, Any]:
         "hung": seen is None or any(seen["verdicts"].get(name) != SETTLED for name in evidence.honest),
         "identical": identical([*settled, *([own] if own else [])], evidence.checks.get(index)),
         "credit_lost": credit_lost(evidence, index, course.trial.name),
+        "slice": slice_of(first, evidence.subnet.saboteurs[course.trial.name].uid),
         "effect": effects(course, evidence),
     }
 
@@ -136,7 +137,10 @@ def effects(course: Course, evidence: Evidence) -> list[str]:
     if event is not None and spec.role is Role.MINER:
         found += _round_effects(event, spec.uid)
     if spec.role is Role.VALIDATOR:
-        found += _map_effects(evidence, course.trial.round, spec.uid)
+        # Who is cut off or slowed down just before its map holds all slices already: it lacks those of the next round.
+        found += _map_effects(evidence, course.trial.round, spec.uid) or [
+            f"{effect} in the next round" for effect in _map_effects(evidence, course.trial.round + 1, spec.uid)
+        ]
     found += _own_effects(course, evidence)
     failed = [
         e for n in evidence.honest for e in evidence.events[n]
@@ -156,16 +160,18 @@ def _process_effects(course: Course) -> list[str]:
 
 
 def _round_effects(event: Event, uid: int) -> list[str]:
-    found: list[str] = []
-    if event["applied"] and uid not in event["included"]:
-        found.append("not included")
-    mine = [int(j) for j, reducer in event["reducers"].items() if reducer == uid]
-    for j in mine:
-        if event["applied"] and j not in event["counted"]:
-            found.append("slice lost")
-        elif j in event.get("backed_up", ()):
-            found.append("slice by backup")
-    return found
+    found = ["not included"] if event["applied"] and uid not in event["included"] else []
+    lot = slice_of(event, uid)
+    return [*found, f"slice {lot}"] if lot in ("lost", "by backup") else found
+
+
+def slice_of(event: Event | None, uid: int) -> str | None:
+    """What became of the slice that `uid` had to reduce; None: it had none, or the round was not applied."""
+    if event is None or not event["applied"]:
+        return None
+    for j in (int(j) for j, reducer in event["reducers"].items() if reducer == uid):
+        return "lost" if j not in event["counted"] else "by backup" if j in event.get("backed_up", ()) else "counts"
+    return None
 
 
 def _map_effects(evidence: Evidence, index: int, uid: int) -> list[str]:

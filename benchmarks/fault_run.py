@@ -21,7 +21,7 @@ from distributed_training.localnet.run.processes import NodeProcesses
 from distributed_training.metrics.following import Follower
 
 POLL_S = 0.1
-LEAD_ROUNDS = 3  # before its fault's round a saboteur is started: it loads, joins, is included once
+LEAD_ROUNDS = 4  # before its fault's round a saboteur is started: it loads, joins, is paid once and so reduces
 LEAD_WHEN_BUSY = 5  # rounds, where processes take half a minute to start
 BUSY = 2.5  # load per core
 READY_S = 240.0

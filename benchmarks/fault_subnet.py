@@ -18,6 +18,7 @@ from distributed_training.localnet.run.processes import node_command
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.protocol.types import Role
 from distributed_training.recipes.build import make_manifest
+from distributed_training.settings.flags import merge
 
 SEED = 11
 STAKE = 1000.0  # of each validator: the two honest ones are the majority
@@ -61,9 +62,11 @@ class FaultSubnet:
         command = node_command(spec, self.paths, self.honest, rounds)
         if trial is None:
             return command
+        # A validator holds all slices before its map: what is lost is the next one.
+        seconds = self.round_s * (1.5 if trial.cell.validator else 1)
         return [
             *command, "--role", spec.role.name.lower(), "--fault", trial.cell.fault, "--point", trial.cell.point,
-            "--fault-round", str(trial.round), "--fault-seconds", f"{self.round_s:.1f}",
+            "--fault-round", str(trial.round), "--fault-seconds", f"{seconds:.1f}",
         ]  # fmt: skip
 
 
@@ -79,11 +82,8 @@ def create(
     paths = RunPaths(root)
     write_words(root / "text", random.Random(SEED), DOCUMENTS)
     build_pages(paths.pages, root / "text", num_pages=None, page_bytes=PAGE_BYTES, heldout_bytes=4000)
-    fields = {
-        **OVERRIDES,
-        **(overrides or {}),
-        "public": {"run_key": bytes(derive_keypair(SEED, "owner").public_key).hex()},
-    }
+    public = {"run_key": bytes(derive_keypair(SEED, "owner").public_key).hex()}
+    fields = merge(OVERRIDES, overrides or {}, {"public": public})
     manifest = make_manifest("local", MODEL, LocalPages(paths.pages), init_seed=SEED, overrides=fields)
     paths.manifest.write_bytes(manifest.canonical())
     specs = [_spec(name, uid, port_base) for uid, name in enumerate([*honest, *saboteurs])]

@@ -16,13 +16,15 @@ from distributed_training.errors import ConfigError
 from distributed_training.localnet.options import BLOCK_SECONDS, PORT_BASE
 from distributed_training.localnet.run.ports import check_ports
 from distributed_training.localnet.run.processes import NodeProcesses
-from distributed_training.settings.arguments import new_folder
+from distributed_training.settings.arguments import assignment, new_folder
+from distributed_training.settings.flags import merge
 
 DESCRIPTION = f"""Kill, freeze, slow, cut and lie at {len(POINTS)} points of a round: rows of fault, point, round_s,
-applied, bytes_in_flight, hung, identical, credit_lost, and what was observed from outside.
+applied, bytes_in_flight, hung, identical, credit_lost, slice (what became of the one that the saboteur had to reduce),
+and what was observed from outside.
 
 One subnet of real processes over loopback: an owner, 2 validators and 5 miners that are honest, and one saboteur
-(adversaries/saboteur.py) in each round with a hotkey of its own, started three rounds before. An outside observer
+(adversaries/saboteur.py) in each round with a hotkey of its own, started four rounds before. An outside observer
 with its own clock says who had settled each round by its end plus 10 s; afterwards every round is recomputed from
 kept bytes and the chain. A row whose fault took no effect is a failure. The whole table takes about 15 minutes."""
 
@@ -33,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help=f"four cells: {', '.join(QUICK)}")
     add("--block-seconds", type=BLOCK_SECONDS, default=0.5, metavar="S", help="default 0.5: rounds of 16 s")
     add("--port-base", type=PORT_BASE, default=9300, metavar="N", help="first of about 60 ports")
+    help_ = "a constant of the run, like average.uplink=sparse or timing.overlap=true; repeatable"
+    add("--set", metavar="KEY=VALUE", type=assignment, action="append", default=[], help=help_)
     add("--run-dir", type=new_folder, metavar="DIR", help="new, kept; default: a temporary one that is removed")
 
 
@@ -41,7 +45,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with run_folder(args.run_dir) as root:
         if any(root.iterdir()):
             raise ConfigError(f"--run-dir {root} is not empty; expected a new directory")
-        return measure(create(root, hotkeys(trials), args.block_seconds, args.port_base), trials)
+        overrides = merge(*args.set)
+        subnet = create(root, hotkeys(trials), args.block_seconds, args.port_base, overrides=overrides)
+        return measure(subnet, trials)
 
 
 def hotkeys(trials: Sequence[Trial]) -> list[str]:

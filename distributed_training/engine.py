@@ -16,7 +16,6 @@ from distributed_training.data.pages import check_trust
 from distributed_training.data.tokenised import TokenisedPages
 from distributed_training.data.tokens import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from distributed_training.errors import ConfigError, LocalFault, WireError
-from distributed_training.memory import keep_freed
 from distributed_training.protocol.manifest import RunManifest
 from distributed_training.roles.joining.published import load_published
 from distributed_training.settings.config import NodeConfig
@@ -119,6 +118,5 @@ def prepared(config: NodeConfig, manifest: RunManifest, loop: InnerLoop) -> str:
     """What a step is, in words, once it was seen that it can be done. Raises LocalFault where it cannot."""
     free = free_bytes(str(loop.device)) if config.micro_batch is None else None
     if loop.device.type == "cpu":
-        keep_freed()
         free = None if free is None else free // loop.team.size
     return prepare(loop, manifest.data.sequence_length, free)

@@ -30,6 +30,7 @@ from distributed_training.finding.serving import FileService, run_files
 from distributed_training.gpus import join_team, num_processes, open_team
 from distributed_training.journal import JOURNAL, Journal, claim_folder
 from distributed_training.journalled import JournalledChain
+from distributed_training.memory import keep_freed
 from distributed_training.metrics.base import Metrics
 from distributed_training.metrics.events import Fault
 from distributed_training.network.base import Transport
@@ -75,6 +76,7 @@ def main(
 
     `make_worker` and `wrap` replace its honest work and its doors to the outside; only adversaries use them.
     """
+    keep_freed()
     setup_logging(debug=config.logging.debug, json_lines=config.logging.json_lines)
     bind(role=role.name.lower(), hotkey=config.wallet.hotkey)
     if config.threads is not None:

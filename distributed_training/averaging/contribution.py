@@ -85,7 +85,7 @@ def check_work(
         (1 <= record.steps <= manifest.inner.max_steps, "impossible number of steps"),
         (record.tokens == record.steps * manifest.tokens_per_step, "tokens do not follow from steps"),
         (record.codec == plan.uplink.id, "another codec"),
-        ((record.feedback_end != NO_ROOT) is plan.uplink.feedback, "not what its codec leaves out"),
+        ((record.feedback_end != NO_ROOT) is bool(plan.uplink.feedback), "not what its codec leaves out"),
         (record.feedback_start in _starts(plan, candidate), "feedback that is not what its last included vector left"),
         (can_have_begun(record, overlap=manifest.timing.overlap), "training that began elsewhere than it can have"),
         (len(record.chunk_norms) == plan.layout.num_chunks, "wrong number of chunk norms"),

@@ -1,10 +1,11 @@
 """What an encoding leaves out, kept for the sender's next one: error feedback, chunk by chunk, on the disk.
 
-    v = delta + start, committed = encode(v), end = v - decode(committed)       each rounded to fp32
+    v = delta + decay * start, committed = encode(v), end = v - decode(committed)       each operation rounded to fp32
 
-`start` is the `end` of the sender's last included vector, or nothing. A file holds the numbers of one such buffer,
-fp32 little-endian, then the digests of its chunks, and is named by their Merkle root: what is read is what was made, or
-it is damaged. So a buffer costs the disk 4 bytes a coordinate, and memory a chunk or two.
+`start` is the `end` of the sender's last included vector, or nothing; `decay` is the codec's `feedback`. A file holds
+the numbers of one such buffer, fp32 little-endian, then the digests of its chunks, and is named by their Merkle root:
+what is read is what was made, or it is damaged. So a buffer costs the disk 4 bytes a coordinate, and memory a chunk or
+two.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def _encode(delta: Vector, layout: Layout, codec: Codec, source: Buffer | None, 
 
     def encode(index: int) -> Chunk:
         part = delta[slice(*layout.coords(index))]
-        made, left = encoder.encode(part, None if source is None else numbers(source.chunk(index)))
+        made, left = encoder.encode(part, None if source is None else carried(numbers(source.chunk(index)), codec))
         sink.put(left.astype("<f4", copy=False).tobytes())
         return made
 
@@ -256,3 +257,8 @@ def open_buffers(files: FeedbackFiles, record: WorkRecord, layout: Layout) -> tu
 def numbers(data: bytes) -> Vector:
     """Of a chunk of a buffer."""
     return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+
+
+def carried(left: Vector, codec: Codec) -> Vector:
+    """What a sender's next vector has of what its last included one left out, fp32 [n]; a new array."""
+    return left * np.float32(codec.feedback)

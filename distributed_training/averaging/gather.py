@@ -16,7 +16,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from distributed_training.averaging.checking import Checking
 from distributed_training.averaging.codecs.base import Chunk, Codec, Layout
 from distributed_training.averaging.combine import (
     SliceOutput,
@@ -178,20 +177,15 @@ class Slices:
             self._works.take(plan, candidate, signed)
 
     async def _read_chunks(self, stream: Stream, plan: RoundPlan, record: OutputRecord) -> tuple[Chunk, ...]:
-        """Each is checked, and its norms are known, while the next ones come."""
+        """Each is checked, and its norms are known, as it comes."""
         spec, digests, chunks = plan.slices[record.slice], list[bytes](), list[Chunk]()
-
-        def check(chunk: int, data: bytes) -> Chunk:
+        for chunk in range(spec.first_chunk, spec.last_chunk):
+            size = plan.output.chunk_bytes(plan.layout, chunk)
+            data = await stream.read(size, self._patience.stall_s)
+            if len(data) != size:
+                raise WireError("slice: wrong number of bytes")
             digests.append(digest(data))
-            return _parsed(plan, chunk, data)
-
-        async with Checking(check, lambda _, parsed: chunks.append(parsed)) as checking:
-            for chunk in range(spec.first_chunk, spec.last_chunk):
-                size = plan.output.chunk_bytes(plan.layout, chunk)
-                data = await stream.read(size, self._patience.stall_s)
-                if len(data) != size:
-                    raise WireError("slice: wrong number of bytes")
-                await checking.put(chunk, data)
+            chunks.append(_parsed(plan, chunk, data))
         check_root(record, digests)
         return tuple(chunks)
 

@@ -1,6 +1,6 @@
 """What a vector that was encoded with feedback says of the work behind it, from what its sender shows of its buffers.
 
-delta = decode(committed) + end - start
+delta = decode(committed) + end - decay * start
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ROUNDING = 2.0**-22  # of a coordinate's largest part: what is less may be roun
 class Kept:
     """What a sender's buffers hold for one chunk, fp32 [n]."""
 
-    start: Vector | None  # None: it began with nothing
+    start: Vector | None  # as it is in the vector, decayed (`feedback.carried`); None: it began with nothing
     end: Vector
 
 

@@ -24,8 +24,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from distributed_training.averaging.checking import Checking, checked_chunk
-from distributed_training.averaging.codecs.base import Chunk
 from distributed_training.averaging.contribution import Contribution
 from distributed_training.averaging.inbox import Inbox
 from distributed_training.averaging.plan import TAG_BYTES, RoundPlan
@@ -33,7 +31,7 @@ from distributed_training.averaging.works import WorkBook
 from distributed_training.errors import NetworkFault, PeerFault, WireError
 from distributed_training.network.base import Stream, deadline
 from distributed_training.network.peers import PeerBook
-from distributed_training.protocol.merkle import read_shown, shown_bytes
+from distributed_training.protocol.merkle import digest, read_shown, shown_bytes
 from distributed_training.protocol.types import Candidate, SliceSpec
 
 METHOD = "scatter"
@@ -167,29 +165,25 @@ async def receive_slice(
         inbox.works[key], inbox.shown[key] = work, shown
         inbox.hear(key)
 
-        def check(chunk: int, data: bytes) -> Chunk:
-            parsed = checked_chunk(chunk, data, digests[chunk], plan.uplink, layout)
+        clock = asyncio.get_running_loop().time
+        beat_at = clock() + stall_s / BEATS_PER_STALL
+        for chunk in places:
+            data = await stream.read(plan.uplink.chunk_bytes(layout, chunk), left_s)
+            inbox.hear(key)
+            if clock() >= beat_at:
+                await beat(stream, stall_s)
+                beat_at = clock() + stall_s / BEATS_PER_STALL
+            if inbox.has(key, chunk, data):  # since an earlier stream: no need to check it again
+                continue
+            if digest(data) != digests[chunk]:
+                raise WireError(f"scatter: chunk {chunk} is not the committed one")
+            parsed = plan.uplink.parse(data, layout, chunk)
             if parsed.norm() != work.chunk_norms[chunk]:
                 raise WireError(f"scatter: chunk {chunk} has another norm than declared")
-            return parsed
-
-        def take(chunk: int, parsed: Chunk) -> None:
             if inbox.closed:
                 raise PeerFault("scatter: too late")
             inbox.put(key, work, {chunk: parsed})
             inbox.need()
-
-        clock = asyncio.get_running_loop().time
-        beat_at = clock() + stall_s / BEATS_PER_STALL
-        async with Checking(check, take) as checking:
-            for chunk in places:
-                data = await stream.read(plan.uplink.chunk_bytes(layout, chunk), left_s)
-                inbox.hear(key)
-                if clock() >= beat_at:
-                    await beat(stream, stall_s)
-                    beat_at = clock() + stall_s / BEATS_PER_STALL
-                if not inbox.has(key, chunk, data):  # else it is in since an earlier stream: no need to check it again
-                    await checking.put(chunk, data)
         await stream.write(_ACK, left_s)
 
 

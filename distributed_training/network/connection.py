@@ -1,10 +1,11 @@
 """A connection to the daemon, without most copies that asyncio's streams make: what is read goes from the socket into
-memory of its size, copied once as it is handed over, and what is written waits where it lies until the socket takes it.
+the bytes that are handed over, and what is written waits where it lies until the socket takes it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ class Connection(asyncio.BufferedProtocol):
         self._held, self._ended, self._error = bytearray(former._buffer), bool(former._eof), reader.exception()
         self._wanted, self._filled = 0, 0
         self._target: memoryview | None = None  # of a long read, filled up to `_filled`
+        self._whole = io.BytesIO()  # whose memory that is: it gives what it holds as bytes, without a copy
         self._arrived: asyncio.Future[None] | None = None
         self._pending: memoryview | None = None
         self._lost, self._room = False, asyncio.Event()
@@ -37,10 +39,10 @@ class Connection(asyncio.BufferedProtocol):
         if len(self._held) < n and not self._ended:
             await self._arrive(n)
         if self._target is not None:
-            target, self._target = self._target, None
+            self._target = self._target.release()
             if self._filled == n:
-                return bytes(target)
-            self._held = bytearray(target[: self._filled])
+                return self._whole.getvalue()
+            self._held = bytearray(self._whole.getvalue()[: self._filled])
         if len(self._held) >= n:
             found = bytes(memoryview(self._held)[:n])
             del self._held[:n]
@@ -54,16 +56,25 @@ class Connection(asyncio.BufferedProtocol):
     async def _arrive(self, n: int) -> None:
         """Until so many bytes are there, or no more come."""
         self._wanted = n
-        if n > HELD_BYTES:
-            self._target, self._filled = memoryview(bytearray(n)), len(self._held)
-            self._target[: self._filled] = self._held
-            self._held = bytearray()
+        self._aim()
         self._arrived = asyncio.get_running_loop().create_future()
         self._take()
         try:
             await self._arrived
         finally:
             self._arrived, self._wanted = None, 0
+
+    def _aim(self) -> None:
+        """What is still to come of a long read goes where it will be read from; only once some of it is here: who
+        announces a frame and sends none of it takes no memory."""
+        if not HELD_BYTES <= len(self._held) < self._wanted:
+            return
+        self._whole, self._filled = io.BytesIO(), len(self._held)
+        self._whole.seek(self._wanted - 1)
+        self._whole.write(b"\0")
+        self._target = self._whole.getbuffer()
+        self._target[: self._filled] = self._held
+        self._held = bytearray()
 
     def _take(self) -> None:
         if len(self._held) < HELD_BYTES and not self._transport.is_closing():
@@ -87,8 +98,10 @@ class Connection(asyncio.BufferedProtocol):
                 self._wake()
             return
         self._held += _scratch.view[:nbytes]
-        if self._arrived is not None and self._target is None and len(self._held) >= self._wanted:
-            self._wake()
+        if self._arrived is not None and self._target is None:
+            self._aim()
+            if len(self._held) >= self._wanted:
+                self._wake()
         if len(self._held) >= HELD_BYTES:
             self._transport.pause_reading()
 

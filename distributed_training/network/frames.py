@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 from distributed_training.errors import DeadlineMissed, NetworkFault, WireError, said
@@ -14,6 +13,7 @@ from distributed_training.network.line import SMALL_BYTES, Lane
 HEADER_BYTES = 4  # big-endian length
 MAX_FRAME_BYTES = (1 << 32) - 1
 CHUNK_BYTES = 512 * 1024  # measured: larger writes are no faster, smaller ones cost CPU
+FIRST_BYTES = 64 * 1024 - HEADER_BYTES  # of a frame go with its header
 FLUSH_S = 5.0  # what a closed stream may still take to send
 
 
@@ -55,15 +55,20 @@ class FrameStream:
 
     async def read(self, max_bytes: int, timeout_s: float) -> bytes:
         """The next frame. See `network.base.Stream` for the errors."""
-        async with self._deadline("a frame from", timeout_s) as limit:
-            size = int.from_bytes(await self._header(), "big")
-            if size > max_bytes:
-                raise WireError(f"a frame of {size} bytes was announced, at most {max_bytes} are allowed here")
-            if self.meter is not None:
-                self.meter(HEADER_BYTES + size)
-            lane = self._traffic.line.down
-            with lane.rate.moving(size):
-                frame = await self._body(lane, size, limit)
+        self._check_open()
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                size = int.from_bytes(await self._header(), "big")
+                if size > max_bytes:
+                    raise WireError(f"a frame of {size} bytes was announced, at most {max_bytes} are allowed here")
+                if self.meter is not None:
+                    self.meter(HEADER_BYTES + size)
+                lane = self._traffic.line.down
+                with lane.rate.moving(size):
+                    frame = await self._body(lane, size, limit)
+        except BaseException as error:
+            self._break(error, "a frame from", timeout_s)
+            raise
         self.spoken = True
         self._traffic.receiving(self._peer_key, size)
         return frame
@@ -94,22 +99,33 @@ class FrameStream:
         """Send one frame. Returns when all but the last few buffers have left; the deadline covers the whole frame."""
         if len(frame) > MAX_FRAME_BYTES:
             raise ValueError(f"a frame holds at most {MAX_FRAME_BYTES} bytes, not {len(frame)}")
-        lane, view = self._traffic.line.up, memoryview(frame)
-        async with self._deadline("a write to", timeout_s) as limit:
-            if self.meter is not None:
-                self.meter(HEADER_BYTES + len(frame))
-            with lane.rate.moving(len(frame)):
-                header = len(frame).to_bytes(HEADER_BYTES, "big")
-                step = lane.part or CHUNK_BYTES
-                for offset in range(0, max(1, len(frame)), step):
-                    part = view[offset : offset + step]
-                    if len(frame) <= SMALL_BYTES:
-                        lane.pay(HEADER_BYTES + len(part))
-                    else:
-                        await _turn(lane, len(part), limit)
-                    self._writer.write(part if offset else header + part)  # one system call for a small frame
-                    await self._writer.drain()
+        self._check_open()
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                if self.meter is not None:
+                    self.meter(HEADER_BYTES + len(frame))
+                lane = self._traffic.line.up
+                with lane.rate.moving(len(frame)):
+                    await self._send(lane, memoryview(frame), limit)
+        except BaseException as error:
+            self._break(error, "a write to", timeout_s)
+            raise
         self._traffic.sending(self._peer_key, len(frame))
+
+    async def _send(self, lane: Lane, frame: memoryview, limit: asyncio.Timeout) -> None:
+        header, step = len(frame).to_bytes(HEADER_BYTES, "big"), lane.part or CHUNK_BYTES
+        for offset in range(0, max(1, len(frame)), step):
+            part = frame[offset : offset + step]
+            if len(frame) <= SMALL_BYTES:
+                lane.pay(HEADER_BYTES + len(part))
+            else:
+                await _turn(lane, len(part), limit)
+            if offset == 0:  # one system call for a small frame, no copy of a large one
+                self._writer.write(header + part[:FIRST_BYTES])
+                part = part[FIRST_BYTES:]
+            if len(part):
+                self._writer.write(part)
+            await self._writer.drain()
 
     async def close(self) -> None:
         """End the stream; what was written is still sent, for at most FLUSH_S seconds."""
@@ -118,7 +134,8 @@ class FrameStream:
         self._closed = True
         try:
             self._writer.close()
-            asyncio.get_running_loop().call_later(FLUSH_S, self.abort)
+            if self._abort != self._writer.close:
+                asyncio.get_running_loop().call_later(FLUSH_S, self.abort)
         except (OSError, RuntimeError):  # the connection or the loop went first: nothing left to close
             pass
 
@@ -130,24 +147,19 @@ class FrameStream:
         except AttributeError:  # CPython 3.11: a socket that was closed and has sent its rest knows no loop any more
             pass
 
-    @asynccontextmanager
-    async def _deadline(self, what: str, timeout_s: float) -> AsyncIterator[asyncio.Timeout]:
-        # After any exception, cancellation included, the position in the byte stream is unknown: the stream is dead.
-        peer = self._peer_key.hex()[:12]
+    def _check_open(self) -> None:
         if self._closed:
-            raise NetworkFault(f"the stream with {peer} is closed")
-        try:
-            async with asyncio.timeout(timeout_s) as limit:
-                yield limit
-        except TimeoutError as error:
-            self.abort()
+            raise NetworkFault(f"the stream with {self._peer_key.hex()[:12]} is closed")
+
+    def _break(self, error: BaseException, what: str, timeout_s: float) -> None:
+        """Raises what `error` means here, if it is another one. After any, cancellation included, the position in the
+        byte stream is unknown: the stream is dead."""
+        self.abort()
+        peer = self._peer_key.hex()[:12]
+        if isinstance(error, TimeoutError):
             raise DeadlineMissed(f"{what} {peer} took longer than {timeout_s:.3g} s") from error
-        except (asyncio.IncompleteReadError, OSError) as error:
-            self.abort()
+        if isinstance(error, (asyncio.IncompleteReadError, OSError)):
             raise NetworkFault(f"{what} {peer}: the connection ended ({_describe(error)})") from error
-        except BaseException:
-            self.abort()
-            raise
 
 
 async def _turn(lane: Lane, size: int, limit: asyncio.Timeout) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import weakref
 from collections.abc import Collection
 from typing import Any, Protocol, cast
 
@@ -26,7 +27,8 @@ class Pipe:
 
     def __init__(self) -> None:
         self.reader = asyncio.StreamReader(limit=BUFFER_BYTES)
-        self.reader.set_transport(cast(Any, self))  # it calls pause_reading and resume_reading, nothing else
+        # It calls pause_reading and resume_reading, nothing else. Held weakly, so that a pipe goes with its stream.
+        self.reader.set_transport(cast(Any, weakref.proxy(self)))
         self._room = asyncio.Event()
         self._room.set()
         self.closed = False

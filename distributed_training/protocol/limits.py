@@ -46,6 +46,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "inner.clip_norm": _POSITIVE,
     "outer.learning_rate": _POSITIVE,
     "outer.momentum": _DECAY,
+    "average.feedback_decay": (1e-6, 1),  # 1: all of it
     "average.chunk_coords": (1, 1 << 24),
     "average.block_coords": (1, 4096),  # with more under one scale, rounding alone can close the norm gate
     "average.token_cap": (1, (1 << 53) - 1),

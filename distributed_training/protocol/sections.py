@@ -69,6 +69,7 @@ class OuterSection(Section):
 class AverageSection(Section):
     uplink: Literal["int8", "int4", "sparse"]  # codec of what miners send to reducers
     output: Literal["int8", "int4"]  # codec of what reducers publish
+    feedback_decay: float  # of what a sparse encoding left out, the share that is in its sender's next vector
     chunk_coords: int
     block_coords: int  # int8 codec: coordinates per scale
     token_cap: int  # tokens beyond this add no weight and no credit

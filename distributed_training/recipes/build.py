@@ -123,7 +123,7 @@ def draft_manifest(
         fields["scoring"].setdefault("goodput_required", 1.0)
         return validated(fields)
 
-    optimizer = merge(_of_optimizer(preset, overrides), _of_overlap(preset, overrides))
+    optimizer = merge(_of_optimizer(preset, overrides), _of_overlap(preset, overrides), of_uplink(preset, overrides))
     if "length" in preset.sections["timing"] and not asked.anything:
         return filled(preset.sections, optimizer, overrides)
     optimizer.pop("timing", None)  # offsets that a preset names for overlap are of its own round
@@ -192,6 +192,12 @@ def _of_overlap(preset: Preset, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return preset.overlap if (preset.sections["timing"].get("overlap") if wanted is None else wanted) else {}
 
 
+def of_uplink(preset: Preset, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset says of the codec that miners send with; whatever a person chooses is laid over it."""
+    name = find(overrides, "average.uplink") or preset.sections["average"]["uplink"]
+    return preset.uplinks.get(name, {})
+
+
 def _refuse_what_follows(overrides: Mapping[str, Any], preset: Preset) -> None:
     """Raises ConfigError for a field that cannot be chosen, because it follows from model, tokeniser and pages; for a
     section that is none; and for a name that nothing has."""
@@ -205,7 +211,7 @@ def _refuse_what_follows(overrides: Mapping[str, Any], preset: Preset) -> None:
     for optimizer in preset.optimizers:
         if optimizer not in KINDS:
             raise ConfigError(f"preset {preset.name}: optimizers.{optimizer}: expected one of {', '.join(KINDS)}")
-    for layer in (preset.sections, *preset.optimizers.values(), overrides):
+    for layer in (preset.sections, *preset.optimizers.values(), *preset.uplinks.values(), overrides):
         for name, value in layer.items():
             if name in PRESET_PARTS:
                 raise ConfigError(f"{name} cannot be set: change it in a copy of the preset (--show-preset NAME)")

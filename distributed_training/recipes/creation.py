@@ -27,13 +27,14 @@ from distributed_training.recipes.build import (
     draft_manifest,
     make_manifest,
     model_size,
+    of_uplink,
     try_model,
 )
 from distributed_training.recipes.naming import default_name, name_problem
 from distributed_training.recipes.reading import Preset
 from distributed_training.recipes.subnet_fit import check_start, check_subnet
 from distributed_training.recipes.timing import Asked
-from distributed_training.settings.flags import merge
+from distributed_training.settings.flags import find, merge
 
 if TYPE_CHECKING:
     from distributed_training.chain.subnet import SubnetFacts  # alone: it loads bittensor
@@ -103,6 +104,8 @@ def create_manifest(choices: Choices, open_pages: Callable[[], TablePages], say:
     else:
         check_start(draft, choices.facts)
         check_subnet(draft, choices.facts)
+    if (line := _of_uplink(draft, choices)) is not None:
+        say(line)
     size = model_size(draft.model.config)
     overrides = {**choices.overrides, "name": _name(draft, choices, size, say)}
     if (loss := tokens.loss_of_text(choices.tokenizer)) is not None:
@@ -122,6 +125,16 @@ def create_manifest(choices: Choices, open_pages: Callable[[], TablePages], say:
         tried=tried,
     )
     return Created(manifest, size, has.each_uid // manifest.tokens_per_step)
+
+
+def _of_uplink(draft: RunManifest, choices: Choices) -> str | None:
+    """What goes with the codec that miners send with, unless somebody chose it."""
+    table = of_uplink(choices.preset, choices.overrides)
+    keys = [f"{section}.{key}" for section, fields in table.items() for key in fields]
+    taken = [f"{key} {find(table, key):g}" for key in keys if find(choices.overrides, key) is None]
+    if not taken:
+        return None
+    return f"note: {', '.join(taken)}: measured for average.uplink {draft.average.uplink} (docs/codecs.md)"
 
 
 def _name(draft: RunManifest, choices: Choices, size: int, say: Say) -> str:

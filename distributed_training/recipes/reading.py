@@ -26,6 +26,7 @@ PRESET_PARTS = (
     "model",
     "optimizers",
     "overlap",
+    "uplinks",
 )  # what is in a preset and in no manifest, or not like that
 T = TypeVar("T", bound=Table)
 
@@ -42,6 +43,7 @@ class Preset:
     model: dict[str, Any]  # a transformers config
     optimizers: dict[str, dict[str, Any]]  # by name: fields of the manifest that go with that inner optimiser
     overlap: dict[str, Any]  # fields of the manifest that go with `timing.overlap`
+    uplinks: dict[str, dict[str, Any]]  # by name: those that go with that codec of what miners send
     sections: dict[str, Any]  # everything else: fields of the run manifest; `timing` may be left to timing.py
 
 
@@ -61,7 +63,7 @@ def read_preset(preset: str | Path) -> Preset:
     layers = [tomllib.loads(text) for text in _texts(preset)]
     fields = merge(*reversed(layers))
     fields.pop("like", None)
-    taken = {"overlap": {}} | {part: fields.pop(part) for part in PRESET_PARTS if part in fields}
+    taken = {"overlap": {}, "uplinks": {}} | {part: fields.pop(part) for part in PRESET_PARTS if part in fields}
     wrong = [part for part in PRESET_PARTS if not isinstance(taken.get(part), dict)]
     if wrong or not isinstance(fields.get("name"), str):
         raise ConfigError(f"--preset {preset}: expected a section [{wrong[0]}]" if wrong else _unnamed(preset))
@@ -75,6 +77,7 @@ def read_preset(preset: str | Path) -> Preset:
         model=taken["model"],
         optimizers=taken["optimizers"],
         overlap=taken["overlap"],
+        uplinks=taken["uplinks"],
         sections=fields,
     )
 

@@ -47,6 +47,7 @@ class SimOptions:
     setting: Setting | None = None  # None: local rounds over drawn links
     equal: bool = False  # all nodes are equally fast; with adversaries they always are
     constants: tuple[str, ...] = ()  # of the run, KEY=VALUE
+    watched: int | None = None  # ends after so many rounds, in the middle of the next one; None: after the last
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import tempfile
 import time
@@ -20,7 +21,7 @@ from distributed_training.protocol.rules.clock import over, round_at
 from distributed_training.protocol.types import Role
 from distributed_training.simulation import observer
 from distributed_training.simulation.faults import Incident, incidents
-from distributed_training.simulation.loop import Deadlock, run
+from distributed_training.simulation.loop import Deadlock, collecting_seldom, run
 from distributed_training.simulation.node import SimNode
 from distributed_training.simulation.observer import RoundRow, Violation
 from distributed_training.simulation.options import SimOptions
@@ -82,13 +83,16 @@ class Swarm:
             self._start(name, since_s=0.0)
             await asyncio.sleep(FIRST_START_S / len(names))
         script = [asyncio.create_task(self._happen(i), name=f"incident {i.kind}") for i in self.planned]
-        for index in range(w.options.rounds):
+        watched = w.options.rounds if w.options.watched is None else w.options.watched
+        for index in range(watched):
             await self._until(w.block_time(over(w.manifest.timing, index)) + self._bound_s)
             self._watch(index)
+            gc.collect()
             progress(self.rows[-1])
         await asyncio.gather(*script)
-        await self._last_look()
-        self._find_the_dead(w.options.rounds - 1)
+        if watched == w.options.rounds:
+            await self._last_look()
+        self._find_the_dead(watched - 1)
         self.violations += observer.contradictions(w.recorder)
         for node in self.nodes.values():
             await node.kill()
@@ -248,7 +252,8 @@ def simulate(
             return asyncio.get_running_loop().time()
 
         try:
-            loop_end = run(main())
+            with collecting_seldom():
+                loop_end = run(main())
         except Deadlock as dead:
             swarm.violations.append(Violation(len(swarm.rows), (), f"deadlock {dead}"))
         return SimResult(

@@ -85,7 +85,7 @@ def check_fetch_began(data: bytes) -> str:
     assert not origin.chunks or origin.record is not None
     if origin.record is not None and origin.record.wire_root == THEIRS.wire_root:
         assert all(THEIRS.chunks[c] == chunk for c, chunk in origin.chunks.items())
-    if len(origin.chunks) < LAYOUT.num_chunks:
+    if origin.record is None or len(origin.chunks) < LAYOUT.num_chunks:
         return f"refused after {min(3, len(origin.chunks))} chunks, {'a' if origin.record else 'no'} record"
     assert merkle_root([digest(origin.chunks[c]) for c in range(LAYOUT.num_chunks)]) == origin.record.wire_root
     return ACCEPTED

@@ -51,16 +51,24 @@ def test_the_beats_of_an_honest_reducer_are_heard() -> None:
 
 
 class Hanging(Script):
-    """Says its frames, and then nothing more."""
+    """Says its frames, and then nothing more, as who announces a frame and sends none of it. reading: bytes of the
+    frame that is waited for at most: so many may lie here for it."""
+
+    reading = 0
 
     async def read(self, max_bytes: int, timeout_s: float) -> bytes:
         if self._at >= len(self._frames):
-            await asyncio.sleep(1000.0)
+            self.reading = max_bytes
+            try:
+                await asyncio.sleep(1000.0)
+            finally:
+                self.reading = 0
         return await super().read(max_bytes, timeout_s)
 
 
 def test_of_many_streams_with_one_slice_only_the_newest_is_read() -> None:
-    """Each would hold chunks that wait for their checks: of one sender and slice there is one at a time."""
+    """Each would hold chunks that wait for their checks, and the memory of the frame that it announces: of one sender
+    and slice there is one at a time."""
     node = Node()
     node.open_reduction()
     frames = cut(pack(KNOWN | SIGNED, SCATTER))[1][:-1]
@@ -73,6 +81,7 @@ def test_of_many_streams_with_one_slice_only_the_newest_is_read() -> None:
             await asyncio.sleep(0.001)
         over = [task.done() for task in tasks]
         ends = [str(task.exception()) for task in tasks if task.done()]
+        assert sum(stream.reading for stream in streams) == PLAN.uplink.chunk_bytes(PLAN.layout, SPEC.last_chunk - 1)
         tasks[-1].cancel()
         await asyncio.wait(tasks)
         return over, ends

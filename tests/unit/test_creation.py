@@ -64,6 +64,25 @@ def test_enough_text_is_taken_as_the_preset_says(pages: LocalPages) -> None:
     assert fewest_steps(manifest, pages) >= 5
 
 
+def test_what_was_measured_for_a_codec_comes_with_it_and_gives_way_to_what_somebody_chose(pages: LocalPages) -> None:
+    plain, _ = create(pages, data={"heldout_sequences": 64})
+    table = SHIPPED.uplinks["sparse"]
+    assert (plain.outer.learning_rate, plain.outer.momentum, plain.average.feedback_decay) == (0.8, 0.8, 1.0)
+    sparse, said = create(pages, data={"heldout_sequences": 64}, average={"uplink": "sparse"})
+    assert merge({}, sparse.outer.model_dump()) == table["outer"]
+    assert sparse.average.feedback_decay == table["average"]["feedback_decay"] < 1
+    (line,) = said
+    for word in ("outer.learning_rate", "outer.momentum", "average.feedback_decay", "measured", "sparse"):
+        assert word in line
+    chosen = {"average": {"uplink": "sparse", "feedback_decay": 1.0}, "outer": {"momentum": 0.7}}
+    mine, said = create(pages, data={"heldout_sequences": 64}, **chosen)
+    assert (mine.outer.momentum, mine.average.feedback_decay) == (0.7, 1.0)
+    assert mine.outer.learning_rate == table["outer"]["learning_rate"]
+    assert "momentum" not in said[0] and "decay" not in said[0] and "outer.learning_rate" in said[0]
+    every = merge(chosen, {"outer": {"learning_rate": 0.6}, "data": {"heldout_sequences": 64}})
+    assert create(pages, **every)[1] == []
+
+
 def test_what_nobody_chose_is_fitted_so_that_every_uid_can_do_its_steps(pages: LocalPages) -> None:
     manifest, said = create(pages, max_uids=80, inner={})
     assert manifest.data.heldout_sequences == 109

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from distributed_training.averaging import feedback
 from distributed_training.averaging.codecs.base import Codec, Layout, Vector
 from distributed_training.averaging.codecs.known import CODECS
 from distributed_training.averaging.codecs.sparse import SPARSE
-from distributed_training.averaging.feedback import BufferLost, Encoded, FeedbackFiles, is_encoding, numbers
+from distributed_training.averaging.feedback import BufferLost, Encoded, FeedbackFiles, carried, is_encoding, numbers
 from distributed_training.averaging.implied import Kept, implied
 from distributed_training.averaging.overflow import Overflow
 from distributed_training.averaging.store import RoundStore
@@ -24,6 +25,7 @@ from distributed_training.protocol.merkle import digest, merkle_root
 from distributed_training.protocol.types import NO_ROOT
 
 LAYOUT = Layout(3 * 4096 + 100, 4096, 512)
+DECAYED = replace(SPARSE, feedback=0.95)
 KINDS: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "normal": lambda rng, n: rng.standard_normal(n),
     "heavy": lambda rng, n: rng.standard_cauchy(n),
@@ -43,17 +45,17 @@ def files(folder: Path) -> FeedbackFiles:
     return RoundStore(folder).feedback
 
 
-def shown(kept: FeedbackFiles, made: Encoded, layout: Layout = LAYOUT) -> list[Kept]:
+def shown(kept: FeedbackFiles, made: Encoded, layout: Layout = LAYOUT, codec: Codec = SPARSE) -> list[Kept]:
     """What its sender shows of it, chunk by chunk."""
     end = kept.open(made.end, layout)
     start = None if made.start == NO_ROOT else kept.open(made.start, layout)
     return [
-        Kept(None if start is None else numbers(start.chunk(c)), numbers(end.chunk(c)))
+        Kept(None if start is None else carried(numbers(start.chunk(c)), codec), numbers(end.chunk(c)))
         for c in range(layout.num_chunks)
     ]
 
 
-@pytest.mark.parametrize("codec", CODECS, ids=lambda c: c.name)
+@pytest.mark.parametrize("codec", (*CODECS, DECAYED), ids=lambda c: f"{c.name} {c.feedback}")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_chunk_is_exactly_the_encoding_of_itself_and_what_it_leaves_out(
     tmp_path: Path, codec: Codec, kind: str
@@ -63,7 +65,7 @@ def test_every_chunk_is_exactly_the_encoding_of_itself_and_what_it_leaves_out(
         delta = vector(seed, kind)
         made = kept.encode(delta, LAYOUT, codec, start)
         assert (made.start, made.trouble) == (start, None)
-        for c, (data, each) in enumerate(zip(made.contribution.chunks, shown(kept, made), strict=True)):
+        for c, (data, each) in enumerate(zip(made.contribution.chunks, shown(kept, made, LAYOUT, codec), strict=True)):
             chunk = codec.parse(data, LAYOUT, c)
             assert is_encoding(chunk, each.end, LAYOUT, codec)
             part = delta[slice(*LAYOUT.coords(c))]
@@ -124,6 +126,30 @@ def test_what_is_left_out_comes_in_later_rounds(tmp_path: Path) -> None:
     left = np.concatenate([each.end for each in shown(kept, made)])
     assert np.allclose(sent + left, 40 * delta, atol=1e-3), "nothing is lost"
     assert near[0] < 0.4 < 0.85 < near[-1]
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.95, 0.3])
+def test_a_start_is_multiplied_then_added_each_rounded(tmp_path: Path, decay: float) -> None:
+    """Of a decay of 1 the bytes are those of a plain sum."""
+    kept, codec = files(tmp_path), replace(SPARSE, feedback=decay)
+    first = kept.encode(vector(1), LAYOUT, codec, NO_ROOT)
+    left = np.concatenate([numbers(kept.open(first.end, LAYOUT).chunk(c)) for c in range(LAYOUT.num_chunks)])
+    product = [np.float32(float(np.float32(decay)) * float(number)) for number in left]  # float64 holds it exactly
+    if decay == 1.0:
+        assert np.array_equal(np.array(product), left)
+    made, literal = kept.encode(vector(2), LAYOUT, codec, first.end), vector(2) + np.array(product, np.float32)
+    again = kept.encode(literal, LAYOUT, codec, NO_ROOT)
+    assert (made.contribution, made.end) == (again.contribution, again.end) and made.start == first.end
+
+
+def test_what_is_never_sent_is_forgotten_where_it_decays(tmp_path: Path) -> None:
+    kept, start = files(tmp_path), files(tmp_path).encode(vector(1), LAYOUT, DECAYED, NO_ROOT).end
+    norms = list[float]()
+    for _ in range(3):
+        left = np.concatenate([numbers(kept.open(start, LAYOUT).chunk(c)) for c in range(LAYOUT.num_chunks)])
+        norms.append(float(np.linalg.norm(left)))
+        start = kept.encode(np.zeros(LAYOUT.num_coords, np.float32), LAYOUT, DECAYED, start).end
+    assert norms[1] < 0.95 * norms[0] and norms[2] < 0.95 * norms[1], "by the decay, and by what was sent"
 
 
 @pytest.mark.parametrize("damage", ["gone", "short", "a bit", "a digest", "empty"])

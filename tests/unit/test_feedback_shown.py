@@ -15,7 +15,7 @@ from test_miner_service import MINER, PLAN, VOTER, G, Scene
 
 from distributed_training.averaging.codecs.int8 import INT8
 from distributed_training.averaging.codecs.sparse import SPARSE
-from distributed_training.averaging.feedback import FeedbackFiles
+from distributed_training.averaging.feedback import FeedbackFiles, carried, numbers
 from distributed_training.averaging.implied import Kept
 from distributed_training.averaging.store import RoundStore
 from distributed_training.errors import NetworkFault, WireError
@@ -28,6 +28,8 @@ from distributed_training.roles.chunks import GLANCE, LOOK, ask_chunks, drawn_ch
 from distributed_training.simulation import loop
 
 LAYOUT = PLAN.layout
+DECAYED = replace(SPARSE, feedback=0.9)
+ASKER = replace(PLAN, uplink=DECAYED)  # the plan of who asks
 COUNT = LAYOUT.num_chunks
 
 
@@ -62,7 +64,7 @@ class Given:
 def read(record: WorkRecord, drawn: tuple[int, ...], frames: list[bytes]) -> tuple[dict[int, Kept], Given]:
     kept, stream = dict[int, Kept](), Given(*frames)
     given: Any = stream
-    asyncio.run(ask_feedback(given, PLAN, record, drawn, kept, 1.0))
+    asyncio.run(ask_feedback(given, ASKER, record, drawn, kept, 1.0))
     return kept, stream
 
 
@@ -87,18 +89,18 @@ def test_a_voter_is_shown_a_glance_or_a_look_and_others_nothing(tmp_path: Path) 
             for _ in range(1 + len(chunks)):
                 await stream.read(1 << 16, 5.0)
             kept = dict[int, Kept]()
-            await ask_feedback(stream, PLAN, record, asked, kept, 5.0)
+            await ask_feedback(stream, ASKER, record, asked, kept, 5.0)
             await end_chunks(stream, 5.0)
             assert sorted(kept) == sorted(asked)
             for c, each in kept.items():
-                assert each.start is not None and each.start.tobytes() == starts[c]
+                assert each.start is not None and each.start.tobytes() == carried(numbers(starts[c]), DECAYED).tobytes()
                 assert each.end.tobytes() == ends[c]
         scene.store.feedback.keep_only({record.feedback_end})
         stream = await ask_chunks(scene.peers(VOTER), key(MINER, "peer"), PLAN.round.index, key(MINER), 5.0)
         for _ in range(1 + len(chunks)):
             await stream.read(1 << 16, 5.0)
         with pytest.raises(NetworkFault):  # what the disk has lost ends the stream and nothing else
-            await ask_feedback(stream, PLAN, record, drawn, {}, 5.0)
+            await ask_feedback(stream, ASKER, record, drawn, {}, 5.0)
         ticking.cancel()
 
     loop.run(story())

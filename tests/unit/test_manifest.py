@@ -117,6 +117,7 @@ def test_a_file_is_read_or_named(tmp_path: Path) -> None:
 ZERO_IS_TOO_LITTLE = """
     netuid max_uids data.sequence_length data.batch_size data.heldout_sequences inner.nominal_steps inner.max_steps
     inner.learning_rate inner.ramp_steps inner.clip_norm outer.learning_rate average.chunk_coords average.block_coords
+    average.feedback_decay
     average.token_cap average.initial_tau average.tau_factor average.gate_factor average.min_counted
     average.max_reducers timing.length audit.depth_share audit.newcomer_factor audit.sketch_size audit.probe_chunks
     audit.error_ok audit.error_growth_steps audit.error_growth_max audit.norm_ok audit.loss_ok scoring.vesting_rounds
@@ -134,7 +135,7 @@ TOO_MUCH = {
     "netuid": 65536, "max_uids": 4097, "version_key": 1 << 64, "data.sequence_length": 1 << 21, "data.eos_id": 1 << 24,
     "data.batch_size": 65536, "inner.min_lr_ratio": 1.1, "inner.ramp_steps": 1 << 17, "outer.momentum": 1.0,
     "average.min_map_share": 1.1, "average.min_voter_share": 1.1, "scoring.burn_share": 1.1,
-    "average.block_coords": 8192, "average.chunk_coords": 1 << 25,
+    "average.feedback_decay": 1.1, "average.block_coords": 8192, "average.chunk_coords": 1 << 25,
     "average.token_cap": 1 << 53, "average.gate_factor": 2.1, "average.max_reducers": 257, "audit.full_share": 1.1,
     "audit.depth_share": 1.1, "scoring.vesting_rounds": 1025,
     "audit.sketch_size": 256, "audit.vector_cosine_bad": 1.1, "scoring.integrity_floor": 1.1,

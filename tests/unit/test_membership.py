@@ -107,3 +107,14 @@ def test_a_list_of_hotkeys_or_of_coldkeys_leaves_all_others_out(
 def test_a_uid_beyond_those_that_the_manifest_counts_is_no_candidate() -> None:
     people = roster(*(neuron(i) for i in (2, RUN.max_uids - 1, RUN.max_uids)))
     assert numbers(candidates(ROUND, people, people, RUN)) == [2, RUN.max_uids - 1]
+
+
+def test_a_neuron_is_found_by_its_key_without_a_look_at_the_others() -> None:
+    """A round looks up everybody several times for everybody: by a walk over the roster that would be cubic."""
+    first, second = neuron(1), neuron(2, public_key=key(1))
+    found = roster(first, second, neuron(3))
+    assert found.by_public_key(key(1)) is first and found.by_public_key(key(9)) is None
+    walked = replace(found)
+    object.__setattr__(walked, "neurons", None)
+    assert walked.by_public_key(key(3)) == neuron(3)
+    assert found == roster(first, second, neuron(3)) and hash(found) == hash(roster(first, second, neuron(3)))

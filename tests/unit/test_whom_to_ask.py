@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -37,7 +38,7 @@ def test_the_order_is_that_of_the_definition(data: st.DataObject) -> None:
     mute = data.draw(st.sets(st.integers(0, count - 1)))
     shut = data.draw(st.sets(st.integers(0, count - 1)))
     lacks = [{"commitment": None} if i in mute else {"address": None} if i in shut else {} for i in range(count)]
-    people = roster(*(neuron(i, stake=stakes[i], **lacks[i]) for i in range(count)))
+    people = roster(*(replace(neuron(i, stake=stakes[i]), **lacks[i]) for i in range(count)))
     everybody = st.integers(0, count)  # one of them is on no roster
     claim = Claim(key(data.draw(everybody)), bytes(32), by_backup=False)
     holders = tuple(key(i) for i in sorted(data.draw(st.sets(everybody))))

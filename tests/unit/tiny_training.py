@@ -115,6 +115,7 @@ def manifest(
                 "chunk_coords": 4096,
                 "uplink": "int8",
                 "output": "int8",
+                "feedback_decay": 1.0,
                 "block_coords": 512,
                 "token_cap": 1 << 20,
                 "initial_tau": 10.0,

@@ -87,8 +87,8 @@ class Codec(Protocol):
         ...
 
     @property
-    def feedback(self) -> bool:
-        """Does a sender keep what encoding left out, and add it to its next vector?"""
+    def feedback(self) -> float:
+        """Of what encoding left out, the share that a sender adds to its next vector; 0: it keeps nothing."""
         ...
 
     def encoder(self, layout: Layout) -> Encoder: ...

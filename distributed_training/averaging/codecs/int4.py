@@ -131,7 +131,7 @@ class Int4Encoder:
 class Int4:
     id: int = 2
     name: str = "int4"
-    feedback: bool = False
+    feedback: float = 0.0
 
     def encoder(self, layout: Layout) -> Int4Encoder:
         return Int4Encoder(layout)

@@ -115,7 +115,7 @@ class Int8Encoder:
 class Int8:
     id: int = 1
     name: str = "int8"
-    feedback: bool = False
+    feedback: float = 0.0
 
     def encoder(self, layout: Layout) -> Int8Encoder:
         return Int8Encoder(layout)

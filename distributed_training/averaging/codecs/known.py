@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from distributed_training.averaging.codecs.base import Codec
 from distributed_training.averaging.codecs.int4 import INT4
 from distributed_training.averaging.codecs.int8 import INT8
@@ -21,8 +23,9 @@ def codec(name: str) -> Codec:
 
 
 def uplink_of(average: AverageSection) -> Codec:
-    """Of what senders send to reducers."""
-    return codec(average.uplink)
+    """Of what senders send to reducers; the sparse one with the run's share of feedback."""
+    found = codec(average.uplink)
+    return replace(SPARSE, feedback=average.feedback_decay) if found is SPARSE else found
 
 
 def output_of(average: AverageSection) -> Codec:

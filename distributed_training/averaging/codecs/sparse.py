@@ -122,7 +122,7 @@ def _quantised(kept: Vector, places: Places) -> Blocks:
 class Sparse:
     id: int = 3
     name: str = "sparse"
-    feedback: bool = True
+    feedback: float = 1.0
 
     def encoder(self, layout: Layout) -> SparseEncoder:
         return SparseEncoder(layout)

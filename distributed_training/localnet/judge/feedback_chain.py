@@ -26,7 +26,7 @@ class FeedbackChain:
             end, at = self._ends.get(key, (NO_ROOT, 0))
             if work.feedback_start != NO_ROOT and (work.feedback_start != end or self._applied + 1 - at > ROUNDS):
                 problems.append(f"{who} starts from feedback that its last included vector did not leave")
-            if (work.feedback_end != NO_ROOT) is not plan.uplink.feedback:
+            if (work.feedback_end != NO_ROOT) is not bool(plan.uplink.feedback):
                 problems.append(f"{who} names an end that its codec does not leave, or none")
         self._applied += 1
         self._ends |= {key: (works[key].feedback_end, self._applied) for key in included}

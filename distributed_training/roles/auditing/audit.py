@@ -30,7 +30,14 @@ from distributed_training.protocol.wire import decode_log, encode_step
 from distributed_training.roles.auditing.buffers import NO_FEEDBACK, Feedback, check_feedback
 from distributed_training.roles.auditing.logs import PushedLog
 from distributed_training.roles.auditing.query import Claim, Enough, Parts, train_query
-from distributed_training.roles.auditing.starts import Former, ReplayStart, can_replay, check_began, check_loss
+from distributed_training.roles.auditing.starts import (
+    START_SEQUENCES,
+    Former,
+    ReplayStart,
+    can_replay,
+    check_began,
+    check_loss,
+)
 from distributed_training.roles.began import Origin
 from distributed_training.roles.mining.work import assigned_batches, round_permutation
 from distributed_training.roles.parts import TrainingThread
@@ -42,7 +49,6 @@ log = logging.getLogger(__name__)
 
 Start = tuple[Vector, int]  # parameters at the start of a round, and rounds applied before it
 LEAST_VECTOR = 0.5  # of its chunks
-START_SEQUENCES = 4  # of the first batch, by which the loss is measured where training began
 TOO_LONG = "more steps claimed than its pages hold"
 
 
@@ -238,9 +244,7 @@ class Auditor:
         plan, start = job.plan, _start(job)
         with self._batches(job, depth) as batches:
             replayed = replay(
-                self._loop,
-                start.params,
-                batches,
+                self._loop, start.params, batches,
                 applied_rounds=start.applied,
                 sketch_seed=plan.beacon,
                 depth=depth,
@@ -248,7 +252,7 @@ class Auditor:
                 cancelled=partial(self._stopped, job),
                 otherwise=otherwise,
                 shift=start.shift,
-            )
+            )  # fmt: skip
             _raise_fault(batches)
         taken = batches.page_digests
         if taken != (listed if len(replayed.steps) == job.record.steps else listed[: len(taken)]):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distributed_training.averaging.codecs.base import Vector
-from distributed_training.averaging.feedback import is_encoding, numbers
+from distributed_training.averaging.feedback import carried, is_encoding, numbers
 from distributed_training.averaging.implied import Kept
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.errors import WireError
@@ -48,7 +48,7 @@ async def ask_feedback(
         first, last = plan.layout.coords(chunk)
         start, end = [await _chunk(stream, 4 * (last - first), each, chunk, limit_s) for each in digests]
         if end is not None:
-            kept[chunk] = Kept(start, end)
+            kept[chunk] = Kept(None if start is None else carried(start, plan.uplink), end)
 
 
 def check_feedback(plan: RoundPlan, chunks: Mapping[int, bytes], kept: Mapping[int, Kept]) -> None:

@@ -17,8 +17,10 @@ from distributed_training.roles.mining.onward import own_end, shift_from
 from distributed_training.training.flat import Flat
 from distributed_training.training.inner import InnerResult
 
-# So much worse than the state's it may be, as a factor or in nats, whichever is more.
-MOST_WORSE, MOST_WORSE_NATS = 1.5, 1.0
+START_SEQUENCES = 4  # of the first batch, by which the loss is measured where training began
+# So much worse than the state's it may be, as a factor or in nats, whichever is more: far beyond an honest miner whose
+# rate of learning is too high (2.7 nats were seen), far below where rounding decides (hundreds).
+MOST_WORSE, MOST_WORSE_NATS = 3.0, 10.0
 
 
 @dataclass(frozen=True, slots=True)
