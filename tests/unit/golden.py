@@ -103,10 +103,10 @@ GOLDEN: dict[str, str] = {
         "2e64a8ec4286ca2e64b8fd5397db3f75b9fd5397db3f75b9fd5397db3175b91d5397db3175b91d5397ec3186ca2e64a8ec42"
         "86ca2e64a8ec4286ca2e64a8"
     ),
-    "chunk sparse": "0300000000008041fdc0d1132b0b05",
+    "chunk sparse": "0300000000807e41e074328a05",
     "long chunk int8": "15dcd3bebb5e93b5fdaa436e37a4fe4322c4c841e3734a981a755d0073ea8798",
     "long chunk int4": "d4c5cd672ffaefb88177dbbb74ece436045e8f31cfc4eedebcbf5c560189a9f2",
-    "long chunk sparse": "9d8e2642a9b02cc7fa3bfd7c54505a07c9d98c60f3cdda02743cb98b4a65ae59",
+    "long chunk sparse": "382e9039f06f099e7c0c2d3e1e0cf38a6662b2585895253976d9c22c2026c4c5",
     "state root": "70aaa1afbe3d581f7d110fb4ef748e9adaf539ca650f499569a0b36d562c1043",
     "state root after three outer steps": "8b2a689c69f9b7e65ec0e3ff74d8500fe9850b277f46fec67f3a5320bb977cc6",
     "manifest": "bff0c00f2f9cf3d2ec7ea219a34f45bcfc8545d0abbd7e7b10be848f4597c784",

@@ -1,9 +1,8 @@
-"""The sparse codec: of every block of 4,096 coordinates the 64 largest, each as a sign and one of two sizes.
+"""The sparse codec: of every block of 4,096 coordinates the 75 largest, each as a sign; their size is their mean.
 
-A chunk is its head and its blocks, each `sparse_bytes.Shape.size` bytes; the last may be short. Of a block of n
-coordinates ceil(n / 64) are kept; a block of zeros keeps its first places. The larger size is the mean of those that
-are no smaller than the mean of all kept ones, the smaller size that of the others. Sums are of whole numbers (about
-millionths of the block's peak), and places are chosen by the bits of numbers: the same bytes on every machine.
+A chunk is its head and its blocks, each `sparse_bytes.Shape.size` bytes; the last may be short, and keeps as large a
+share. A block of zeros keeps its first places. Sums are of whole numbers (about millionths of the block's peak), and
+places are chosen by the bits of numbers: the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distributed_training.averaging.codecs.base import HEAD_BYTES, Layout, Vector, check_head, head
 from distributed_training.averaging.codecs.choose import Places, largest
 from distributed_training.averaging.codecs.scales import LARGEST_SCALE, SMALLEST_SCALE, check_range
-from distributed_training.averaging.codecs.sparse_bytes import BLOCK, LEVELS, Blocks, Bytes, Shape, check, pack, unpack
+from distributed_training.averaging.codecs.sparse_bytes import BLOCK, Blocks, Bytes, Shape, check, pack, unpack
 from distributed_training.errors import WireError
 
 _UNIT = 1 << 20  # a block's peak, as a whole number
@@ -31,17 +29,14 @@ class SparseChunk:
     num_coords: int
 
     def norm(self) -> float:
-        """Sums of squared levels per block, times (scale / 256) squared (exact in float64), added with fsum."""
-        squares = (self._unit(blocks) ** 2 * self._squared_levels(blocks) for _, blocks in self._tables())
+        """Squared scales times how many numbers have them, in float64, added with fsum."""
+        squares = (blocks.scales.astype(np.float64) ** 2 * blocks.places.shape[1] for _, blocks in self._tables())
         return float(np.float32(math.sqrt(math.fsum(number for of in squares for number in of.tolist()))))
 
     def rounding_norm(self) -> float:
-        """How far, at most, encoding lengthened the vector: a 256th of the larger size wherever a coordinate has the
-        smaller one. Means only shorten, and so does what is left out."""
-        squares = (
-            self._unit(blocks) ** 2 * (blocks.large.shape[1] - blocks.large.sum(axis=1)) for _, blocks in self._tables()
-        )
-        return math.sqrt(math.fsum(number for of in squares for number in of.tolist()))
+        """How far, at most, encoding lengthened the vector: a mean and what is left out only shorten it, so that is
+        what the units of sums may add."""
+        return self.norm() / _UNIT
 
     def decode(self, out: Vector | None = None) -> Vector:
         """Its numbers, fp32 [n], in the first n of `out`, where that is given."""
@@ -61,15 +56,6 @@ class SparseChunk:
     def _tables(self) -> Iterator[tuple[slice, Blocks]]:
         for coords, shape, table in _tables(np.frombuffer(self.data, np.uint8), self.num_coords):
             yield coords, unpack(table, shape)
-
-    @staticmethod
-    def _unit(blocks: Blocks) -> NDArray[np.float64]:
-        return blocks.scales.astype(np.float64) / LEVELS
-
-    @staticmethod
-    def _squared_levels(blocks: Blocks) -> NDArray[np.int64]:
-        large = blocks.large.sum(axis=1)
-        return large * LEVELS**2 + (blocks.large.shape[1] - large) * blocks.levels.astype(np.int64) ** 2
 
 
 class SparseEncoder:
@@ -105,17 +91,11 @@ def _quantised(kept: Vector, places: Places) -> Blocks:
     peaks = sizes.max(axis=1)
     peaks[peaks < SMALLEST_SCALE] = 1  # then all its units are 0
     units = np.rint(sizes / peaks[:, None] * np.float32(_UNIT)).astype(np.int64)
-    large = units * count >= units.sum(axis=1)[:, None]
-    many = large.sum(axis=1)
-    larger = (units * large).sum(axis=1) / many  # float64, of exact sums, as all below
-    smaller = (units * ~large).sum(axis=1) / np.maximum(count - many, 1)
-    scales = np.minimum(peaks.astype(np.float64) * larger / _UNIT, LARGEST_SCALE).astype(np.float32)
+    means = peaks.astype(np.float64) * (units.sum(axis=1) / count) / _UNIT
+    scales = np.minimum(means, LARGEST_SCALE).astype(np.float32)
     zero = scales < SMALLEST_SCALE
-    levels = np.clip(np.rint(LEVELS * smaller / np.where(zero, 1, larger)), 1, LEVELS - 1)
-    levels[zero | (many == count)] = 0
-    scales[zero], large[zero] = 0, False
-    negative = np.signbit(kept) & ~zero[:, None]
-    return Blocks(scales, levels.astype(np.uint8), np.where(zero[:, None], np.arange(count), places), negative, large)
+    scales[zero] = 0
+    return Blocks(scales, np.where(zero[:, None], np.arange(count), places), np.signbit(kept) & ~zero[:, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +148,6 @@ def _flat(blocks: Blocks) -> Places:
 
 def _numbers(blocks: Blocks) -> Vector:
     """fp32, as many as `_flat` has places."""
-    small = blocks.scales * (blocks.levels / np.float32(LEVELS))
-    sizes = np.where(blocks.large, blocks.scales[:, None], small[:, None])
+    sizes = np.repeat(blocks.scales[:, None], blocks.places.shape[1], axis=1)
     np.negative(sizes, out=sizes, where=blocks.negative)
     return sizes.reshape(-1)
