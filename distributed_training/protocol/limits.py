@@ -84,7 +84,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "scoring.bandwidth_share": _SHARE,
     "scoring.cutoff": _SHARE,
     "scoring.burn_share": _SHARE,
-    "keep.work_rounds": _COUNT,
+    "keep.work_rounds": (3, _COUNT[1]),  # what audits ask for: roles.chunks.KEPT_ROUNDS
     "keep.output_rounds": _COUNT,
     "keep.snapshot_every": _COUNT,
     "keep.checkpoint_every": _COUNT,

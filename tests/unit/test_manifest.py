@@ -144,7 +144,7 @@ TOO_MUCH = {
 OUT_OF_RANGE = (
     [(path, 0) for path in ZERO_IS_TOO_LITTLE.split()]
     + [(path, -1) for path in NEGATIVE_IS_TOO_LITTLE.split()]
-    + list(TOO_MUCH.items())
+    + [*TOO_MUCH.items(), ("keep.work_rounds", 2)]
 )
 
 
