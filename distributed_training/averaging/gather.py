@@ -26,6 +26,7 @@ from distributed_training.averaging.combine import (
 from distributed_training.averaging.giving import Giving
 from distributed_training.averaging.members import check_members, included_bits
 from distributed_training.averaging.plan import RoundPlan
+from distributed_training.averaging.shelf import Shelf
 from distributed_training.averaging.store import RoundStore, StoredOutput
 from distributed_training.averaging.wants import ABSENT, METHOD, REQUEST, Patience, Wants
 from distributed_training.averaging.works import WorkBook
@@ -179,13 +180,14 @@ class Slices:
     async def _read_chunks(self, stream: Stream, plan: RoundPlan, record: OutputRecord) -> tuple[Chunk, ...]:
         """Each is checked, and its norms are known, as it comes."""
         spec, digests, chunks = plan.slices[record.slice], list[bytes](), list[Chunk]()
+        shelf = Shelf(plan.layout, plan.output, spec)
         for chunk in range(spec.first_chunk, spec.last_chunk):
             size = plan.output.chunk_bytes(plan.layout, chunk)
             data = await stream.read(size, self._patience.stall_s)
             if len(data) != size:
                 raise WireError("slice: wrong number of bytes")
             digests.append(digest(data))
-            chunks.append(_parsed(plan, chunk, data))
+            chunks.append(_parsed(plan, chunk, shelf.put(chunk, data)))
         check_root(record, digests)
         return tuple(chunks)
 

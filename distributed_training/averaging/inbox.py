@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from distributed_training.averaging.codecs.base import Chunk
 from distributed_training.averaging.plan import RoundPlan
+from distributed_training.averaging.shelf import Shelf
 from distributed_training.protocol.types import SliceSpec, WorkRecord
 
 
@@ -22,6 +23,7 @@ class Inbox:
     expected: frozenset[bytes]  # public keys of the senders it waits for
     works: dict[bytes, WorkRecord] = field(default_factory=dict)
     chunks: dict[bytes, dict[int, Chunk]] = field(default_factory=dict)
+    shelves: dict[bytes, Shelf] = field(default_factory=dict)  # where chunks lie that others sent
     shown: dict[bytes, bytes] = field(default_factory=dict)  # by who sent, not ours: the digests, as they came
     closed: bool = False
     needed: bool = True  # False: we stand in, and nobody has missed the reducer yet
@@ -50,6 +52,17 @@ class Inbox:
             self._owing.discard(key)
         self.hear(key)
         self._changed.set()
+
+    def place(self, key: bytes, chunk: int, data: bytes) -> bytes:
+        """The bytes that a sender committed to for a chunk, to stay as long as the inbox: the same ones always."""
+        if key not in self.shelves:
+            self.shelves[key] = Shelf(self.plan.layout, self.plan.uplink, self.spec)
+        return self.shelves[key].put(chunk, data)
+
+    def drop(self) -> None:
+        """All chunks: nobody reduces them any more."""
+        self.chunks.clear()
+        self.shelves.clear()
 
     def hear(self, key: bytes) -> None:
         """A frame of a sender has come."""

@@ -100,7 +100,7 @@ class Reduction:
         finally:
             for box in filter(None, (self.own, self.stand_in)):
                 box.closed = True
-                box.chunks.clear()  # nobody reduces them any more
+                box.drop()
             self._made.clear()
             beside = [reaching] if ahead is None else [reaching, ahead]
             for task in beside:

@@ -177,7 +177,7 @@ async def receive_slice(
                 continue
             if digest(data) != digests[chunk]:
                 raise WireError(f"scatter: chunk {chunk} is not the committed one")
-            parsed = plan.uplink.parse(data, layout, chunk)
+            parsed = plan.uplink.parse(inbox.place(key, chunk, data), layout, chunk)
             if parsed.norm() != work.chunk_norms[chunk]:
                 raise WireError(f"scatter: chunk {chunk} has another norm than declared")
             if inbox.closed:
