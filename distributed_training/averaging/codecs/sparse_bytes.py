@@ -66,7 +66,8 @@ def pack(blocks: Blocks, shape: Shape, table: Bytes) -> None:
     count, kept = blocks.places.shape
     table[:, :_BITS] = blocks.scales.astype("<f4").view(np.uint8).reshape(count, _BITS)
     bits = np.zeros((count, 8 * (shape.size - _BITS)), np.bool_)
-    bits[:, :low] = (blocks.places[..., None] >> np.arange(_LOW_BITS) & 1).reshape(count, -1)
+    lower = blocks.places.astype(np.uint8)[..., None]
+    bits[:, :low] = np.unpackbits(lower, axis=2, count=_LOW_BITS, bitorder="little").reshape(count, -1)
     bits[np.arange(count)[:, None], low + (blocks.places >> _LOW_BITS) + np.arange(kept)] = True
     bits[:, high:negative] = blocks.negative
     table[:, _BITS:] = np.packbits(bits, axis=1, bitorder="little")
@@ -78,7 +79,7 @@ def unpack(table: Bytes, shape: Shape) -> Blocks:
     count, kept = len(table), shape.kept
     scales = np.ascontiguousarray(table[:, :_BITS]).view("<f4").reshape(-1).astype(np.float32, copy=False)
     bits = _unpacked(table)
-    lower = (bits[:, :low].reshape(count, kept, _LOW_BITS) << np.arange(_LOW_BITS)).sum(axis=2)
+    lower = np.packbits(bits[:, :low].reshape(count, kept, _LOW_BITS), axis=2, bitorder="little")[..., 0]
     ones = np.flatnonzero(bits[:, low:high])[: count * kept]
     upper = np.zeros(count * kept, np.int64)
     upper[: len(ones)] = ones
