@@ -13,10 +13,23 @@ from distributed_training.errors import ConfigError
 from distributed_training.localnet.attacks import ADVERSARIES_DIR, Adversary, chosen, in_demo, listing
 from distributed_training.localnet.run.kills import PHASES, KillRequest, parse_kill
 from distributed_training.protocol.types import Role
-from distributed_training.settings.arguments import Parser, constant, file_or_folder, folder, new_folder, real, whole
+from distributed_training.settings.arguments import (
+    Parser,
+    assignment,
+    constant,
+    file_or_folder,
+    folder,
+    new_folder,
+    real,
+    whole,
+)
+from distributed_training.settings.flags import find, merge
 
 STEPS_AT_SPEED_1 = 20
 ROUNDS = 6  # by default
+SPARSE_ROUNDS = (
+    9  # with a sparse uplink: what is left out comes later, so it takes longer to be ahead of one miner alone
+)
 MIN_BLOCK_S, MAX_BLOCK_S = 0.25, 12.0
 BLOCK_SECONDS = real(MIN_BLOCK_S, MAX_BLOCK_S, "seconds")  # also of the benchmarks' --block-seconds
 PORT_BASE = whole(1024, 65000, "a port")
@@ -113,6 +126,8 @@ class Options:
 def parse_options(argv: Sequence[str], *, adversaries_dir: Path = ADVERSARIES_DIR) -> Options:
     """Raises ConfigError with one line for a bad value; `--help` prints and exits 0."""
     args = _parser().parse_args(argv)
+    uplink = find(merge(*map(assignment, args.set)), "average.uplink")
+    args.rounds = args.rounds or (SPARSE_ROUNDS if uplink == "sparse" else ROUNDS)
     speeds = _speeds(args.speeds, args.miners)
     miners = len(speeds)
     run_dir = args.run_dir or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -163,8 +178,8 @@ def _parser() -> Parser:
     epilog = f"adversaries, by class:\n\n{listing()}\n\n{EPILOG}"
     parser = Parser(DESCRIPTION, examples=EXAMPLES, epilog=epilog, prog="bash scripts/demo.sh")
     add = parser.group("how much")
-    help_ = f"rounds to run; default {ROUNDS}"
-    add("--rounds", metavar="N", type=whole(1, 1000, "rounds"), default=ROUNDS, help=help_)
+    help_ = f"rounds to run; default {ROUNDS}, {SPARSE_ROUNDS} where miners send sparse vectors"
+    add("--rounds", metavar="N", type=whole(1, 1000, "rounds"), help=help_)
     help_ = "default 4, or as many as --speeds names"
     add("--miners", metavar="N", type=whole(2, MAX_MINERS, "miners"), help=help_)
     add("--validators", metavar="N", type=whole(1, MAX_VALIDATORS, "validators"), default=2, help="default 2")

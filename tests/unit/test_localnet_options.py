@@ -22,6 +22,11 @@ def test_defaults_are_four_equal_miners_two_validators_six_rounds() -> None:
     assert options.run_dir.parent == Path("runs").absolute()
 
 
+@pytest.mark.parametrize(("flags", "rounds"), [([], 9), (["--rounds", "6"], 6)])
+def test_a_sparse_uplink_gets_more_rounds_unless_somebody_says_how_many(flags: list[str], rounds: int) -> None:
+    assert parse_options(["--set", "average.uplink=sparse", *flags]).rounds == rounds
+
+
 def test_speeds_and_steps_multiply() -> None:
     assert parse_options(["--speeds", "1,1,2,4"]).steps_per_round == (20, 20, 40, 80)
     assert parse_options(["--speeds", "1,4", "--steps", "20"]).steps_per_round == (20, 80)
