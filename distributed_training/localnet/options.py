@@ -23,7 +23,6 @@ from distributed_training.settings.arguments import (
     real,
     whole,
 )
-from distributed_training.settings.flags import find, merge
 
 STEPS_AT_SPEED_1 = 20
 ROUNDS = 6  # by default
@@ -126,8 +125,8 @@ class Options:
 def parse_options(argv: Sequence[str], *, adversaries_dir: Path = ADVERSARIES_DIR) -> Options:
     """Raises ConfigError with one line for a bad value; `--help` prints and exits 0."""
     args = _parser().parse_args(argv)
-    uplink = find(merge(*map(assignment, args.set)), "average.uplink")
-    args.rounds = args.rounds or (SPARSE_ROUNDS if uplink == "sparse" else ROUNDS)
+    sparse = {"average": {"uplink": "sparse"}} in map(assignment, args.set)
+    args.rounds = args.rounds or (SPARSE_ROUNDS if sparse else ROUNDS)
     speeds = _speeds(args.speeds, args.miners)
     miners = len(speeds)
     run_dir = args.run_dir or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
