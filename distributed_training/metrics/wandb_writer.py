@@ -28,7 +28,7 @@ def main() -> None:
     if run is None:
         return
     for line in lines:
-        with suppress(OSError):  # a full disk costs the rows of that time
+        with suppress(OSError):  # a full disk costs the rows of that time at least: wandb's log may give up
             _write(run, json.loads(line))
     run.finish()
 
